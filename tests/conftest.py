@@ -1,0 +1,53 @@
+"""Fixtures: `bake(**answers)` generates a project, `pythons` are the interpreters of this machine."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).parents[1]
+MINORS = range(11, 15)
+
+
+@pytest.fixture
+def bake(tmp_path: Path) -> Callable[..., Path]:
+    """Generate a project from `answers` into a folder of this test; return its root."""
+
+    def run(into: Path = tmp_path / "baked", **answers: str) -> Path:
+        own = {"cookiecutters_dir": str(tmp_path / "cookiecutters"), "replay_dir": str(tmp_path / "replay")}
+        return Path(
+            cookiecutter(
+                str(ROOT),
+                no_input=True,
+                output_dir=str(into),
+                overwrite_if_exists=True,
+                extra_context=answers,
+                default_config=own,
+            )
+        )
+
+    return run
+
+
+def pythons() -> list[str]:
+    """Every CPython from 3.11 on that this machine has, by path: on PATH, of pyenv and of uv."""
+    found = {}
+    for minor in MINORS:
+        pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python"))
+        managed = sorted((Path.home() / ".local/share/uv/python").glob(f"cpython-3.{minor}.*/bin/python3.{minor}"))
+        for candidate in [shutil.which(f"python3.{minor}"), shutil.which("python3"), *pyenv, *managed]:
+            if candidate and _version(str(candidate)) == f"3.{minor}":
+                found.setdefault(minor, str(candidate))
+    return list(found.values())
+
+
+def _version(python: str) -> str:
+    # A pyenv shim is there for versions that are not chosen, too: it has to be asked.
+    say = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        return subprocess.run([python, "-c", say], capture_output=True, text=True, timeout=20).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,107 @@
+"""What comes out of a bake, looked at without installing anything."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+
+JINJA = re.compile(r"\{\{[^\n]*cookiecutter|\{%|%\}|cookiecutter")
+LONGEST = 260  # lines of one file of Python: one idea each, about 250
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_default_answers_give_cluster_app(bake):
+    project = bake()
+    assert project.name == "cluster-app"
+    assert (project / "src" / "cluster_app" / "__main__.py").exists()
+
+
+def test_the_command_line_of_cookiecutter_gives_the_same(bake, tmp_path):
+    command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--no-input", "--output-dir", str(tmp_path / "cli")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert files(tmp_path / "cli" / "cluster-app") == files(bake())
+    assert "make demo" in shown
+
+
+def test_no_trace_of_the_generator_is_left(bake):
+    for path, content in files(bake()).items():
+        assert not JINJA.search(content.decode()), path
+        assert not JINJA.search(str(path)), path
+
+
+def test_no_python_of_the_template_holds_jinja():
+    template = ROOT / "{{cookiecutter.project_slug}}"
+    for path in template.rglob("*.py"):
+        assert not JINJA.search(path.read_text()), path
+
+
+def test_the_names_are_the_ones_that_were_asked_for(bake):
+    project = bake(project_name="Bücher & Co", project_slug="my-shop", package_name="shop", author_name="Zoë")
+    described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    assert described["name"] == "my-shop"
+    assert described["scripts"] == {"my-shop": "shop.cli:main"}
+    assert described["authors"] == [{"name": "Zoë"}]
+    assert (project / "src" / "shop" / "cli.py").exists()
+    assert (project / "README.md").read_text().startswith("# Bücher & Co\n")
+    assert b"cluster_app" not in b"".join(files(project).values())
+
+
+@pytest.mark.parametrize("text", ['"', "'", "\\", '"""', "'''", "{{ 7 * 7 }}", "{% raw %}", "\\u0041", "# x", "$(id)"])
+def test_text_with_quotes_braces_and_backslashes_is_taken_word_for_word(bake, text):
+    # Cookiecutter itself renders answers, so braces may be refused; what is never there is a broken project.
+    try:
+        project = bake(description=f"a {text} b", author_name=f"A {text}")
+    except Exception as refused:
+        assert "{" in text, refused
+        return
+    described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    if "{" not in text:
+        assert described["description"] == f"a {text} b"
+        assert described["authors"] == [{"name": f"A {text}"}]
+
+
+@pytest.mark.parametrize("license", ["MIT", "none"])
+def test_the_licence_is_there_or_not(bake, license):
+    project = bake(license=license)
+    described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    assert (project / "LICENSE").exists() == (license != "none")
+    assert described.get("license") == (None if license == "none" else license)
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_oldest_python_is_asked_for(bake, version):
+    project = bake(python_version=version)
+    assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["requires-python"] == f">={version}"
+    assert f"Python {version} or newer" in (project / "README.md").read_text()
+
+
+def test_every_question_has_a_prompt_that_a_person_can_read():
+    questions = json.loads((ROOT / "cookiecutter.json").read_text())
+    asked = {name for name in questions if not name.startswith("_")}
+    assert asked == set(questions["__prompts__"])
+    assert len(asked) <= 8
+
+
+def test_no_file_is_longer_than_one_idea(bake):
+    for path, content in files(bake()).items():
+        assert path.suffix != ".py" or content.count(b"\n") <= LONGEST, path
+
+
+def test_the_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):
+    project = bake()
+    for name in (".env", ".venv/x", "src/cluster_app/__pycache__/x", ".mypy_cache/x"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("SECRET")
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    subprocess.run(["git", "add", "."], cwd=project, check=True)
+    tracked = subprocess.run(["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True).stdout
+    assert ".env.example" in tracked
+    assert not {".env", ".venv/x", ".mypy_cache/x"} & set(tracked.split())
+    assert "__pycache__" not in tracked

@@ -1,0 +1,56 @@
+"""This repository's own promises: workflows that are valid, nothing tracked that should not be."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
+WORKFLOWS = [*(ROOT / ".github/workflows").glob("*.yml"), *(TEMPLATE / ".github/workflows").glob("*.yml")]
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def tool(name, *arguments):
+    ended = subprocess.run([Path(sys.executable).parent / name, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_workflow_is_valid_by_schema_and_safe_by_zizmor(workflow):
+    tool("check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(workflow))
+    tool("zizmor", "--offline", "--no-progress", str(workflow))
+
+
+@pytest.mark.parametrize("folder", [ROOT, TEMPLATE], ids=["root", "template"])
+def test_dependabot_is_valid(folder):
+    tool("check-jsonschema", "--builtin-schema", "vendor.dependabot", str(folder / ".github/dependabot.yml"))
+
+
+def test_no_lock_file_no_registry_and_no_path_of_one_machine_is_tracked():
+    # Spelled so that this file does not find itself.
+    forbidden = re.compile(rb"p[y]pi[.]org|p[y]thonhosted|r[e]gistry[.]npmjs|d[e]b[.]debian|/(w[o]rk|r[o]ot)/")
+    for path in tracked():
+        assert path.name not in {"uv.lock", "package-lock.json", "poetry.lock", "yarn.lock"}
+        assert not forbidden.search(path.read_bytes()), path
+
+
+def test_both_levels_ask_for_the_same_versions_of_the_same_tools():
+    def pins(path):
+        return dict(re.findall(r'"([a-z0-9-]+)(?:\[[a-z]+\])?>=([0-9.]+)"', path.read_text()))
+
+    ours, theirs = pins(ROOT / "pyproject.toml"), pins(TEMPLATE / "pyproject.toml")
+    shared = ours.keys() & theirs.keys()
+    assert {"pytest", "pytest-xdist", "ruff"} <= shared
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
+
+
+def test_every_file_of_the_template_opens_with_what_it_is_for():
+    for path in TEMPLATE.rglob("*.py"):
+        assert path.read_text().startswith('"""'), path

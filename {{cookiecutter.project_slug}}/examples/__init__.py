@@ -1,0 +1,1 @@
+"""Apps that know nothing of the cluster, and run on it unchanged."""

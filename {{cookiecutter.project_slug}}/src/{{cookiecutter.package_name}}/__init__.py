@@ -1,0 +1,1 @@
+"""A Starlette app on every core: see README.md for the commands and the layout."""

@@ -1,0 +1,178 @@
+"""The commands. Each error is one line that says what to do; exit codes: 0 stopped, 1 error, 2 usage, 3 never ready."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from typing import NoReturn
+
+import click
+
+from . import settings as settings_module
+from .cluster import cpus, handover, log
+from .cluster.listener import BindError
+from .cluster.loading import LoadError, preload
+from .cluster.policy import Policy
+from .cluster.primary import NEVER_READY
+from .cluster.rundir import RunDir, RunDirError
+from .cluster.scoreboard import Board, BoardError, Snapshot
+from .cluster.serve import serve as serve_cluster
+from .settings import Settings, SettingsError
+
+OWN_APP = f"{__package__}.app:create_app"
+
+app_option = click.option("--app", "target", default=OWN_APP, help="An ASGI app or factory, as module:attribute.")
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def read_settings(target: str = OWN_APP) -> Settings:
+    # Another app has its own secrets; ours is not asked for.
+    spare = {} if target == OWN_APP else {"APP_ENV": settings_module.DEVELOPMENT}
+    try:
+        return settings_module.read({**os.environ, **spare})
+    except SettingsError as error:
+        fail(str(error), 2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Run this app, or any ASGI app, on every core."""
+    if sys.platform == "win32":
+        fail("a cluster forks, which Windows cannot. Use Docker, or WSL.")
+
+
+@main.command()
+@app_option
+@click.option("--bind", help="HOST:PORT, unix:PATH or fd://N; several with commas.  [default: 127.0.0.1:8000]")
+@click.option("--workers", help="How many, or auto.  [default: auto]")
+def serve(target: str, bind: str | None, workers: str | None) -> None:
+    """Run the primary in the foreground."""
+    for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
+        if value is not None:
+            os.environ[name] = value
+    settings = read_settings(target)
+    log.set_up()
+    if target == OWN_APP and not handover.under_way():
+        require_redis(settings)
+    count, reason = (settings.workers, "as asked") if settings.workers else cpus.usable()
+    if not handover.under_way():
+        logging.getLogger(__name__).info("%d workers: %s", count, reason)
+    try:
+        code = serve_cluster(
+            target,
+            settings.bind,
+            count,
+            _policy(settings),
+            settings.run_dir,
+            access_log=False,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+        )
+    except LoadError as error:
+        fail(str(error), NEVER_READY)
+    except (BindError, RunDirError) as error:
+        fail(str(error))
+    sys.exit(code)
+
+
+def require_redis(settings: Settings) -> None:
+    from .state.redis import reason_it_is_away
+
+    if reason := asyncio.run(reason_it_is_away(settings.redis_url, settings.redis_timeout)):
+        fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        graceful_timeout=settings.graceful_timeout,
+        drain_delay=settings.drain_delay,
+        linger=settings.linger,
+        hang_timeout=settings.hang_timeout or None,
+    )
+
+
+@main.command()
+@app_option
+def check(target: str) -> None:
+    """Find out whether `serve` would start: settings, app, Redis."""
+    settings = read_settings(target)
+    try:
+        preload(target)
+    except LoadError as error:
+        fail(str(error), NEVER_READY)
+    if target == OWN_APP:
+        require_redis(settings)
+    click.echo("ok")
+
+
+@main.command()
+@click.option("--bind", default="127.0.0.1:8000", show_default=True)
+@click.option("--workers", default="2", show_default=True)
+def dev(bind: str, workers: str) -> None:
+    """Run for development: embedded Redis, reload on change."""
+    from .dev import dev as run_dev
+    from .embedded import RedisServerError
+
+    chosen = {name: os.environ[name] for name in ("HANG_TIMEOUT", "SECRET_KEY", "DEMO") if name in os.environ}
+    try:
+        sys.exit(run_dev(["--bind", bind, "--workers", workers], chosen))
+    except RedisServerError as error:
+        fail(str(error))
+
+
+@main.command()
+@click.option("--url", help="A running cluster to fire at, instead of one of our own.")
+@click.option("--requests", default=200, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--workers", default=4, show_default=True, type=click.IntRange(2, 64))
+@click.option("--chaos", is_flag=True, help="Kill and reload workers meanwhile (of our own cluster).")
+def demo(url: str | None, requests: int, workers: int, chaos: bool) -> None:
+    """Show what each worker counted in memory beside what Redis counted; exit 1 if Redis is not exact."""
+    from .demo import NoAnswerError, own_cluster, show
+    from .embedded import RedisServerError
+
+    try:
+        exact = show(url, requests) if url else own_cluster(requests, workers, chaos)
+    except (RedisServerError, NoAnswerError) as error:
+        fail(str(error))
+    sys.exit(0 if exact else 1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def status(as_json: bool) -> None:
+    """Show the running cluster, as its scoreboard has it."""
+    run_dir = RunDir(read_settings("").run_dir)
+    owner = run_dir.owner()
+    if owner is None:
+        fail(f"no primary is running with RUN_DIR {run_dir.path}. Start one with: serve")
+    try:
+        snapshot = Board.read(run_dir.board).snapshot()
+    except (OSError, BoardError) as error:
+        fail(f"the scoreboard {run_dir.board} cannot be read: {error}")
+    click.echo(json.dumps(asdict(snapshot)) if as_json else _table(snapshot))
+
+
+def _table(snapshot: Snapshot) -> str:
+    state = "draining" if snapshot.draining else "serving"
+    lines = [
+        f"primary {snapshot.primary} {state} for {snapshot.age_s:.0f} s, generation {snapshot.generation}, "
+        f"{snapshot.wanted} workers wanted, {snapshot.requests} requests, {snapshot.deaths} workers gone",
+        f"{'worker':<8}{'pid':>9}{'gen':>5}  {'state':<9}{'age s':>8}{'conns':>7}{'in flight':>11}"
+        f"{'requests':>10}{'MiB':>7}{'lag ms':>8}",
+    ]
+    lines += [
+        f"{row.slot:<8}{row.pid:>9}{row.generation:>5}  {row.state:<9}{row.age_s:>8.0f}{row.connections:>7}"
+        f"{row.in_flight:>11}{row.requests:>10}{row.rss_bytes / 2**20:>7.0f}{row.lag_ms:>8.1f}"
+        for row in snapshot.workers
+    ]
+    return "\n".join(lines)

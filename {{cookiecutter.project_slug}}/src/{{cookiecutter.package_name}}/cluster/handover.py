@@ -1,0 +1,77 @@
+"""What survives when the primary re-executes itself: same pid, same sockets, same board, same children.
+
+The baton travels in one environment variable, its file descriptors by number. Before the race is run the new
+code is checked in a child, which is the same command line with "check" in that variable.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+VARIABLE = "CLUSTER_HANDOVER"
+CHECK = "check"
+
+
+@dataclass
+class Baton:
+    """Everything the new image needs. Each int named after a thing is a file descriptor."""
+
+    lock: int
+    board: int
+    lifeline: tuple[int, int]
+    doorbell: tuple[int, int]
+    listeners: list[int]
+    generation: int
+    scaled: int | None
+    children: list[dict[str, Any]]
+
+    def descriptors(self) -> list[int]:
+        return [self.lock, self.board, *self.lifeline, *self.doorbell, *self.listeners]
+
+
+def under_way() -> bool:
+    """True in a check, and in a new image before it took the baton: not a first start."""
+    return VARIABLE in os.environ
+
+
+def is_check() -> bool:
+    """True in the child that only finds out whether the new code would start."""
+    return os.environ.get(VARIABLE) == CHECK
+
+
+def start_check() -> int:
+    """Run this very command line as a check; return the pid. Its errors go to our stderr."""
+    return os.posix_spawn(
+        sys.executable,
+        sys.orig_argv,
+        {**os.environ, VARIABLE: CHECK},
+        setsigmask=(),
+        setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    )
+
+
+def pass_on(baton: Baton) -> NoReturn:
+    """Become the new image. To be called with signals blocked; raises OSError if it cannot be executed."""
+    for fd in baton.descriptors():
+        os.set_inheritable(fd, True)
+    try:
+        os.execve(  # noqa: S606 - it is our own command
+            sys.executable, sys.orig_argv, {**os.environ, VARIABLE: json.dumps(asdict(baton))}
+        )
+    finally:
+        for fd in baton.descriptors():
+            os.set_inheritable(fd, False)
+
+
+def take() -> Baton | None:
+    """The baton of the image before this one, once; None at a first start."""
+    text = os.environ.pop(VARIABLE, None)
+    if text is None:
+        return None
+    baton = Baton(**json.loads(text))
+    for fd in baton.descriptors():
+        os.set_inheritable(fd, False)
+    return baton

@@ -1,0 +1,107 @@
+"""Binds, or takes over, the sockets that all workers share. Knows no worker and no request."""
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+BACKLOG = 2048
+HIGHEST_PORT = 65535
+
+
+class BindError(Exception):
+    """An address that cannot be listened on; the message says why and what to do."""
+
+
+def open_listener(bind: str) -> socket.socket:
+    """Return a listening, non-blocking socket for HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N."""
+    if bind.startswith("unix:"):
+        listener = _unix(Path(bind.removeprefix("unix:")))
+    elif bind.startswith("fd://"):
+        return inherited(_number(bind.removeprefix("fd://"), bind))
+    else:
+        host, _, port = bind.rpartition(":")
+        listener = _tcp(host, _number(port, bind), bind)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def inherited(fd: int) -> socket.socket:
+    """Wrap a listening socket that another process (a supervisor, or this one before its re-exec) bound."""
+    try:
+        listener = socket.socket(fileno=fd)
+        listener.getsockname()
+    except OSError as error:
+        raise BindError(f"fd://{fd} is not an inherited socket: {error.strerror}.") from None
+    listener.setblocking(False)
+    return listener
+
+
+def describe(listener: socket.socket) -> str:
+    """The address as a person would type it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def unlink(listener: socket.socket) -> None:
+    """Remove a unix socket's path, so that the next start does not find a stale one."""
+    Path(listener.getsockname()).unlink(missing_ok=True)
+
+
+def _number(text: str, bind: str) -> int:
+    if not text.isdigit() or int(text) > HIGHEST_PORT:
+        raise BindError(f"bind address {bind!r} is not HOST:PORT, unix:PATH or fd://N.")
+    return int(text)
+
+
+def _tcp(host: str, port: int, bind: str) -> socket.socket:
+    if not host:  # every interface is asked for by name, never by an omission
+        raise BindError(f"bind address {bind!r} has no host. All interfaces are 0.0.0.0:{port}.")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise BindError(f"{bind} is not an address of this machine: {error.strerror}.") from None
+    family, kind, proto, _, address = found[0]
+    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on what is accepted (uvicorn #3149).
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BindError(f"{bind} is taken by another process. Stop it, or choose another with --bind.") from None
+        raise BindError(f"{bind} cannot be bound: {error.strerror}.") from None
+    return listener
+
+
+def _unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists():
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                raise BindError(f"{path} exists and is not a socket. Choose another path with --bind unix:PATH.")
+            if _answers(path):
+                raise BindError(f"unix:{path} is taken by another process. Stop it, or choose another path.")
+            path.unlink()  # left by a process that was killed
+        listener.bind(os.fspath(path))
+    except OSError as error:
+        listener.close()
+        raise BindError(f"unix:{path} cannot be bound: {error.strerror or error}.") from None
+    except BindError:
+        listener.close()
+        raise
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0

@@ -1,0 +1,57 @@
+"""How long, how often, how soon: the primary's decisions as data, without a clock and without a process."""
+
+from dataclasses import dataclass, field
+from random import uniform
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Every patience of the cluster, in seconds.
+
+    boot_timeout: from fork until the worker must be ready (its lifespan complete and accepting).
+    boot_attempts: workers that may die before any was ever ready; then the primary gives up with exit code 3.
+    graceful_timeout: how long a draining worker may finish what it began.
+    drain_delay: how long the board says "draining", so that load balancers see it, before anything else happens.
+    linger: how long a draining worker still answers on kept-alive connections, with `Connection: close`.
+    hang_timeout: a worker without a heartbeat for this long is aborted; None leaves hung workers alone.
+    abort_grace: from SIGABRT (which prints every thread's stack) to SIGKILL.
+    """
+
+    boot_timeout: float = 60.0
+    boot_attempts: int = 3
+    graceful_timeout: float = 30.0
+    drain_delay: float = 0.0
+    linger: float = 5.0
+    hang_timeout: float | None = 30.0
+    abort_grace: float = 1.0
+
+    @property
+    def drain_limit(self) -> float:
+        """Seconds from SIGTERM to SIGKILL: the worker keeps the deadline itself, this is for one that cannot."""
+        return self.graceful_timeout + 2.0
+
+
+@dataclass
+class Backoff:
+    """When the next worker of one slot may be forked.
+
+    The first death is answered at once; a slot whose workers keep dying young waits 0.1, 0.2, 0.4 ... 15 s, and
+    a worker that lived for `good_life` seconds clears the record. Jitter keeps the slots from dying in step.
+    """
+
+    first: float = 0.1
+    ceiling: float = 15.0
+    good_life: float = 60.0
+    young_deaths: int = 0
+    not_before: float = field(default=0.0)
+
+    def died(self, now: float, lived: float) -> float:
+        """Note a death at `now` (monotonic) after `lived` seconds; return how long to wait, in seconds."""
+        if lived >= self.good_life:
+            self.young_deaths = 0
+        self.young_deaths += 1
+        delay = 0.0
+        if self.young_deaths > 1:
+            delay = min(self.ceiling, self.first * 2.0 ** (self.young_deaths - 2)) * uniform(0.9, 1.1)
+        self.not_before = now + delay
+        return delay

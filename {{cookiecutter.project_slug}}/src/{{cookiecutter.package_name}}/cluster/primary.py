@@ -1,0 +1,254 @@
+"""The primary: one loop that compares what is wanted with what is there, and mends the difference.
+
+It never serves, never blocks, opens no thread, no event loop and no connection. Invariants: a slot's old
+worker leaves only after its successor is ready; whatever happens to a worker, the sockets stay open here.
+"""
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from selectors import EVENT_READ, DefaultSelector
+from time import monotonic
+from typing import NoReturn
+
+import uvicorn
+
+from . import scoreboard, worker
+from .endings import as_asked, manner
+from .policy import Backoff, Policy
+from .reloading import Reloading
+from .resources import Resources
+from .signals import SignalQueue, blocked
+from .slots import Child, Slots, State
+
+NEVER_READY = 3  # exit code
+FORK_RETRY = 1.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+class Primary:
+    """Keeps `slots` filled with workers that run `config`, until told to stop.
+
+    `config` is None when a re-executed primary could not load the new code: then the inherited workers serve on.
+    """
+
+    def __init__(self, config: uvicorn.Config | None, resources: Resources, slots: Slots, policy: Policy) -> None:
+        self.config = config
+        self.resources = resources
+        self.board = resources.board
+        self.slots = slots
+        self.policy = policy
+        self.backoff: dict[int, Backoff] = {}
+        self.stopping = False
+        self.stop_at: float | None = None  # when the drain delay is over
+        self.ever_ready = any(child.state is not State.STARTING for child in slots)
+        self.boot_deaths = 0
+        self.exit_code = 0
+        self.reloading = Reloading(resources, slots)
+        self.resumed_at = monotonic()
+        self.signals = SignalQueue()
+        self.selector = DefaultSelector()
+        self.selector.register(self.signals.reader, EVENT_READ)
+        self.selector.register(resources.doorbell[0], EVENT_READ)
+
+    def run(self) -> int:
+        """Serve until stopped; return the exit code."""
+        while True:
+            now = monotonic()
+            self.reap_the_dead(now)
+            self.greet_the_ready()
+            self.kill_the_overdue(now)
+            self.stop_when_due(now)
+            self.spawn_the_missing(now)
+            self.retire_the_surplus(now)
+            self.write_header()
+            if self.stopping and not len(self.slots):
+                return self.exit_code
+            for number in self.wait(now):
+                self.obey(number)
+
+    # What people ask
+
+    def obey(self, number: int) -> None:
+        match number:
+            case signal.SIGTERM | signal.SIGINT if self.stopping:
+                self.stop_at_once()
+            case signal.SIGTERM | signal.SIGINT:
+                self.stop_gracefully()
+            case signal.SIGQUIT:
+                self.stop_at_once()
+            case signal.SIGHUP if not self.stopping:
+                self.reloading.ask()
+            case signal.SIGTTIN:
+                self.scale(self.slots.wanted + 1)
+            case signal.SIGTTOU:
+                self.scale(self.slots.wanted - 1)
+
+    def stop_gracefully(self) -> None:
+        logger.info("stopping: %d workers drain", len(self.slots))
+        self.stopping = True
+        self.stop_at = monotonic() + self.policy.drain_delay
+        self.board.cells[scoreboard.DRAINING] = 1
+
+    def stop_at_once(self) -> None:
+        logger.info("stopping at once")
+        self.stopping = True
+        self.stop_at = None
+        self.slots.wanted = 0
+        self.resources.close_listeners()
+        for child in self.slots:
+            self.send(child, signal.SIGKILL)
+
+    def stop_when_due(self, now: float) -> None:
+        if self.stop_at is None or now < self.stop_at:
+            return
+        # Ours first: once the workers have closed theirs, late clients are refused and not left hanging.
+        self.stop_at = None
+        self.resources.close_listeners()
+        self.slots.wanted = 0
+
+    def scale(self, wanted: int) -> None:
+        if not self.stopping and 1 <= wanted <= scoreboard.ROWS // 2:
+            self.slots.wanted = self.reloading.scaled = wanted
+            logger.info("scaled to %d workers", wanted)
+
+    # What happens by itself
+
+    def reap_the_dead(self, now: float) -> None:
+        """Every dead child, ours or not: as PID 1 in a container the primary inherits orphans."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if not self.reloading.hear(pid, status, self.stopping) and (child := self.slots.reap(pid)):
+                self.board.fold(child.row)
+                self.mourn(child, status, now)
+
+    def mourn(self, child: Child, status: int, now: float) -> None:
+        lived = now - child.since
+        if child.state is State.DRAINING and as_asked(status):
+            logger.info("%s left after %.1f s", child, lived)
+            return
+        if self.stopping:
+            logger.warning("%s %s", child, manner(status))
+            return
+        delay = self.backoff.setdefault(child.slot, Backoff()).died(now, lived)
+        logger.warning("%s %s after %.1f s, next one in %.1f s", child, manner(status), lived, delay)
+        if child.state is State.STARTING and not self.ever_ready:
+            self.boot_deaths += 1
+            if self.boot_deaths >= self.policy.boot_attempts:
+                logger.error("%d workers died before any was ready: giving up", self.boot_deaths)
+                self.exit_code = NEVER_READY
+                self.stop_at_once()
+
+    def greet_the_ready(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self.resources.doorbell[0], 4096)
+        for child in self.slots:
+            if child.state is not State.STARTING:
+                continue
+            row = self.board.row(child.row)
+            if row[scoreboard.PID] == child.pid and row[scoreboard.STATE] > State.STARTING:
+                self.slots.ready(child.pid)
+                self.ever_ready = True
+                logger.info("%s ready after %.0f ms", child, (monotonic() - child.since) * 1000)
+
+    def kill_the_overdue(self, now: float) -> None:
+        for child in self.slots:
+            if child.deadline is not None and now >= child.deadline:
+                logger.error("%s is killed: it outlived its deadline", child)
+                child.deadline = None
+                self.send(child, signal.SIGKILL)
+            elif not child.aborted and now >= self.patience_ends(child):
+                logger.error("%s is aborted: no heartbeat in time; its stacks follow", child)
+                child.aborted = True
+                child.deadline = now + self.policy.abort_grace
+                self.send(child, signal.SIGABRT)
+
+    def patience_ends(self, child: Child) -> float:
+        """When a silent child counts as hung, in monotonic seconds."""
+        if child.state is State.STARTING:
+            return max(child.since, self.resumed_at) + self.policy.boot_timeout
+        row = self.board.row(child.row)
+        if child.state is State.DRAINING or self.policy.hang_timeout is None or row[scoreboard.PID] != child.pid:
+            return float("inf")
+        return max(row[scoreboard.BEAT] / 1e9, self.resumed_at) + self.policy.hang_timeout
+
+    def spawn_the_missing(self, now: float) -> None:
+        if self.config is None or self.stopping:
+            return
+        for slot in self.slots.missing():
+            if now >= self.backoff.setdefault(slot, Backoff()).not_before:
+                self.spawn(slot, now)
+
+    def spawn(self, slot: int, now: float) -> None:
+        try:
+            row = self.slots.free_row(scoreboard.ROWS)
+            self.board.reserve(row)
+            with blocked():
+                pid = os.fork()
+                if pid == 0:
+                    self.become_worker(slot, row)
+        except OSError as error:
+            logger.error("worker=%d cannot be forked: %s. Trying again in %g s.", slot, error.strerror, FORK_RETRY)
+            self.backoff[slot].not_before = now + FORK_RETRY
+            return
+        self.slots.register(Child(pid, slot, self.slots.generation, row, now))
+
+    def become_worker(self, slot: int, row: int) -> NoReturn:
+        """In the child. Never returns to the primary's loop."""
+        code = 1
+        try:
+            self.signals.reset_in_child()
+            self.selector.close()
+            seat = self.resources.seat(slot, self.slots.generation, row, self.policy)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            assert self.config is not None
+            code = worker.run(self.config, seat)
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        except BaseException:
+            logger.exception("the worker failed")
+        finally:
+            os._exit(code)
+
+    def retire_the_surplus(self, now: float) -> None:
+        for child in self.slots.surplus():
+            child.state = State.DRAINING
+            child.deadline = now + self.policy.drain_limit
+            self.send(child, signal.SIGTERM)
+
+    # The loop's own needs
+
+    def wait(self, now: float) -> list[int]:
+        """Sleep until something happens or is due; return the signals that came. Nothing is polled."""
+        timeout = self.next_due() - monotonic()
+        self.selector.select(None if timeout == float("inf") else max(0.0, timeout))
+        if monotonic() - now > max(0.0, timeout) + 1.0:
+            # We ourselves were stopped or frozen, and so perhaps were the workers: no beat counts as missed.
+            self.resumed_at = monotonic()
+        return self.signals.take()
+
+    def next_due(self) -> float:
+        due = [self.patience_ends(child) for child in self.slots if not child.aborted]
+        due += [child.deadline for child in self.slots if child.deadline is not None]
+        if self.stop_at is not None:
+            due.append(self.stop_at)
+        if self.config is not None and not self.stopping:
+            due += [self.backoff[slot].not_before for slot in self.slots.missing() if slot in self.backoff]
+        return min(due, default=float("inf"))
+
+    def write_header(self) -> None:
+        cells = self.board.cells
+        cells[scoreboard.PRIMARY] = os.getpid()
+        cells[scoreboard.GENERATION] = self.slots.generation
+        cells[scoreboard.WANTED] = self.slots.wanted
+
+    def send(self, child: Child, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)

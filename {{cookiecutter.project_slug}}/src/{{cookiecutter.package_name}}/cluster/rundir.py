@@ -1,0 +1,71 @@
+"""The run directory: where one primary keeps its board, and a lock that says it is alive.
+
+The lock is POSIX (fcntl(2), F_SETLK): it dies with the primary, is not inherited by its workers, and survives
+its re-exec. A file left by a dead primary is thus never mistaken for a living one.
+"""
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+class RunDirError(Exception):
+    """The directory cannot be used; the message says why and what to do."""
+
+
+class RunDir:
+    """`path` is made with mode 0700 and must belong to this user."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.board = path / "board"
+        self._lock = path / "lock"
+
+    def prepare(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.path.stat()
+        except OSError as error:
+            raise RunDirError(f"RUN_DIR {self.path} cannot be used: {error.strerror}. Set RUN_DIR elsewhere.") from None
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise RunDirError(
+                f"RUN_DIR {self.path} must be a directory that only this user can write to. Set RUN_DIR elsewhere."
+            )
+
+    def lock(self) -> int:
+        """Take the lock for this process and return its fd, which must stay open; RunDirError if it is taken."""
+        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(fd, 32).decode().strip() or "unknown"
+            os.close(fd)
+            raise RunDirError(
+                f"RUN_DIR {self.path} belongs to the running primary {owner}. Stop it, or set another RUN_DIR."
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return fd
+
+    def owner(self) -> int | None:
+        """The pid of the living primary, or None. For other processes than the primary itself."""
+        try:
+            fd = os.open(self._lock, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = os.read(fd, 32).decode().strip()
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(fd)
+        return None
+
+    def remove(self) -> None:
+        for path in (self.board, self._lock):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it may hold what others put there
+            self.path.rmdir()

@@ -1,0 +1,173 @@
+"""The scoreboard: a small file of shared memory with one row per worker.
+
+Every figure is one 64-bit cell with one writer: a worker writes its own row, the primary the header. So any
+process reads the whole board at any time, without a lock, and the answer is the same whoever gives it. This
+room knows neither signals nor sockets.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic_ns
+from typing import Self
+
+from .slots import State
+
+MAGIC = int.from_bytes(b"board-1\0", "little")
+ROWS = 256  # live workers at most, the old ones of a reload among them
+
+# The header's cells.
+FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS, DEATHS = range(10)
+HEADER_CELLS = 16
+
+# A row's cells. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
+PID, SLOT, ROW_GENERATION, STATE, SINCE, BEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG = range(11)
+ROW_CELLS = 16
+
+STATE_NAMES = {state.value: state.name.lower() for state in State}
+SIZE = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)
+
+
+class BoardError(Exception):
+    """The file is not a scoreboard of this version."""
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """What one worker last wrote. Bytes, milliseconds and seconds, as the names say."""
+
+    pid: int
+    slot: int
+    generation: int
+    state: str
+    age_s: float
+    beat_age_s: float
+    connections: int
+    in_flight: int
+    requests: int
+    rss_bytes: int
+    lag_ms: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole board at one moment. `requests` counts the dead workers' too, so it never runs backwards."""
+
+    primary: int
+    age_s: float
+    generation: int
+    wanted: int
+    draining: bool
+    requests: int
+    deaths: int
+    workers: list[WorkerRow]
+
+
+class Board:
+    """The mapped file. Make it with `create` (primary), `inherit` (primary after its re-exec) or `read`."""
+
+    def __init__(self, fd: int, writable: bool = True) -> None:
+        if os.fstat(fd).st_size != SIZE:
+            raise BoardError(f"{os.fstat(fd).st_size} bytes, expected {SIZE}")
+        self.fd = fd
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        self.cells = memoryview(mmap.mmap(fd, SIZE, access=access)).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        # A new file each time: workers of a dead primary may still have the old one mapped.
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(fd, SIZE)
+        board = cls(fd)
+        board.cells[FORMAT] = MAGIC
+        board.cells[STARTED] = monotonic_ns()
+        return board
+
+    @classmethod
+    def inherit(cls, fd: int) -> Self:
+        return cls(fd)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            board = cls(fd, writable=False)
+        finally:
+            os.close(fd)
+        if board.cells[FORMAT] != MAGIC:
+            raise BoardError("it was written by another version")
+        return board
+
+    def row(self, index: int) -> memoryview:
+        """The cells of one row, for its one writer."""
+        start = HEADER_CELLS + index * ROW_CELLS
+        return self.cells[start : start + ROW_CELLS]
+
+    @property
+    def draining(self) -> bool:
+        return bool(self.cells[DRAINING])
+
+    def least_connections(self) -> int:
+        """Open connections of the least loaded ready worker: what fair accepting compares itself with."""
+        cells = self.cells
+        least = 1 << 62
+        for start in range(HEADER_CELLS, HEADER_CELLS + cells[USED_ROWS] * ROW_CELLS, ROW_CELLS):
+            if cells[start + STATE] == State.READY and cells[start + CONNECTIONS] < least:
+                least = cells[start + CONNECTIONS]
+        return least
+
+    def reserve(self, index: int) -> None:
+        """Primary: a worker is about to write to this row."""
+        self.cells[USED_ROWS] = max(self.cells[USED_ROWS], index + 1)
+
+    def fold(self, index: int) -> None:
+        """Primary: its worker died. Keep its count, clear its row; readers see both or neither."""
+        row = self.row(index)
+        self.cells[SEQUENCE] += 1
+        self.cells[PAST_REQUESTS] += row[REQUESTS]
+        self.cells[DEATHS] += 1
+        for cell in range(ROW_CELLS):
+            row[cell] = 0
+        self.cells[SEQUENCE] += 1
+
+    def snapshot(self) -> Snapshot:
+        while True:
+            before = self.cells[SEQUENCE]
+            cells = memoryview(bytes(self.cells)).cast("Q")
+            if before % 2 == 0 and self.cells[SEQUENCE] == before:
+                break
+        now = monotonic_ns()
+        rows = (HEADER_CELLS + index * ROW_CELLS for index in range(cells[USED_ROWS]))
+        live = [cells[start : start + ROW_CELLS] for start in rows if cells[start + PID]]
+        workers = [
+            WorkerRow(
+                pid=row[PID],
+                slot=row[SLOT],
+                generation=row[ROW_GENERATION],
+                state=STATE_NAMES.get(row[STATE], "unknown"),
+                age_s=_seconds_since(row[SINCE], now),
+                beat_age_s=_seconds_since(row[BEAT], now),
+                connections=row[CONNECTIONS],
+                in_flight=row[IN_FLIGHT],
+                requests=row[REQUESTS],
+                rss_bytes=row[RSS],
+                lag_ms=row[LAG] / 1e6,
+            )
+            for row in live
+        ]
+        return Snapshot(
+            primary=cells[PRIMARY],
+            age_s=_seconds_since(cells[STARTED], now),
+            generation=cells[GENERATION],
+            wanted=cells[WANTED],
+            draining=bool(cells[DRAINING]),
+            requests=cells[PAST_REQUESTS] + sum(worker.requests for worker in workers),
+            deaths=cells[DEATHS],
+            workers=sorted(workers, key=lambda worker: (worker.slot, worker.generation, worker.pid)),
+        )
+
+
+def _seconds_since(then: int, now: int) -> float:
+    return max(0, now - then) / 1e9

@@ -1,0 +1,54 @@
+"""The package's front door: `serve` runs an app on a cluster until it is told to stop."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import handover
+from .listener import describe
+from .loading import LoadError, preload
+from .policy import Policy
+from .primary import Primary
+from .resources import Resources, children_of
+from .rundir import RunDir
+from .slots import Slots
+
+logger = logging.getLogger(__name__)
+
+
+def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_dir: Path, **options: Any) -> int:
+    """Run `target` ("module:attribute") with `workers` workers on all of `binds`; return the exit code.
+
+    `options` go to uvicorn.Config. Raises LoadError, BindError or RunDirError when it cannot start.
+    """
+    if handover.is_check():
+        preload(target, **options)
+        return 0
+    baton = handover.take()
+    try:
+        config = preload(target, **options)
+    except LoadError as error:
+        if baton is None:
+            raise
+        # The check passed and this did not: the code changed in between. The old workers know how to serve.
+        logger.error("reload refused: %s Generation %d serves on.", error, baton.generation)
+        config = None
+    if baton is None:
+        resources = Resources.acquire(RunDir(run_dir), binds)
+        slots = Slots(workers)
+        where = ", ".join(describe(opened) for opened in resources.listeners)
+        logger.info("%s on %s with %d workers", target, where, workers)
+    else:
+        resources = Resources.inherit(RunDir(run_dir), baton)
+        slots = Slots(baton.scaled or workers, baton.generation + (config is not None))
+        for child in children_of(baton):
+            slots.register(child)
+        logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
+    primary = Primary(config, resources, slots, policy)
+    primary.reloading.scaled = baton.scaled if baton else None
+    try:
+        return primary.run()
+    finally:
+        resources.release()
+        logger.info("stopped")

@@ -1,0 +1,96 @@
+"""Who should run and who does: pure bookkeeping.
+
+No process, clock or file is touched here. The primary tells what happened (`register`, `ready`, `retire`,
+`reap`) and asks what to do (`missing`, `surplus`). Crash, scale, reload and stop are one rule: every slot
+below `wanted` has one current worker, and an old one leaves only when its successor is ready.
+"""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """A worker's life, as the board and the bookkeeping spell it."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+
+
+@dataclass
+class Child:
+    """One forked worker as its primary sees it. Times are monotonic seconds."""
+
+    pid: int
+    slot: int
+    generation: int
+    row: int
+    since: float
+    state: State = State.STARTING
+    retired: bool = False  # it serves on, but its slot wants a successor
+    deadline: float | None = None  # when the next, harsher signal is due
+    aborted: bool = False
+
+    def __str__(self) -> str:
+        return f"worker={self.slot} gen={self.generation} pid={self.pid}"
+
+
+class Slots:
+    """The children, and what is missing or too many."""
+
+    def __init__(self, wanted: int, generation: int = 1) -> None:
+        self.wanted = wanted
+        self.generation = generation
+        self._children: dict[int, Child] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._children.values()))
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def register(self, child: Child) -> None:
+        self._children[child.pid] = child
+
+    def reap(self, pid: int) -> Child | None:
+        """Forget a dead child; None if it was none of ours (an orphan that PID 1 inherits, a check)."""
+        return self._children.pop(pid, None)
+
+    def ready(self, pid: int) -> None:
+        child = self._children[pid]
+        if child.state is State.STARTING:
+            child.state = State.READY
+            child.deadline = None
+
+    def is_current(self, child: Child) -> bool:
+        return (
+            child.slot < self.wanted
+            and child.generation == self.generation
+            and child.state is not State.DRAINING
+            and not child.retired
+        )
+
+    def missing(self) -> list[int]:
+        """Slots that want a worker."""
+        held = {child.slot for child in self if self.is_current(child)}
+        return [slot for slot in range(self.wanted) if slot not in held]
+
+    def surplus(self) -> list[Child]:
+        """Workers to drain now: their slot is gone, or their successor is ready."""
+        served = {child.slot for child in self if self.is_current(child) and child.state is State.READY}
+        return [
+            child
+            for child in self
+            if child.state is not State.DRAINING
+            and (child.slot >= self.wanted or (child.slot in served and not self.is_current(child)))
+        ]
+
+    def free_row(self, rows: int) -> int:
+        """The lowest board row that no child writes to; OSError, as a failing fork, when all `rows` are taken."""
+        taken = {child.row for child in self}
+        for row in range(rows):
+            if row not in taken:
+                return row
+        raise OSError(errno.EAGAIN, f"all {rows} rows of the board are taken")

@@ -1,0 +1,38 @@
+"""`auto` against cgroups of both versions, as files in a folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .cpus import usable
+
+
+def v2(folder: Path, text: str) -> Path:
+    (folder / "cpu.max").write_text(text)
+    return folder
+
+
+def v1(folder: Path, quota: int) -> Path:
+    (folder / "cpu").mkdir()
+    (folder / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    return folder
+
+
+def test_half_a_cpu_is_one_worker_in_either_version(tmp_path: Path) -> None:
+    (tmp_path / "v2").mkdir()
+    (tmp_path / "v1").mkdir()
+    assert usable(v2(tmp_path / "v2", "50000 100000")) == (1, "the cgroup allows 0.5 CPUs")
+    assert usable(v1(tmp_path / "v1", 50000)) == (1, "the cgroup allows 0.5 CPUs")
+
+
+@pytest.mark.parametrize("text", ["max 100000", "9900000 100000", "garbage", ""])
+def test_without_a_smaller_quota_the_affinity_decides(tmp_path: Path, text: str) -> None:
+    count, reason = usable(v2(tmp_path, text))
+    assert count == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert "usable" in reason
+
+
+def test_v1_spells_no_limit_as_minus_one(tmp_path: Path) -> None:
+    assert "usable" in usable(v1(tmp_path, -1))[1]

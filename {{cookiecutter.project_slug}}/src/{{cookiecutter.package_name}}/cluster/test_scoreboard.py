@@ -1,0 +1,76 @@
+"""The board as several processes read and write it."""
+
+from pathlib import Path
+
+import pytest
+
+from . import scoreboard
+from .scoreboard import Board, BoardError
+from .slots import State
+
+
+def write(board: Board, row: int, pid: int, requests: int = 0, connections: int = 0) -> None:
+    board.reserve(row)
+    cells = board.row(row)
+    cells[scoreboard.PID], cells[scoreboard.STATE] = pid, State.READY
+    cells[scoreboard.REQUESTS], cells[scoreboard.CONNECTIONS] = requests, connections
+
+
+def test_a_reader_sees_what_the_workers_wrote(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11, requests=5)
+    write(board, 2, pid=12, requests=7)
+    snapshot = Board.read(tmp_path / "board").snapshot()
+    assert [(row.pid, row.requests, row.state) for row in snapshot.workers] == [(11, 5, "ready"), (12, 7, "ready")]
+    assert snapshot.requests == 12
+
+
+def test_totals_never_run_backwards_when_a_worker_dies(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11, requests=5)
+    board.fold(0)
+    snapshot = board.snapshot()
+    assert (snapshot.requests, snapshot.deaths, snapshot.workers) == (5, 1, [])
+
+
+def test_the_least_loaded_ready_worker_is_the_measure(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11, connections=9)
+    write(board, 1, pid=12, connections=4)
+    write(board, 2, pid=13, connections=0)
+    board.row(2)[scoreboard.STATE] = State.DRAINING
+    assert board.least_connections() == 4
+
+
+def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
+    Board.create(tmp_path / "board")
+    assert (tmp_path / "board").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    Board.create(tmp_path / "board")
+    with pytest.raises(TypeError):
+        Board.read(tmp_path / "board").cells[0] = 1
+
+
+def test_a_new_primary_leaves_the_old_file_to_the_old_workers(tmp_path: Path) -> None:
+    old = Board.create(tmp_path / "board")
+    write(old, 0, pid=11)
+    new = Board.create(tmp_path / "board")
+    assert new.snapshot().workers == []
+    assert old.snapshot().workers[0].pid == 11
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * scoreboard.SIZE])
+def test_another_file_is_told_apart(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "board").write_bytes(content)
+    with pytest.raises(BoardError):
+        Board.read(tmp_path / "board")
+
+
+def test_garbage_on_a_row_does_not_break_a_reader(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    board.reserve(0)
+    for cell in range(scoreboard.ROW_CELLS):
+        board.row(0)[cell] = 2**64 - 1
+    assert board.snapshot().workers[0].state == "unknown"

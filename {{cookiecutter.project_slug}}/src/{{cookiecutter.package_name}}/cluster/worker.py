@@ -1,0 +1,169 @@
+"""One worker: a uvicorn.Server that accepts fairly, beats and drains.
+
+It runs in a forked child whose app is imported already. It knows its own row of the board, its primary only
+as the far end of two pipes, and no sibling.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic_ns, sleep
+
+import uvicorn
+import uvloop
+
+from . import log, scoreboard
+from .acceptor import Acceptor
+from .policy import Policy
+from .scoreboard import Board
+from .slots import State
+from .view import ClusterView
+
+TICK = 0.1  # seconds; uvicorn's own
+LIFESPAN_FAILED = 3  # exit code
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a worker is given at its fork."""
+
+    slot: int
+    generation: int
+    row: int
+    board: Board
+    listeners: Sequence[socket.socket]
+    policy: Policy
+    lifeline: int  # read end: end of file when the primary is gone
+    doorbell: int  # write end: a byte tells the primary to look at the board
+
+
+def run(config: uvicorn.Config, seat: Seat) -> int:
+    """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
+    log.identify(f"worker={seat.slot} gen={seat.generation}")
+    faulthandler.enable()  # SIGABRT prints every thread's stack
+    threading.Thread(target=_leave_with_primary, args=(seat.lifeline,), daemon=True).start()
+    worker = Worker(config, seat)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(worker.live())
+    return 0
+
+
+def _leave_with_primary(lifeline: int) -> None:
+    """A thread, because a blocked loop cannot see that its primary is gone."""
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    sleep(1.0)
+    os._exit(0)
+
+
+class Worker(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, seat: Seat) -> None:
+        super().__init__(config)
+        self.seat = seat
+        self.row = seat.board.row(seat.row)
+        self._ticked = 0
+        row = self.row
+        row[scoreboard.SLOT], row[scoreboard.ROW_GENERATION] = seat.slot, seat.generation
+        row[scoreboard.SINCE] = row[scoreboard.BEAT] = monotonic_ns()
+        row[scoreboard.PID] = os.getpid()
+        self._turn(State.STARTING)
+
+    async def live(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self.lifespan = self.config.lifespan_class(self.config)
+        self.lifespan.state["cluster"] = ClusterView(self.seat.board, self.seat.row)
+        await self.startup(sockets=[])
+        least = self.seat.board.least_connections
+        self.acceptor = Acceptor(self.seat.listeners, self._attach, self._connections, least)
+        self._beat()
+        if not self.should_exit:
+            self._turn(State.READY)
+            self.acceptor.start()
+            await self.main_loop()
+        await self._drain()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    def _turn(self, state: State) -> None:
+        self.row[scoreboard.STATE] = state
+        # A full bell has been rung enough, and without a primary nobody listens.
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self.seat.doorbell, b"!")
+
+    async def _attach(self, connection: socket.socket) -> None:
+        # Written before the next accept, so that siblings see the burst as it is taken.
+        self.row[scoreboard.CONNECTIONS] = self._connections()
+        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _connections(self) -> int:
+        return len(self.server_state.connections) + len(self.acceptor.attaching)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._beat()
+        return await super().on_tick(counter)
+
+    def _beat(self) -> None:
+        """Runs in the event loop, so that a blocked loop is seen."""
+        row, now = self.row, monotonic_ns()
+        if self._ticked:
+            row[scoreboard.LAG] = max(0, now - self._ticked - int(TICK * 1e9))
+        self._ticked = now
+        row[scoreboard.CONNECTIONS] = self._connections()
+        row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
+        row[scoreboard.REQUESTS] = self.server_state.total_requests
+        row[scoreboard.RSS] = _resident_bytes()
+        row[scoreboard.BEAT] = now
+
+    async def _drain(self) -> None:
+        """Stop accepting, answer what comes on open connections for a while, then close what is idle."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.seat.policy.graceful_timeout
+        self._turn(State.DRAINING)
+        await self.acceptor.stop(last=self.seat.board.draining)
+        # In place: requests in flight hold this very list, and their connections should close as well.
+        self.server_state.default_headers.append((b"connection", b"close"))
+        await self._wait_until_idle(min(deadline, loop.time() + self.seat.policy.linger))
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait_until_idle(deadline)
+        for task in self.server_state.tasks:
+            task.cancel(msg="the graceful timeout is over")
+        if self.server_state.tasks:
+            logger.warning("%d requests cancelled at the graceful timeout", len(self.server_state.tasks))
+            await asyncio.wait(self.server_state.tasks, timeout=1.0)
+        try:
+            await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
+        except TimeoutError:
+            logger.warning("the app's lifespan did not shut down in time")
+        self._beat()
+
+    async def _wait_until_idle(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while (self.server_state.connections or self.server_state.tasks) and loop.time() < deadline:
+            await asyncio.sleep(min(0.02, TICK))
+            self._beat()
+
+
+def _resident_bytes() -> int:
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,56 @@
+"""`dev`: embedded Redis, two workers, and a reload whenever a file of the app changes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .embedded import redis_server, stop
+from .local import STOP_DEADLINE, command, development
+
+SOURCE = Path(__file__).parent
+LOOK_AGAIN_MS = 300  # at the cluster, between changes
+
+
+def dev(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """Run `serve` with `arguments` until it ends or Ctrl-C; return its exit code. Raises RedisServerError."""
+    try:
+        from watchfiles import watch
+    except ModuleNotFoundError:
+        raise SystemExit("dev needs watchfiles: install the dev dependencies (make setup).") from None
+    with redis_server() as redis_url:
+        print(f"Redis: {redis_url}", file=sys.stderr)
+        process = subprocess.Popen(
+            command("serve", *arguments),
+            env={**development(redis_url), "HANG_TIMEOUT": "0", **environ, "REDIS_URL": redis_url},
+        )
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            watching = False
+            for changes in watch(SOURCE, rust_timeout=LOOK_AGAIN_MS, yield_on_timeout=True, raise_interrupt=True):
+                if not watching:
+                    print(f"Watching {SOURCE}", file=sys.stderr)
+                    watching = True
+                if process.poll() is not None:
+                    return process.returncode
+                if changes:
+                    names = sorted({os.path.relpath(path, SOURCE) for _, path in changes})
+                    print(f"changed: {', '.join(names[:5])}", file=sys.stderr)
+                    process.send_signal(signal.SIGHUP)
+        except KeyboardInterrupt:
+            pass  # the cluster heard it too, and drains
+        return stop_unless_interrupted_again(process)
+    return 0
+
+
+def stop_unless_interrupted_again(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the drain; a second Ctrl-C reaches the cluster as well, and ends it at once."""
+    while True:
+        try:
+            return process.wait(STOP_DEADLINE)
+        except KeyboardInterrupt:
+            continue
+        except subprocess.TimeoutExpired:
+            return stop(process, 1.0)

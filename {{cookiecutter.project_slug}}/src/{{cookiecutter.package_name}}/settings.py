@@ -1,0 +1,124 @@
+"""Every knob, read once, from the environment. `.env.example` lists them, and a test holds that list to this file."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+SHORTEST_KEY = 32  # characters
+MOST_WORKERS = 128
+PRODUCTION, DEVELOPMENT = "production", "development"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used: which one, what was found, what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times are seconds. Secrets are left out of the repr, so that no log line ever holds one."""
+
+    app_env: str
+    bind: tuple[str, ...]
+    workers: int | None  # None: as many as there are usable CPUs
+    run_dir: Path
+    forwarded_allow_ips: str
+    redis_url: str
+    redis_timeout: float
+    secret_keys: tuple[str, ...]  # the first signs, all verify
+    demo: bool
+    graceful_timeout: float
+    drain_delay: float
+    linger: float
+    hang_timeout: float
+    session_idle: float
+    session_absolute: float
+
+    @property
+    def production(self) -> bool:
+        return self.app_env == PRODUCTION
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.app_env}>"
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from `environ`, the process's own by default. Raises SettingsError."""
+    env = os.environ if environ is None else environ
+    app_env = env.get("APP_ENV") or PRODUCTION
+    if app_env not in (PRODUCTION, DEVELOPMENT):
+        raise SettingsError(f"APP_ENV is {app_env!r}; it must be {PRODUCTION} or {DEVELOPMENT}.")
+
+    def number(name: str, default: float) -> float:
+        return float(_parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
+
+    return Settings(
+        app_env=app_env,
+        bind=tuple((env.get("BIND") or "127.0.0.1:8000").split(",")),
+        workers=_parsed(
+            env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"
+        ),
+        run_dir=Path(env.get("RUN_DIR") or _default_run_dir()),
+        forwarded_allow_ips=env.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1",
+        redis_url=env.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
+        redis_timeout=number("REDIS_TIMEOUT", 1.0),
+        secret_keys=_secret_keys(env, app_env),
+        demo=_parsed(env, "DEMO", app_env == DEVELOPMENT, _switch, "on or off"),
+        graceful_timeout=number("GRACEFUL_TIMEOUT", 30.0),
+        drain_delay=number("DRAIN_DELAY", 0.0),
+        linger=number("LINGER", 5.0),
+        hang_timeout=number("HANG_TIMEOUT", 30.0),
+        session_idle=number("SESSION_IDLE", 14 * 86400.0),
+        session_absolute=number("SESSION_ABSOLUTE", 90 * 86400.0),
+    )
+
+
+def workers(text: str) -> int | None:
+    """A number of workers, None for "auto". Raises ValueError."""
+    if text == "auto":
+        return None
+    count = int(text)
+    if not 1 <= count <= MOST_WORKERS:
+        raise ValueError(text)
+    return count
+
+
+def _parsed(env: Mapping[str, str], name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except ValueError:
+        raise SettingsError(f"{name} is {text!r}; it must be {expected}.") from None
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _switch(text: str) -> bool:
+    try:
+        return {"on": True, "off": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _secret_keys(env: Mapping[str, str], app_env: str) -> tuple[str, ...]:
+    keys = tuple(key for key in env.get("SECRET_KEY", "").split(",") if key)
+    if app_env == PRODUCTION and (not keys or min(map(len, keys)) < SHORTEST_KEY):
+        found = "is not set" if not keys else f"has fewer than {SHORTEST_KEY} characters"
+        raise SettingsError(f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
+    return keys or ("only-for-development",)
+
+
+def _default_run_dir() -> str:
+    name = f"{__name__.partition('.')[0]}-{os.getuid()}"
+    shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
+    return str((shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name)

@@ -1,0 +1,61 @@
+"""Every knob, and that `.env.example` lists just these."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .settings import SettingsError, read
+
+KEY = "a-key-of-more-than-thirty-two-characters"
+PROJECT = Path(__file__).parents[2]
+
+
+def test_production_is_the_default_and_needs_a_key() -> None:
+    with pytest.raises(SettingsError, match=r"SECRET_KEY is not set.*python3 -c 'import secrets"):
+        read({})
+    assert read({"SECRET_KEY": KEY}).production
+
+
+@pytest.mark.parametrize("key", ["short", f"{KEY},short"])
+def test_a_short_key_is_refused_in_production(key: str) -> None:
+    with pytest.raises(SettingsError, match="fewer than 32 characters"):
+        read({"SECRET_KEY": key})
+
+
+def test_the_demo_is_off_in_production_and_on_in_development() -> None:
+    assert not read({"SECRET_KEY": KEY}).demo
+    assert read({"APP_ENV": "development"}).demo
+    assert read({"SECRET_KEY": KEY, "DEMO": "on"}).demo
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_ENV", "staging"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "many"),
+        ("GRACEFUL_TIMEOUT", "-1"),
+        ("GRACEFUL_TIMEOUT", "nan"),
+        ("REDIS_TIMEOUT", "inf"),
+        ("DEMO", "yes"),
+    ],
+)
+def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} is '{value}'; it must be"):
+        read({"SECRET_KEY": KEY, name: value})
+
+
+def test_an_empty_value_is_the_default() -> None:
+    assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
+
+
+def test_secrets_are_not_printed() -> None:
+    assert KEY not in repr(read({"SECRET_KEY": KEY}))
+
+
+def test_the_example_lists_every_knob_and_no_other() -> None:
+    listed = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.M))
+    source = (Path(__file__).parent / "settings.py").read_text()
+    known = set(re.findall(r'(?:env\.get\(|env, |number\()"([A-Z_]+)"', source))
+    assert listed == known

@@ -1,0 +1,109 @@
+"""The command line as its contract has it: one clear line for each error, and never a traceback."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+
+def refused(ended: Any, code: int, said: str) -> None:
+    assert ended.returncode == code, ended.stderr
+    assert re.search(said, ended.stderr), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sum(line.startswith("error: ") for line in ended.stderr.splitlines()) == 1
+
+
+def test_production_without_a_secret_key_is_refused_with_the_command_that_makes_one(cli: Any) -> None:
+    ended = cli("serve", APP_ENV="production", SECRET_KEY="")
+    refused(ended, 2, "SECRET_KEY is not set")
+    command = ended.stderr.partition("Make one with: ")[2].strip().replace("python3", sys.executable, 1)
+    key = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S602
+    assert cli("check", APP_ENV="production", SECRET_KEY=key).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_redis_that_does_not_answer_is_one_line_without_the_password(cli: Any, command: str) -> None:
+    ended = cli(command, REDIS_URL="redis://user:hunter2@127.0.0.1:1/0")
+    refused(ended, 1, r"Redis does not answer at REDIS_URL \(redis://127\.0\.0\.1:1/0\)")
+    assert "hunter2" not in ended.stderr
+
+
+def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:
+    refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 1, "Redis does not answer at REDIS_URL")
+
+
+def test_a_taken_port_is_one_line(cli: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(cli("serve", "--bind", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port} is taken")
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_an_app_that_does_not_import_is_one_line(cli: Any, command: str) -> None:
+    refused(cli(command, "--app", "no_such_module:app"), 3, "there is no module 'no_such_module'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [(["--workers", "0"], {}), (["--workers", "x"], {}), ([], {"HANG_TIMEOUT": "soon"}), ([], {"APP_ENV": "test"})],
+)
+def test_a_bad_setting_is_a_usage_error(cli: Any, arguments: list[str], environ: dict[str, str]) -> None:
+    refused(cli("serve", *arguments, **environ), 2, "it must be")
+
+
+def test_a_second_primary_does_not_take_the_run_directory_of_the_first(serve: Any, cli: Any, get: Any) -> None:
+    cluster = serve("--workers", "1")
+    assert get(cluster.url, "/healthz")[0] == 200
+    ended = cli("serve", "--bind", "127.0.0.1:0", RUN_DIR=str(cluster.run_dir))
+    refused(ended, 1, f"belongs to the running primary {cluster.pid}")
+    assert get(cluster.url, "/healthz")[0] == 200
+
+
+def test_status_without_a_primary_says_how_to_start_one(cli: Any) -> None:
+    refused(cli("status"), 1, "no primary is running .* serve")
+
+
+def test_status_shows_every_worker_for_people_and_for_scripts(serve: Any, cli: Any, get: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "2")
+    run_dir = {"RUN_DIR": str(cluster.run_dir)}
+    eventually(lambda: cli("status", **run_dir).stdout.count("ready") == 2)
+    for _ in range(20):
+        get(cluster.url, "/healthz")
+    found = eventually(
+        lambda: (board := json.loads(cli("status", "--json", **run_dir).stdout))["requests"] >= 20 and board
+    )
+    assert found["primary"] == cluster.pid
+    assert {row["slot"] for row in found["workers"]} == {0, 1}
+
+
+def test_status_after_a_kill_does_not_believe_the_files_left_behind(serve: Any, cli: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "1")
+    eventually(lambda: cli("status", RUN_DIR=str(cluster.run_dir)).returncode == 0)
+    os.kill(cluster.pid, signal.SIGKILL)
+    cluster.process.wait(10)
+    refused(cli("status", RUN_DIR=str(cluster.run_dir)), 1, "no primary is running")
+
+
+def test_check_says_ok(cli: Any) -> None:
+    assert cli("check").stdout == "ok\n"
+
+
+def test_the_console_script_has_the_same_commands(cli: Any) -> None:
+    script = next(path for path in Path(sys.executable).parent.iterdir() if path.name == PROJECT_NAME)
+    shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    for command in ("serve", "dev", "demo", "status", "check"):
+        assert f"  {command} " in shown
+
+
+PROJECT_NAME = next(
+    line.split('"')[1] for line in (PROJECT / "pyproject.toml").read_text().splitlines() if line.startswith("name = ")
+)

@@ -1,0 +1,131 @@
+"""Signals: graceful first, at once when asked twice, and nothing left behind."""
+
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+
+def connect(url: str) -> socket.socket:
+    split = urlsplit(url)
+    return socket.create_connection((split.hostname, split.port), timeout=20)
+
+
+def ask(client: socket.socket) -> bytes:
+    """One GET of /healthz on an open connection; the whole answer."""
+    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"\r\n\r\nok"):
+        received = client.recv(4096)
+        assert received, f"closed after {answer!r}"
+        answer += received
+    return answer
+
+
+def refused(url: str) -> bool:
+    try:
+        connect(url).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def get_in_background(get: Any, url: str, path: str) -> Any:
+    threads = ThreadPoolExecutor(1)
+    future = threads.submit(get, url, path)
+    threads.shutdown(wait=False)
+    return future
+
+
+def in_flight(seen: Any) -> bool:
+    return any(row.in_flight for row in seen.workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
+    serve: Any, snapshot: Any, get: Any, eventually: Any, number: signal.Signals
+) -> None:
+    cluster = serve("--workers", "2")
+    answer = get_in_background(get, cluster.url, "/demo/slow?ms=1500")
+    eventually(lambda: in_flight(snapshot(cluster)))
+    cluster.process.send_signal(number)
+    assert answer.result()[0] == 200
+    assert cluster.process.wait(20) == 0
+
+
+def test_late_clients_are_refused_at_once_while_the_last_request_is_finished(
+    serve: Any, snapshot: Any, get: Any, eventually: Any
+) -> None:
+    cluster = serve("--workers", "2")
+    answer = get_in_background(get, cluster.url, "/demo/slow?ms=3000")
+    eventually(lambda: in_flight(snapshot(cluster)))
+    cluster.process.terminate()
+    eventually(lambda: refused(cluster.url))
+    assert not answer.done()
+    assert answer.result()[0] == 200
+
+
+def test_a_connection_that_was_open_before_the_stop_is_still_answered_and_told_to_close(
+    serve: Any, get: Any, eventually: Any
+) -> None:
+    cluster = serve("--workers", "1")
+    assert get(cluster.url, "/healthz")[0] == 200
+    with connect(cluster.url) as client:
+        assert b"200 OK" in ask(client)
+        cluster.process.terminate()
+        eventually(lambda: refused(cluster.url))
+        answer = ask(client)
+    assert b"200 OK" in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_stuck_request_does_not_outlive_the_deadline(serve: Any, snapshot: Any, get: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "1", GRACEFUL_TIMEOUT="0.5")
+    get_in_background(get, cluster.url, "/demo/slow?ms=60000")
+    eventually(lambda: in_flight(snapshot(cluster)))
+    cluster.process.terminate()
+    assert cluster.process.wait(10) == 0
+
+
+def test_a_second_signal_ends_it_at_once(serve: Any, snapshot: Any, get: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "2")
+    stuck = get_in_background(get, cluster.url, "/demo/slow?ms=60000")
+    eventually(lambda: in_flight(snapshot(cluster)))
+    cluster.process.terminate()
+    eventually(lambda: snapshot(cluster).draining)
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.process.wait(10) == 0
+    assert stuck.exception() is not None
+
+
+def test_readiness_is_off_from_the_first_moment_of_a_stop(serve: Any, get: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "2", DRAIN_DELAY="2")
+    assert get(cluster.url, "/readyz")[0] == 200
+    cluster.process.terminate()
+    eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
+    assert get(cluster.url, "/healthz")[0] == 200
+    assert cluster.process.wait(20) == 0
+
+
+def test_a_stop_under_load_fails_no_request_but_refuses_late_ones(serve: Any, load: Any, eventually: Any) -> None:
+    cluster = serve("--workers", "2")
+    fires = [load(cluster.url, "/healthz", keep_alive=keep_alive) for keep_alive in (True, False)]
+    eventually(lambda: all(fire.seen["ok"] > 200 for fire in fires))
+    cluster.process.terminate()
+    assert cluster.process.wait(20) == 0
+    for fire in fires:
+        seen = fire.stop()
+        assert set(seen) <= {"sent", "ok", "refused"}, seen
+
+
+def test_nothing_is_left_behind(serve: Any, get: Any) -> None:
+    cluster = serve("--workers", "2")
+    assert get(cluster.url, "/healthz")[0] == 200
+    cluster.process.terminate()
+    assert cluster.process.wait(20) == 0
+    assert not list(cluster.run_dir.glob("*"))
+    assert threading.active_count() < 50

@@ -1,0 +1,75 @@
+"""The two-worker truth: memory disagrees, Redis is exact, and a session does not care who answers."""
+
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def test_each_workers_memory_is_a_part_and_redis_is_the_whole(serve: Any, get: Any) -> None:
+    cluster = serve("--workers", "2")
+    before = json.loads(get(cluster.url, "/demo/hit")[1])["redis"]["hits"]
+    n = 120
+
+    def hit(_: int) -> Any:
+        return json.loads(get(cluster.url, "/demo/hit")[1])
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(hit, range(n)))
+    memory: dict[int, int] = defaultdict(int)
+    for answer in answers:
+        pid = answer["worker"]["pid"]
+        memory[pid] = max(memory[pid], answer["memory"]["hits"])
+    assert len(memory) == 2
+    assert sum(memory.values()) == n + 1  # the first request counted too
+    assert all(counted < n for counted in memory.values())
+    assert sorted(answer["redis"]["hits"] for answer in answers) == list(range(before + 1, before + n + 1))
+
+
+def test_a_session_is_followed_across_workers(serve: Any, get: Any) -> None:
+    cluster = serve("--workers", "2")
+    cookie = ""
+    pids: set[int] = set()
+    hits: list[int] = []
+    while len(pids) < 2 or len(hits) < 10:
+        status, body, cookie = get(cluster.url, "/demo/hit", cookie)
+        assert status == 200
+        answer = json.loads(body)
+        pids.add(answer["worker"]["pid"])
+        hits.append(answer["session"]["hits"])
+        assert len(hits) < 500, "one worker answered everything"
+    assert hits == list(range(1, len(hits) + 1))
+
+
+def test_one_value_is_computed_once_for_all_workers(serve: Any, get: Any) -> None:
+    cluster = serve("--workers", "2")
+    key = f"test-{cluster.pid}"
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: get(cluster.url, f"/demo/cached?key={key}&ms=200")[1], range(32)))
+    assert len(set(answers)) == 1
+
+
+def test_the_other_demo_endpoints_answer_and_refuse_nonsense(serve: Any, get: Any) -> None:
+    url = serve("--workers", "1").url
+    assert json.loads(get(url, "/demo/slow?ms=1")[1])["awaited_ms"] == 1
+    assert json.loads(get(url, "/demo/cpu?ms=1")[1])["burned_ms"] == 1
+    assert json.loads(get(url, "/demo/block?ms=1")[1])["blocked_ms"] == 1
+    for ms in ("-1", "x", "1e3", "99999999999999999999", "%C2%B2"):
+        assert get(url, f"/demo/slow?ms={ms}")[0] == 400
+    assert b"Who counts right?" in get(url, "/")[1]
+    for file in ("page.css", "page.js"):
+        assert get(url, f"/demo/{file}")[0] == 200
+
+
+def test_production_shows_no_demo_and_a_page_of_its_own(serve: Any, get: Any) -> None:
+    url = serve("--workers", "1", APP_ENV="production").url
+    assert get(url, "/demo/hit")[0] == 404
+    first, second = (json.loads(get(url, "/")[1]) for _ in range(2))
+    assert second["all_visits"] == first["all_visits"] + 1
+    assert second["open_since"] == first["open_since"]
+
+
+def test_production_with_the_demo_still_does_not_let_strangers_block_it(serve: Any, get: Any) -> None:
+    url = serve("--workers", "1", APP_ENV="production", DEMO="on").url
+    assert get(url, "/demo/hit")[0] == 200
+    assert get(url, "/demo/block?ms=1")[0] == 404
