@@ -24,6 +24,7 @@ from .slots import Child, Slots, State
 
 NEVER_READY = 3  # exit code
 FORK_RETRY = 1.0  # seconds
+OVERSLEPT = 0.25  # seconds; less than any sensible hang_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Primary:
         """Sleep until something happens or is due; return the signals that came. Nothing is polled."""
         timeout = self.next_due() - monotonic()
         self.selector.select(None if timeout == float("inf") else max(0.0, timeout))
-        if monotonic() - now > max(0.0, timeout) + 1.0:
+        if monotonic() - now > max(0.0, timeout) + OVERSLEPT:
             # We ourselves were stopped or frozen, and so perhaps were the workers: no beat counts as missed.
             self.resumed_at = monotonic()
         return self.signals.take()
