@@ -22,7 +22,7 @@ bake: .venv/bake ## Generate the default project into build/
 	@echo 'Baked $(BAKE)'
 
 test: lint ## Everything CI runs: lint, and what comes out of a bake on every Python found
-	@$(BIN)/pytest -n 2 --durations=10
+	@$(BIN)/pytest -n 2 --dist loadgroup --durations=10
 
 lint: .venv/dev ## Style and format, of the template's sources in place too
 	@$(BIN)/ruff check hooks tests

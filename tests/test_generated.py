@@ -1,10 +1,14 @@
 """The bake is installed and held to its own promises, with its own commands, on every Python found here."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,9 +56,21 @@ def test_long_names_pass_lint_and_types_too(bake):
     assert run(["make", "lint", f"PYTHON={sys.executable}"], project).returncode == 0
 
 
-def test_the_demo_is_exact_without_a_terminal_and_leaves_nothing_running(bake):
+@pytest.fixture
+def bare_path(tmp_path):
+    """A PATH with what a fresh machine has: no redis-server, no uv."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ["awk", "bash", "cat", "cc", "dirname", "env", "gcc", "grep", "ld", "make", "mkdir", "rm", "sed", "sh", "touch"]:
+        if found := shutil.which(tool):
+            (folder / tool).symlink_to(found)
+    return str(folder)
+
+
+@pytest.mark.xdist_group("port 8000")
+def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running(bake, bare_path):
     project = fresh(bake, "demo")
-    ended = run(["make", "demo", f"PYTHON={sys.executable}"], project)
+    ended = run(["make", "demo", f"PYTHON={sys.executable}"], project, PATH=bare_path)
     assert ended.returncode == 0
     assert "Redis counted 200 for 200 answers: exact" in ended.stdout
     assert "followed from worker to worker: exact" in ended.stdout
@@ -70,6 +86,75 @@ def test_uv_alone_runs_it_too(bake, tmp_path):
     assert ended.returncode == 0
     assert "exact" in ended.stdout
     assert (project / "uv.lock").exists()
+
+
+@pytest.mark.xdist_group("port 8000")
+def test_every_command_of_its_readme_works_word_for_word(bake):
+    project = fresh(bake, "readme")
+    assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
+    readme = (project / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", readme, re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    assert len(lines) == 9
+    with redis_for(project) as url:
+        for line in lines:
+            if line in ("make test", "make demo"):
+                continue  # these have tests of their own
+            exports = [one.replace("redis://127.0.0.1:6379/0", url) for one in lines if one.startswith("export ")]
+            environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}"}
+            if "serve" in line or line == "make run":
+                assert serves("; ".join([*exports, f"exec {line}"]), project, environ), line
+            else:
+                assert run(["bash", "-ec", "; ".join([*exports, line])], project, **environ).returncode == 0, line
+
+
+@pytest.mark.xdist_group("port 8000")
+def test_the_python_of_its_readme_works(bake):
+    project = fresh(bake, "readme")
+    assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (project / "README.md").read_text(), re.S)
+    wired = (
+        "from starlette.middleware import Middleware\nfrom starlette.routing import Route\n"
+        "from cluster_app.app import create_app\nfrom cluster_app.state.middleware import SessionMiddleware\n"
+        f"{code}\napp = create_app()\n"
+        "app.router.routes.insert(0, Route('/healthz', report, middleware=[Middleware(SessionMiddleware)]))\n"
+    )
+    (project / "readme_app.py").write_text(wired)
+    with redis_for(project) as url:
+        environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}", "APP_ENV": "development", "REDIS_URL": url}
+        answer = serves("exec cluster-app serve --app readme_app:app", project, environ)
+    assert answer == b'{"answer":42}'
+
+
+@contextlib.contextmanager
+def redis_for(project):
+    """The embedded server of the bake itself."""
+    code = "from cluster_app.embedded import redis_server as r\nwith r() as url: print(url, flush=True); input()"
+    python = project / ".venv/bin/python"
+    process = subprocess.Popen([python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate("\n")
+
+
+def serves(line, project, environ):
+    """Start a command that serves on port 8000; its first answer. It is stopped again, gracefully."""
+    environ = {**os.environ, **environ, "RUN_DIR": str(project / "run")}
+    process = subprocess.Popen(["bash", "-ec", line], cwd=project, env=environ, start_new_session=True)
+    until = time.monotonic() + 30
+    answer = None
+    try:
+        while answer is None and time.monotonic() < until and process.poll() is None:
+            try:
+                path = "/" if "examples" in line else "/healthz"
+                answer = urllib.request.urlopen(f"http://127.0.0.1:8000{path}", timeout=5).read()
+            except OSError:
+                time.sleep(0.05)
+        return answer
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 def running(project):

@@ -51,6 +51,16 @@ def test_both_levels_ask_for_the_same_versions_of_the_same_tools():
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
+def test_the_readme_bakes_as_it_says(tmp_path):
+    (line,) = re.findall(r"^uvx (.*)$", (ROOT / "README.md").read_text(), re.M)
+    uvx = [sys.executable, "-m", "uv", "tool", "run", "--python", sys.executable, "--native-tls"]
+    arguments = [str(ROOT) if word == "." else word for word in line.split()]
+    command = [*uvx, *arguments, "--no-input", "--output-dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "cluster-app" / "pyproject.toml").exists()
+
+
 def test_every_file_of_the_template_opens_with_what_it_is_for():
     for path in TEMPLATE.rglob("*.py"):
         assert path.read_text().startswith('"""'), path
