@@ -18,7 +18,10 @@ demo: bake ## Bake the default answers, and see every worker disagree while Redi
 
 bake: .venv/bake ## Generate the default project into build/
 	@rm -rf $(BAKE)/src $(BAKE)/tests
+	@! test -f $(BAKE)/pyproject.toml || cp -p $(BAKE)/pyproject.toml build/before
 	@$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build >/dev/null
+	@# Unchanged, it keeps its date: nothing needs to be installed again.
+	@! cmp -s build/before $(BAKE)/pyproject.toml || mv build/before $(BAKE)/pyproject.toml
 	@echo 'Baked $(BAKE)'
 
 test: lint ## Everything CI runs: lint, and what comes out of a bake on every Python found

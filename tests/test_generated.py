@@ -16,6 +16,11 @@ from conftest import ROOT, pythons
 
 KEPT = ROOT / "build" / "tests"  # the venvs stay, so that a second run is quick
 
+FRESH_MACHINE = (
+    *("awk", "bash", "cat", "dirname", "env", "grep", "make", "mkdir", "rm", "sed", "sh", "touch"),
+    *("as", "cc", "gcc", "ld"),  # a Python newer than 3.12 compiles its redis-server
+)
+
 
 def run(command, cwd, **environ):
     """Run it; its output is shown when the test fails."""
@@ -61,7 +66,7 @@ def bare_path(tmp_path):
     """A PATH with what a fresh machine has: no redis-server, no uv."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for tool in ["awk", "bash", "cat", "cc", "dirname", "env", "gcc", "grep", "ld", "make", "mkdir", "rm", "sed", "sh", "touch"]:
+    for tool in FRESH_MACHINE:
         if found := shutil.which(tool):
             (folder / tool).symlink_to(found)
     return str(folder)

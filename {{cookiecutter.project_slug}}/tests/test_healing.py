@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 
 def alive(pid: int) -> bool:
     """True while `pid` runs; a zombie does not."""
@@ -31,12 +33,13 @@ def slowest_beat(seen: Any) -> float:
     return max((row.beat_age_s for row in seen.workers), default=0.0)
 
 
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
 def test_a_killed_worker_is_replaced_under_load_and_redis_loses_no_answered_count(
-    serve: Any, ready: Any, get: Any, load: Any, eventually: Any
+    serve: Any, ready: Any, get: Any, load: Any, eventually: Any, keep_alive: bool
 ) -> None:
     cluster = serve("--workers", "2")
     before = json.loads(get(cluster.url, "/demo/hit")[1])["redis"]["hits"]
-    fire = load(cluster.url, "/demo/hit", clients=4)
+    fire = load(cluster.url, "/demo/hit", clients=4, keep_alive=keep_alive)
     for _ in range(3):
         first = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
         os.kill(first[0], signal.SIGKILL)

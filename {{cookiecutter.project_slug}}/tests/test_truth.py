@@ -5,6 +5,8 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 
 def test_each_workers_memory_is_a_part_and_redis_is_the_whole(serve: Any, get: Any) -> None:
     cluster = serve("--workers", "2")
@@ -24,6 +26,19 @@ def test_each_workers_memory_is_a_part_and_redis_is_the_whole(serve: Any, get: A
     assert sum(memory.values()) == n + 1  # the first request counted too
     assert all(counted < n for counted in memory.values())
     assert sorted(answer["redis"]["hits"] for answer in answers) == list(range(before + 1, before + n + 1))
+
+
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
+def test_redis_is_exact_when_nobody_is_killed(
+    serve: Any, get: Any, load: Any, eventually: Any, keep_alive: bool
+) -> None:
+    cluster = serve("--workers", "2")
+    before = json.loads(get(cluster.url, "/demo/hit")[1])["redis"]["hits"]
+    fire = load(cluster.url, "/demo/hit", clients=4, keep_alive=keep_alive)
+    eventually(lambda: fire.seen["ok"] >= 500)
+    seen = fire.stop()
+    after = json.loads(get(cluster.url, "/demo/hit")[1])["redis"]["hits"]
+    assert seen["ok"] == seen["sent"] == after - before - 1
 
 
 def test_a_session_is_followed_across_workers(serve: Any, get: Any) -> None:

@@ -57,7 +57,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
         if value is not None:
             os.environ[name] = value
     settings = read_settings(target)
-    log.set_up()
+    log.set_up(settings.log_level)
     if target == OWN_APP and not handover.under_way():
         require_redis(settings)
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.usable()

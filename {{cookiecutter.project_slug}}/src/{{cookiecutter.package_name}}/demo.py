@@ -57,7 +57,7 @@ def own_cluster(requests: int, workers: int, chaos: bool) -> bool:
     Raises RedisServerError or NoAnswerError.
     """
     with contextlib.ExitStack() as stack:
-        environ = {**development(stack.enter_context(redis_server())), "LINGER": "0"}
+        environ = {**development(stack.enter_context(redis_server())), "LINGER": "0", "LOG_LEVEL": "warning"}
         try:
             running = stack.enter_context(cluster(environ, "--workers", str(workers), port=PORT))
         except OSError:

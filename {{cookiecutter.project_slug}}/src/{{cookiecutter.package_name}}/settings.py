@@ -34,6 +34,7 @@ class Settings:
     drain_delay: float
     linger: float
     hang_timeout: float
+    log_level: str
     session_idle: float
     session_absolute: float
 
@@ -71,6 +72,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         drain_delay=number("DRAIN_DELAY", 0.0),
         linger=number("LINGER", 5.0),
         hang_timeout=number("HANG_TIMEOUT", 30.0),
+        log_level=_parsed(env, "LOG_LEVEL", "INFO", _log_level, "debug, info, warning or error"),
         session_idle=number("SESSION_IDLE", 14 * 86400.0),
         session_absolute=number("SESSION_ABSOLUTE", 90 * 86400.0),
     )
@@ -108,6 +110,12 @@ def _switch(text: str) -> bool:
         return {"on": True, "off": False}[text.lower()]
     except KeyError:
         raise ValueError(text) from None
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise ValueError(text)
+    return text.upper()
 
 
 def _secret_keys(env: Mapping[str, str], app_env: str) -> tuple[str, ...]:

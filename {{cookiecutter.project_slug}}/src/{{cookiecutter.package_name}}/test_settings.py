@@ -39,6 +39,7 @@ def test_the_demo_is_off_in_production_and_on_in_development() -> None:
         ("GRACEFUL_TIMEOUT", "nan"),
         ("REDIS_TIMEOUT", "inf"),
         ("DEMO", "yes"),
+        ("LOG_LEVEL", "loud"),
     ],
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:

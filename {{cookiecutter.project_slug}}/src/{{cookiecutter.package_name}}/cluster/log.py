@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 _identity = {"who": "primary"}
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Send every logger to stderr. Called once, before the first fork."""
+def set_up(level: str) -> None:
+    """Send every logger to stderr, from `level` ("INFO" and the like) on. Called once, before the first fork."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Text() if sys.stderr.isatty() else _Json())
     root = logging.getLogger()
