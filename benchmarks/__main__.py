@@ -15,8 +15,10 @@ from . import machine, redis_server, report, setup, suites
 from .context import Context
 from .peers import PEERS
 from .redis_server import RedisServer
+from .server import ServerError
 
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
+WIDTH = 160  # columns, where there is no terminal to ask
 
 
 def main() -> int:
@@ -37,9 +39,14 @@ def main() -> int:
     with RedisServer() as redis:
         rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
         context = Context(rounds, arguments.quick, peers, redis, missing, console)
+        failed = False
         for name in arguments.suites or found:
-            measure(name, found, context)
-    return 0
+            try:
+                measure(name, found, context)
+            except ServerError as error:  # the other suites still have something to say
+                console.print(f"error: {name}: {error}", markup=False)
+                failed = True
+    return int(failed)
 
 
 def measure(name: str, found: dict[str, ModuleType], context: Context) -> None:
@@ -59,7 +66,7 @@ def measure(name: str, found: dict[str, ModuleType], context: Context) -> None:
         "results": results,
     }
     report.save(report.folder(context.quick), name, entry, found)
-    terminal = Console()
+    terminal = Console(width=None if sys.stdout.isatty() else WIDTH)
     for table in found[name].table(results):
         terminal.print(table.rich(), "")
 
@@ -89,4 +96,7 @@ def parse_arguments(found: dict[str, ModuleType]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; everything that was started is stopped")

@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .http1 import Answer, BrokenError, Connection
@@ -100,7 +100,7 @@ class _Load:
         self.keep_alive, self.timeout = keep_alive, timeout
         self.cookies = itertools.cycle(cookies) if cookies else itertools.repeat(None)
         self.headers = dict(headers or {}) | ({} if keep_alive else {"Connection": "close"})
-        self.left: itertools.repeat[None] | object
+        self.left: Iterator[object]
         self.until = 0.0
 
     async def keep_busy(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,7 +48,9 @@ def _cpu_model() -> str:
 
 
 def _says(command: str, flag: str) -> str:
+    """The first version number that it prints; nothing if it is not there."""
     if not shutil.which(command):
         return ""
     done = subprocess.run([command, flag], capture_output=True, text=True)
-    return (done.stdout or done.stderr).splitlines()[0].strip()
+    found = re.search(r"\d+(\.\d+)+", done.stdout or done.stderr)
+    return found[0] if found else ""

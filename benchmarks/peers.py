@@ -1,5 +1,6 @@
 """Who is measured, and the command of each. Knows no process; `server.py` starts them."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Peer:
         return APPS if self.python else NODE_APP
 
     def installed(self) -> bool:
-        return self.installed_as.exists()
+        return shutil.which(self.executable) is not None and self.installed_as.exists()
 
 
 def _python_peer(name: str, *arguments: str) -> Peer:

@@ -47,6 +47,7 @@ class RedisServer:
 
     def restart(self) -> None:
         """Start it, empty; returns when it answers."""
+        self._asked = 0
         binary = find()
         assert binary is not None, "prepare() says what is missing"
         command = [binary, "--bind", HOST, "--port", str(self.port), "--save", "", "--appendonly", "no"]
@@ -79,12 +80,14 @@ class RedisServer:
         return procfs.cpu_seconds(self.pid)
 
     def commands(self) -> int:
-        """Commands processed so far; what a script calls counts, too."""
-        return int(self._info("stats")["total_commands_processed"])
+        """Commands processed so far; what a script calls counts, too. Our own questions do not."""
+        asked = self._asked
+        return int(self._info("stats")["total_commands_processed"]) - asked
 
-    def round_trips(self) -> int:
-        """Reads from clients so far: one for a command sent alone, one for all that came in one write."""
-        return int(self._info("stats")["total_reads_processed"])
+    def reads(self) -> int:
+        """Reads from clients so far: one for a command sent alone, one for all that came in one write. Not ours."""
+        own = 2 * self._asked + 1  # each question and its connection's end, and the question that is being asked
+        return int(self._info("stats")["total_reads_processed"]) - own
 
     def memory_bytes(self) -> int:
         return int(self._info("memory")["used_memory"])
@@ -109,4 +112,5 @@ class RedisServer:
             stream.write(f"{command}\r\n".encode())
             stream.flush()
             head = stream.readline().decode().strip()
+            self._asked += 1
             return stream.read(int(head[1:])).decode() if head.startswith("$") else head

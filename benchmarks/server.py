@@ -44,6 +44,7 @@ class Server:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.launched = 0.0  # monotonic
+        self._exited_cpu = 0.0
         self._command = peer.command(self.port, workers, app)
         self._own_environ = {**peer.environ(self.port, workers, app), "REDIS_URL": redis_url, **(environ or {})}
         self._wait = wait
@@ -104,9 +105,17 @@ class Server:
         except OSError:
             return False
 
+    def newcomers(self, known: set[int], count: int, deadline: float) -> list[float]:
+        """Wait for `count` ready workers that are not among `known`; return when each was ready. Raises ServerError.
+
+        Not for a number of workers: one that was just killed may still be counted.
+        """
+        self.wait_until(lambda: len(self.workers() - known) >= count, deadline, f"no {count} new workers")
+        return sorted(when for pid, when in self.ready_times().items() if pid not in known)
+
     def cpu_seconds(self) -> float:
         """CPU used so far by all its processes, the dead included that were waited for."""
-        return sum(map(procfs.cpu_seconds, self.pids()))
+        return sum(map(procfs.cpu_seconds, self.pids())) + self._exited_cpu
 
     def pss_bytes(self) -> int:
         return sum(map(procfs.pss_bytes, self.pids()))
@@ -117,10 +126,13 @@ class Server:
 
     def exit_code(self, deadline: float) -> int | None:
         """Wait up to `deadline` seconds for the primary; None if it still runs."""
-        try:
-            return self.process.wait(deadline)
-        except subprocess.TimeoutExpired:
-            return None
+        until = time.monotonic() + deadline
+        while self.process.returncode is None and procfs.stat(self.pid)[0] != "Z":
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.005)
+        self._exited_cpu = self._exited_cpu or procfs.cpu_seconds(self.pid)  # what it used is gone once it is reaped
+        return self.process.wait()
 
     def wait_until(self, condition: Callable[[], bool], deadline: float, otherwise: str) -> float:
         """Wait for `condition`, up to `deadline` seconds; return the monotonic time. Raises ServerError."""

@@ -17,7 +17,7 @@ class Table:
     def rich(self) -> RichTable:
         table = RichTable(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", no_wrap=not number)
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -1,10 +1,12 @@
 """How fast, at what cost: requests per second, latency, CPU of the servers and of Redis, round trips."""
 
+import asyncio
 from typing import Any
 
-from .. import wrk
+from .. import load, wrk
 from ..context import Context, interleaved
 from ..peers import Peer
+from ..server import Server
 from ..stats import ratio, spread, summaries
 from ..tables import Table
 
@@ -13,8 +15,14 @@ NAME = "throughput"
 PATHS = ("/plain", "/session", "/counter")
 CONNECTIONS = (8, 32, 128)
 WORKERS = 2
-SECONDS, QUICK_SECONDS = 5, 1
+SECONDS, QUICK_SECONDS = 3, 1
+ALONE, TRIES = 20, 4  # requests one after the other, to count round trips: under load a client may send several as one
 VISITORS = 512  # different sessions; more than connections, so that two seldom meet in one
+
+NOTE = (
+    "CPU for each request: of all server processes, and of Redis. Trips: how often a request that is alone waits for "
+    "Redis; reads: how often Redis read from a client for each request, under load."
+)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -34,16 +42,16 @@ def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str,
     seconds = QUICK_SECONDS if context.quick else SECONDS
     with context.start(peer, workers=WORKERS) as server:
         cookies = wrk.make_sessions(server.url, VISITORS)
-        for path in PATHS:  # every connection pool and code path is warm before anything counts
-            wrk.run(server.url + path, max(counts), 1, cookies if path == "/session" else ())
         cases = {}
         for path in PATHS:
+            visitors = cookies if path == "/session" else []
+            wrk.run(server.url + path, max(counts), 1, visitors)  # pools and code are warm before anything counts
+            trips = _round_trips(context, server.url, path, visitors)
             for count in counts:
-                redis = context.redis
-                before = (server.cpu_seconds(), redis.cpu_seconds(), redis.round_trips())
-                seen = wrk.run(server.url + path, count, seconds, cookies if path == "/session" else ())
-                after = (server.cpu_seconds(), redis.cpu_seconds(), redis.round_trips())
-                cpu, redis_cpu, trips = ((b - a) / max(seen.requests, 1) for a, b in zip(before, after, strict=True))
+                before = _spent(context, server)
+                seen = wrk.run(server.url + path, count, seconds, visitors)
+                spent = [b - a for a, b in zip(before, _spent(context, server), strict=True)]
+                cpu, redis_cpu, reads = (each / max(seen.requests, 1) for each in spent)
                 cases[f"{path}, {count} connections"] = {
                     "requests_per_second": seen.per_second,
                     "p50_ms": seen.p50,
@@ -51,13 +59,28 @@ def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str,
                     "server_cpu_us": cpu * 1e6,
                     "redis_cpu_us": redis_cpu * 1e6,
                     "round_trips": trips,
+                    "redis_reads": reads,
                     "errors": seen.errors,
                 }
     return cases
 
 
+def _spent(context: Context, server: Server) -> tuple[float, float, float]:
+    return server.cpu_seconds(), context.redis.cpu_seconds(), context.redis.reads()
+
+
+def _round_trips(context: Context, url: str, path: str, visitors: list[str]) -> float:
+    """How often one request, alone, waits for Redis. The least of some: a worker's first one has to connect."""
+    counts = []
+    for _ in range(TRIES):
+        before = context.redis.reads()
+        asyncio.run(load.run(url, path, 1, requests=ALONE, cookies=visitors))
+        counts.append((context.redis.reads() - before) / ALONE)
+    return min(counts)
+
+
 def table(results: dict[str, Any]) -> list[Table]:
-    columns = ["", "req/s", "of ours", "p50 ms", "p99 ms", "CPU us", "Redis CPU us", "round trips", "errors"]
+    columns = ["", "req/s", "of ours", "p50 ms", "p99 ms", "CPU us", "Redis CPU us", "trips", "reads", "errors"]
     tables = []
     for case, peers in results.items():
         found = Table(f"{case}, {WORKERS} workers", columns)
@@ -74,8 +97,10 @@ def table(results: dict[str, Any]) -> list[Table]:
                     spread(figures["server_cpu_us"]),
                     spread(figures["redis_cpu_us"], 1),
                     f"{figures['round_trips']['median']:.2f}",
+                    f"{figures['redis_reads']['median']:.2f}",
                     f"{sum(figures['errors']['values']):.0f}",
                 ]
             )
         tables.append(found)
+    tables[-1].note = NOTE
     return tables

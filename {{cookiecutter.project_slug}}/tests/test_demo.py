@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
@@ -21,6 +22,30 @@ def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:
     pids = re.findall(r"^[0-3] +(\d+)", ended.stdout, re.M)
     assert len(pids) > 1
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_in_a_terminal_the_demo_serves_on_until_ctrl_c(get: Any, eventually: Any, tmp_path: Path) -> None:
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-m", PACKAGE.name, "demo", "--requests", "20"]
+    process = subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, start_new_session=True)
+    os.close(other_end)
+    shown = ""
+
+    def address() -> str:
+        nonlocal shown
+        shown += os.read(terminal, 4096).decode(errors="replace")
+        found = re.search(r"Open (http://[0-9.:]+) to see it in a browser\. Ctrl-C stops it\.", shown)
+        return found[1] if found else ""
+
+    try:
+        assert get(eventually(address), "/")[0] == 200
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        os.close(terminal)
 
 
 def test_the_demo_survives_chaos(cli: Any) -> None:
