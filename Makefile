@@ -8,7 +8,7 @@ PIP := PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-che
 DOTS := awk '{ printf "."; fflush() } END { print " done" }'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake test lint format clean
+.PHONY: help demo bake bench test lint format clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -24,15 +24,18 @@ bake: .venv/bake ## Generate the default project into build/
 	@! cmp -s build/before $(BAKE)/pyproject.toml || mv build/before $(BAKE)/pyproject.toml
 	@echo 'Baked $(BAKE)'
 
+bench: .venv/bench ## Measure a bake beside its peers: all, or make bench SUITES="reload stop"
+	@$(BIN)/python -m benchmarks $(SUITES)
+
 test: lint ## Everything CI runs: lint, and what comes out of a bake on every Python found
 	@$(BIN)/pytest -n 2 --dist loadgroup --durations=10
 
 lint: .venv/dev ## Style and format, of the template's sources in place too
-	@$(BIN)/ruff check hooks tests
+	@$(BIN)/ruff check benchmarks hooks tests
 	@$(BIN)/ruff format --check --config pyproject.toml .
 
 format: .venv/dev ## Mend style and format
-	@$(BIN)/ruff check --fix hooks tests
+	@$(BIN)/ruff check --fix benchmarks hooks tests
 	@$(BIN)/ruff format --config pyproject.toml .
 
 clean: ## Remove what was installed, baked and cached
@@ -47,6 +50,10 @@ clean: ## Remove what was installed, baked and cached
 
 .venv/bake: pyproject.toml | .venv/pip
 	@set -o pipefail; printf 'Installing cookiecutter '; $(PIP) --group bake | $(DOTS)
+	@touch $@
+
+.venv/bench: pyproject.toml | .venv/pip
+	@set -o pipefail; printf 'Installing the runner of the benchmarks '; $(PIP) --group bench | $(DOTS)
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/pip

@@ -105,8 +105,6 @@ class Worker(uvicorn.Server):
             os.write(self.seat.doorbell, b"!")
 
     async def _attach(self, connection: socket.socket) -> None:
-        # Written before the next accept, so that siblings see the burst as it is taken.
-        self.row[scoreboard.CONNECTIONS] = self._connections()
         await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
 
     def _protocol(self) -> asyncio.Protocol:
@@ -115,7 +113,9 @@ class Worker(uvicorn.Server):
         )
 
     def _connections(self) -> int:
-        return len(self.server_state.connections) + len(self.acceptor.attaching)
+        """How many are open; siblings see it on the board at once, also in the middle of a burst."""
+        count = self.row[scoreboard.CONNECTIONS] = len(self.server_state.connections) + len(self.acceptor.attaching)
+        return count
 
     async def on_tick(self, counter: int) -> bool:
         self._beat()
@@ -127,7 +127,7 @@ class Worker(uvicorn.Server):
         if self._ticked:
             row[scoreboard.LAG] = max(0, now - self._ticked - int(TICK * 1e9))
         self._ticked = now
-        row[scoreboard.CONNECTIONS] = self._connections()
+        self._connections()
         row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
         row[scoreboard.REQUESTS] = self.server_state.total_requests
         row[scoreboard.RSS] = _resident_bytes()
