@@ -43,8 +43,6 @@ def read_settings(target: str = OWN_APP) -> Settings:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Run this app, or any ASGI app, on every core."""
-    if sys.platform == "win32":
-        fail("a cluster forks, which Windows cannot. Use Docker, or WSL.")
 
 
 @main.command()

@@ -42,7 +42,8 @@ class SessionMiddleware:
             await self._http(scope, receive, send, session)
         else:
             await self.app(scope, receive, send)
-            await store.save(session)
+            if session.id is not None:  # a new one could not be found again: no cookie can be set any more
+                await store.save(session)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, session: Session) -> None:
         store: SessionStore = scope["state"][self.state]

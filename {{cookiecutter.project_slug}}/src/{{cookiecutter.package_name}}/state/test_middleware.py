@@ -96,6 +96,13 @@ def test_a_websocket_has_the_same_session(client: TestClient) -> None:
     assert client.get("/count").json() == {"n": 3}
 
 
+def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, redis_url: str) -> None:
+    with client.websocket_connect("/socket") as websocket:
+        assert websocket.receive_json() == {"n": 1}
+    assert client.get("/look").json() == {}
+    assert "session" not in client.cookies
+
+
 def test_redis_away_is_503_and_never_logged_out() -> None:
     with TestClient(app("unix:///nowhere/redis.sock", secure=False), cookies={"session": "any.thing"}) as client:
         assert client.get("/count").status_code == 503
