@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -45,9 +46,9 @@ async def socket(websocket: WebSocket) -> None:
 def app(url: str, secure: bool) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        redis = connect(url, 0.5)
-        yield {"sessions": SessionStore(redis, [KEY])}
-        await redis.aclose()
+        client = connect(url, 0.5)
+        yield {"sessions": SessionStore(client, [KEY])}
+        await client.aclose()
 
     session = [Middleware(SessionMiddleware, secure=secure)]
     routes = [Route(f"/{each.__name__}", each, middleware=session) for each in (count, look, logout)]
@@ -97,10 +98,11 @@ def test_a_websocket_has_the_same_session(client: TestClient) -> None:
 
 
 def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, redis_url: str) -> None:
-    with client.websocket_connect("/socket") as websocket:
-        assert websocket.receive_json() == {"n": 1}
-    assert client.get("/look").json() == {}
-    assert "session" not in client.cookies
+    with redis.Redis.from_url(redis_url) as database:
+        before = database.dbsize()
+        with client.websocket_connect("/socket") as websocket:
+            assert websocket.receive_json() == {"n": 1}
+        assert database.dbsize() == before
 
 
 def test_redis_away_is_503_and_never_logged_out() -> None:
