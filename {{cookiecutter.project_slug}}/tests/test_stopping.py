@@ -4,10 +4,13 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket
 
 
 def connect(url: str) -> socket.socket:
@@ -54,6 +57,38 @@ def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.send_signal(number)
     assert answer.result()[0] == 200
+    assert cluster.process.wait(20) == 0
+
+
+def test_a_request_in_flight_is_told_to_close_also_when_it_began_long_before(
+    serve: Any, snapshot: Any, eventually: Any
+) -> None:
+    cluster = serve("--workers", "1")
+    with connect(cluster.url) as client:
+        client.sendall(b"GET /demo/slow?ms=3000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: in_flight(snapshot(cluster)))
+        # uvicorn makes its default headers anew each second: this request holds older ones.
+        requests_began = snapshot(cluster).workers[0].age_s
+        eventually(lambda: snapshot(cluster).workers[0].age_s > requests_began + 1.5)
+        cluster.process.terminate()
+        assert b"connection: close" in client.recv(4096)
+
+
+def test_a_websocket_is_told_1012_and_does_not_hold_the_stop(serve: Any, eventually: Any, tmp_path: Path) -> None:
+    (tmp_path / "sockets.py").write_text(
+        "from starlette.applications import Starlette\n"
+        "from starlette.routing import WebSocketRoute\n"
+        "async def echo(websocket):\n"
+        "    await websocket.accept()\n"
+        "    await websocket.receive()\n"
+        "app = Starlette(routes=[WebSocketRoute('/', echo)])\n"
+    )
+    cluster = serve("--app", "sockets:app", "--workers", "1", PYTHONPATH=str(tmp_path), LINGER="30")
+    with websocket(f"ws{cluster.url.removeprefix('http')}/") as client:
+        cluster.process.terminate()
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=20)
+        assert client.close_code == 1012
     assert cluster.process.wait(20) == 0
 
 

@@ -21,6 +21,7 @@ from time import monotonic_ns, sleep
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import log, scoreboard
 from .acceptor import Acceptor
@@ -139,8 +140,12 @@ class Worker(uvicorn.Server):
         deadline = loop.time() + self.seat.policy.graceful_timeout
         self._turn(State.DRAINING)
         await self.acceptor.stop(last=self.seat.board.draining)
-        # In place: requests in flight hold this very list, and their connections should close as well.
         self.server_state.default_headers.append((b"connection", b"close"))
+        # uvicorn's shutdown() tells a request in flight to close after its answer, a websocket 1012, and closes what
+        # is idle at once: those linger, because their client may just be sending.
+        for connection in list(self.server_state.connections):
+            if not _is_idle(connection):
+                connection.shutdown()
         await self._wait_until_idle(min(deadline, loop.time() + self.seat.policy.linger))
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -161,6 +166,13 @@ class Worker(uvicorn.Server):
         while (self.server_state.connections or self.server_state.tasks) and loop.time() < deadline:
             await asyncio.sleep(min(0.02, TICK))
             self._beat()
+
+
+def _is_idle(connection: object) -> bool:
+    """A kept-alive HTTP connection between two requests."""
+    return isinstance(connection, HttpToolsProtocol) and (
+        connection.cycle is None or connection.cycle.response_complete
+    )
 
 
 def _resident_bytes() -> int:
