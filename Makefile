@@ -24,8 +24,9 @@ bake: .venv/bake ## Generate the default project into build/
 	@! cmp -s build/before $(BAKE)/pyproject.toml || mv build/before $(BAKE)/pyproject.toml
 	@echo 'Baked $(BAKE)'
 
-bench: .venv/bench ## Measure a bake beside its peers: all, or make bench SUITES="reload stop"
+bench: .venv/bench ## Measure a bake beside its peers, into this README: all, or SUITES="reload stop"
 	@$(BIN)/python -m benchmarks $(SUITES)
+	@$(BIN)/python -m benchmarks.readme
 
 test: lint ## Everything CI runs: lint, and what comes out of a bake on every Python found
 	@$(BIN)/pytest -n 2 --dist loadgroup --durations=10

@@ -43,7 +43,8 @@ class Connection:
 
     async def closed_while_idle(self) -> bool:
         """Whether the server has closed it, as far as a careful client can know before it sends."""
-        await asyncio.sleep(0)  # lets the event loop look at the socket
+        for _ in range(2):  # once for the event loop to look at the socket, once to hear what it saw
+            await asyncio.sleep(0)
         return self._reader.at_eof() or self._reader.exception() is not None or self._writer.is_closing()
 
     async def get(self, path: str, cookie: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:

@@ -27,7 +27,7 @@ class ServerError(Exception):
 class Server:
     """`with Server(peer, redis.url, workers=4) as server:`; environ goes over everything else.
 
-    wait: until every worker is ready and /plain answers. Raises ServerError.
+    wait: until every worker is ready and /plain answers. port: to follow one that died there. Raises ServerError.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class Server:
         app: str = "app",
         environ: Mapping[str, str] | None = None,
         wait: bool = True,
+        port: int | None = None,
     ) -> None:
         self.peer = peer
         self.wanted = workers
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.launched = 0.0  # monotonic
         self._exited_cpu = 0.0

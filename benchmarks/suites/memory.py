@@ -1,0 +1,72 @@
+"""How much memory all processes of a server take, by the number of workers, with a light and a heavy app."""
+
+import asyncio
+from typing import Any
+
+from .. import load
+from ..context import Context
+from ..peers import PRELOADING, Peer
+from ..server import ServerError
+from ..stats import ratio
+from ..tables import Table
+
+NAME = "memory"
+
+WORKERS, QUICK_WORKERS = (1, 2, 4, 8, 16), (2, 8)
+COMPARED = 8  # workers; with them the heavy app is measured, too
+REQUESTS, CLIENTS = 1000, 32
+MIB = 2**20
+
+NOTE = (
+    f"PSS of the primary, its workers and helpers after {REQUESTS:,} requests to /plain, a connection each: "
+    "what processes share is divided among them. Measured once, as it hardly differs from round to round. "
+    "The heavy app is Python's alone."
+)
+
+
+def run(context: Context) -> dict[str, Any]:
+    peers = [*context.peers, *(peer for peer in PRELOADING if peer.installed())]
+    results: dict[str, dict[str, dict[str, float | str]]] = {"app": {}, "heavy": {}}
+    cases = [("app", count) for count in (QUICK_WORKERS if context.quick else WORKERS)] + [("heavy", COMPARED)]
+    for app, workers in cases:
+        for peer in peers:
+            if peer.python or app == "app":
+                context.say(f"memory, {app}, {workers} workers: {peer.name}")
+                found = _measure(context, peer, app, workers)
+                results[app].setdefault(peer.name, {})[str(workers)] = found  # json has no numbers for keys
+    return results
+
+
+def _measure(context: Context, peer: Peer, app: str, workers: int) -> float | str:
+    """MiB, or in words why there is no figure."""
+    try:
+        with context.start(peer, workers=workers, app=app) as server:
+            # A connection for each request: if they were kept, some workers might never see one. It also brings
+            # the full garbage collection that any worker meets in time, and that unshares what was preloaded.
+            seen = asyncio.run(load.run(server.url, "/plain", CLIENTS, requests=REQUESTS, keep_alive=False))
+            if failures := seen.failures():
+                return ", ".join(f"{count} {kind}" for kind, count in failures.items())
+            return server.pss_bytes() / MIB
+    except ServerError as error:
+        return str(error).partition(" Its log ends")[0]
+
+
+def table(results: dict[str, Any]) -> list[Table]:
+    light, heavy, compared = results["app"], results["heavy"], str(COMPARED)
+    counts = list(next(iter(light.values())))
+    found = Table("Memory, MiB, by the number of workers", ["", *counts, f"{compared}, of ours"], note=NOTE)
+    found.columns += [f"heavy app, {compared}", "of ours"]
+    for name, figures in light.items():
+        cells = [_cell(figures[count]) for count in counts] + [_ratio(light, name)]
+        cells += [_cell(heavy[name][compared]), _ratio(heavy, name)] if name in heavy else ["-", "-"]
+        found.rows.append([name, *cells])
+    return [found]
+
+
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.0f}"
+
+
+def _ratio(peers: dict[str, dict[str, float | str]], name: str) -> str:
+    value, ours = peers[name][str(COMPARED)], peers.get("ours", {}).get(str(COMPARED))
+    return ratio(value, ours) if isinstance(value, float) and isinstance(ours, float) else "-"
