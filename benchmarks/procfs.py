@@ -14,6 +14,12 @@ def stat(pid: int) -> list[str]:
         return []
 
 
+def lives(pid: int) -> bool:
+    """A zombie does not."""
+    fields = stat(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and of its children that it has waited for."""
     fields = stat(pid)

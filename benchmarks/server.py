@@ -98,7 +98,8 @@ class Server:
 
     def workers(self) -> set[int]:
         """Pids of the living workers that have got ready."""
-        return self.ready_times().keys() & set(self.pids())
+        # Only these are looked at: all of /proc takes 5 ms of CPU, and this is asked every 5 ms.
+        return {pid for pid in self.ready_times() if procfs.lives(pid)}
 
     def answers(self) -> bool:
         try:
