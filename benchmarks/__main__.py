@@ -43,7 +43,7 @@ def main() -> int:
         for name in arguments.suites or found:
             try:
                 measure(name, found, context)
-            except ServerError as error:  # the other suites still have something to say
+            except (ServerError, OSError) as error:  # the other suites still have something to say
                 console.print(f"error: {name}: {error}", markup=False)
                 failed = True
     return int(failed)

@@ -2,8 +2,8 @@
 
 A plain shared socket is uneven: whoever wakes first accepts the whole burst. So a worker takes no more than its
 share, which is what the least loaded worker on the board holds and a little more; above that it steps back for
-about a millisecond, then accepts a little all the same: fairness is a preference and never a reason to leave a
-client waiting.
+about two milliseconds, then accepts one all the same: fairness is a preference and never a reason to leave a client
+waiting.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
-STEP_BACK = 0.001  # seconds
+STEP_BACK = 0.002  # seconds
 # How far above the least loaded a share goes: 1, and a sixteenth. One alone, taken once in each round of a busy loop,
 # would leave the last of 128 clients waiting for some hundred rounds.
 LEEWAY = 16
@@ -80,9 +80,7 @@ class Acceptor:
 
     def _accept_after_all(self, listener: socket.socket) -> None:
         self._watch(listener)
-        some = 1 + self._mine() // LEEWAY
-        while some and self._accept(listener):
-            some -= 1
+        self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one connection; False if none was there to take."""
