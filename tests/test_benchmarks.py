@@ -2,13 +2,10 @@
 
 import json
 import re
-import sys
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
 from benchmarks import charts, readme
 
 PEERS = ("ours", "swift & <sure>", "node")

@@ -4,14 +4,11 @@ import asyncio
 import itertools
 import socket
 import struct
-import sys
 import time
 from contextlib import asynccontextmanager
 
 import pytest
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
 from benchmarks import http1, load
 
 
