@@ -17,6 +17,7 @@ class Worker:
     def __init__(self, listener: socket.socket) -> None:
         self.held: list[socket.socket] = []
         self.least = 0
+        self.one_more = asyncio.Event()
         self.acceptor = Acceptor([listener.dup()], self.hold, lambda: len(self.held) + self.pending, lambda: self.least)
 
     @property
@@ -25,6 +26,7 @@ class Worker:
 
     async def hold(self, connection: socket.socket) -> None:
         self.held.append(connection)
+        self.one_more.set()
 
     def close(self) -> None:
         for connection in self.held:
@@ -50,7 +52,8 @@ def clients(listener: socket.socket) -> Iterator[list[socket.socket]]:
 async def until_held(worker: Worker, count: int) -> None:
     async with asyncio.timeout(20):
         while len(worker.held) < count:
-            await asyncio.sleep(0)
+            worker.one_more.clear()
+            await worker.one_more.wait()
 
 
 async def test_a_lone_worker_takes_the_whole_burst(listener: socket.socket, clients: list[socket.socket]) -> None:
