@@ -155,9 +155,10 @@ class Primary:
                 continue
             row = self.board.row(child.row)
             if row[scoreboard.PID] == child.pid and row[scoreboard.STATE] > State.STARTING:
-                self.slots.ready(child.pid)
+                now = monotonic()
+                self.slots.ready(child.pid, now)
                 self.ever_ready = True
-                logger.info("%s ready after %.0f ms", child, (monotonic() - child.since) * 1000)
+                logger.info("%s ready after %.0f ms", child, (now - child.since) * 1000)
 
     def kill_the_overdue(self, now: float) -> None:
         for child in self.slots:
@@ -178,7 +179,7 @@ class Primary:
         row = self.board.row(child.row)
         if child.state is State.DRAINING or self.policy.hang_timeout is None or row[scoreboard.PID] != child.pid:
             return float("inf")
-        return max(row[scoreboard.BEAT] / 1e9, self.resumed_at) + self.policy.hang_timeout
+        return max(row[scoreboard.BEAT] / 1e9, child.greeted, self.resumed_at) + self.policy.hang_timeout
 
     def spawn_the_missing(self, now: float) -> None:
         if self.config is None or self.stopping:

@@ -29,6 +29,7 @@ class Child:
     row: int
     since: float
     state: State = State.STARTING
+    greeted: float = 0.0  # when it was seen to be ready: no earlier silence counts against it
     retired: bool = False  # it serves on, but its slot wants a successor
     deadline: float | None = None  # when the next, harsher signal is due
     aborted: bool = False
@@ -58,10 +59,11 @@ class Slots:
         """Forget a dead child; None if it was none of ours (an orphan that PID 1 inherits, a check)."""
         return self._children.pop(pid, None)
 
-    def ready(self, pid: int) -> None:
+    def ready(self, pid: int, now: float) -> None:
         child = self._children[pid]
         if child.state is State.STARTING:
             child.state = State.READY
+            child.greeted = now
             child.deadline = None
 
     def is_current(self, child: Child) -> bool:

@@ -53,7 +53,7 @@ def test_a_new_generation_misses_every_slot_and_spares_the_old_until_it_is_ready
     assert slots.surplus() == []
     new = started(slots, 0, State.STARTING)
     assert slots.surplus() == []
-    slots.ready(new.pid)
+    slots.ready(new.pid, now=1.0)
     assert [child.pid for child in slots.surplus()] == [100]
 
 
@@ -92,7 +92,7 @@ def test_a_late_ready_does_not_call_a_draining_worker_back() -> None:
     slots = full(1)
     child = next(iter(slots))
     child.state = State.DRAINING
-    slots.ready(child.pid)
+    slots.ready(child.pid, now=1.0)
     assert child.state is State.DRAINING
 
 
