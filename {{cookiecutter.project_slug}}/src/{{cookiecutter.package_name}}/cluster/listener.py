@@ -1,13 +1,26 @@
 """Binds, or takes over, the sockets that all workers share. Knows no worker and no request."""
 
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 BACKLOG = 2048
 HIGHEST_PORT = 65535
+
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+# struct sock_filter: code, jump if true, jump if false, k. The data begins at the TCP header (RFC 9293, 3.1).
+DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # yes: drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # no: take it whole
+)
 
 
 class BindError(Exception):
@@ -46,6 +59,22 @@ def describe(listener: socket.socket) -> str:
         return f"unix:{name}"
     host, port = name[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def hold_newcomers(listener: socket.socket) -> None:
+    """Let no further handshake begin on a shared TCP socket that is about to be closed (Linux; elsewhere nothing).
+
+    Between a worker's last accept() and the last close() the kernel would still complete handshakes, and then reset
+    them. With a classic BPF filter (socket(7), SO_ATTACH_FILTER) that drops what has the SYN bit, those clients try
+    again a second later, as TCP does, and are refused.
+    """
+    if sys.platform != "linux" or listener.family == socket.AF_UNIX:
+        return
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN)
+    kept = ctypes.create_string_buffer(program)
+    pointer = struct.pack("HP", len(DROP_SYN), ctypes.addressof(kept))
+    with suppress(OSError):  # a kernel without it closes as others do
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
 
 
 def unlink(listener: socket.socket) -> None:

@@ -74,6 +74,7 @@ class Resources:
     def close_listeners(self) -> None:
         while self.listeners:
             opened = self.listeners.pop()
+            listener.hold_newcomers(opened)
             if opened.family == socket.AF_UNIX and not opened.getsockname().startswith("\0"):
                 listener.unlink(opened)
             opened.close()

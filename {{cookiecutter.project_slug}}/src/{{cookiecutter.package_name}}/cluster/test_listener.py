@@ -1,11 +1,12 @@
 """Addresses, good and bad, on real sockets."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
-from .listener import BindError, describe, inherited, open_listener
+from .listener import BindError, describe, hold_newcomers, inherited, open_listener
 
 
 def test_a_tcp_listener_names_its_protocol_so_that_connections_get_nodelay() -> None:
@@ -58,6 +59,23 @@ def test_an_inherited_socket_is_used_as_it_is() -> None:
 def test_a_descriptor_that_is_no_socket_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(BindError, match="not an inherited socket"):
         inherited(file.fileno())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hold newcomers back")
+def test_newcomers_are_held_and_who_was_there_before_is_still_accepted() -> None:
+    with open_listener("127.0.0.1:0") as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address) as early, socket.socket() as late:
+            hold_newcomers(listener)
+            late.setblocking(False)
+            late.connect_ex(address)
+            early.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(10)
+                assert accepted.recv(5) == b"hello"
+            with pytest.raises(BlockingIOError):
+                listener.accept()
 
 
 @pytest.mark.parametrize("bind", ["", "8000", "host:port", "127.0.0.1:99999", "fd://x", "256.0.0.1:80", "unix:"])
