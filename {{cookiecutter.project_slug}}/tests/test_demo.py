@@ -84,6 +84,7 @@ def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventual
     before = touched.stat()
     try:
         eventually(lambda: "ready after" in started.read_text())
+        assert (tmp_path / "run" / "board").exists()  # what the user sets holds in dev, too
         assert get(f"http://127.0.0.1:{port}", "/demo/hit")[0] == 200
         eventually(lambda: "Watching " in started.read_text())
         os.utime(touched)

@@ -121,9 +121,8 @@ def dev(bind: str, workers: str) -> None:
     from .dev import dev as run_dev
     from .embedded import RedisServerError
 
-    chosen = {name: os.environ[name] for name in ("HANG_TIMEOUT", "SECRET_KEY", "DEMO") if name in os.environ}
     try:
-        sys.exit(run_dev(["--bind", bind, "--workers", workers], chosen))
+        sys.exit(run_dev(["--bind", bind, "--workers", workers]))
     except RedisServerError as error:
         fail(str(error))
 

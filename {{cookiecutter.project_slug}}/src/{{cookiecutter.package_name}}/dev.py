@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from .embedded import redis_server, stop
@@ -14,7 +13,7 @@ SOURCE = Path(__file__).parent
 LOOK_AGAIN_MS = 300  # at the cluster, between changes
 
 
-def dev(arguments: list[str], environ: Mapping[str, str]) -> int:
+def dev(arguments: list[str]) -> int:
     """Run `serve` with `arguments` until it ends or Ctrl-C; return its exit code. Raises RedisServerError."""
     try:
         from watchfiles import watch
@@ -24,7 +23,7 @@ def dev(arguments: list[str], environ: Mapping[str, str]) -> int:
         print(f"Redis: {redis_url}", file=sys.stderr)
         process = subprocess.Popen(
             command("serve", *arguments),
-            env={**development(redis_url), "HANG_TIMEOUT": "0", **environ, "REDIS_URL": redis_url},
+            env=environment(redis_url),
         )
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
@@ -43,6 +42,12 @@ def dev(arguments: list[str], environ: Mapping[str, str]) -> int:
             pass  # the cluster heard it too, and drains
         return stop_unless_interrupted_again(process)
     return 0
+
+
+def environment(redis_url: str) -> dict[str, str]:
+    """What the user has set holds, but for what makes it `dev`. Breakpoints look like hangs: off, unless asked for."""
+    own = development(redis_url)
+    return {**own, "HANG_TIMEOUT": "0", **os.environ, "APP_ENV": own["APP_ENV"], "REDIS_URL": redis_url}
 
 
 def stop_unless_interrupted_again(process: subprocess.Popen[bytes]) -> int:
