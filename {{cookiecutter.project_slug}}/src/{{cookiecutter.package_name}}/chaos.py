@@ -19,8 +19,6 @@ class Chaos:
     def __init__(self, pid: int, run_dir: Path) -> None:
         self.pid = pid
         self.run_dir = run_dir
-        self.kills = 0
-        self.reloads = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -34,11 +32,12 @@ class Chaos:
         self._thread.join()
 
     def _run(self) -> None:
+        blows = 0
         while not self._over.wait(PAUSE):
             ready = [worker.pid for worker in self._board.snapshot().workers if worker.state == "ready"]
-            if (self.kills + self.reloads) % RELOAD_EVERY == RELOAD_EVERY - 1:
+            if blows % RELOAD_EVERY == RELOAD_EVERY - 1:
                 os.kill(self.pid, signal.SIGHUP)
-                self.reloads += 1
+                blows += 1
             elif len(ready) > 1:
                 os.kill(random.choice(ready), signal.SIGKILL)
-                self.kills += 1
+                blows += 1
