@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -16,9 +18,9 @@ from .cluster.listener import BindError
 from .cluster.loading import LoadError, preload
 from .cluster.policy import Policy
 from .cluster.primary import NEVER_READY
-from .cluster.rundir import RunDir, RunDirError
-from .cluster.scoreboard import Board, BoardError, Snapshot
+from .cluster.rundir import RunDirError
 from .cluster.serve import serve as serve_cluster
+from .operate import OperateError, Running, table
 from .settings import Settings, SettingsError
 
 OWN_APP = f"{__package__}.app:create_app"
@@ -68,8 +70,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             count,
             _policy(settings),
             settings.run_dir,
-            access_log=False,
-            forwarded_allow_ips=settings.forwarded_allow_ips,
+            **_options(settings),
         )
     except LoadError as error:
         fail(str(error), NEVER_READY)
@@ -95,8 +96,20 @@ def _policy(settings: Settings) -> Policy:
         graceful_timeout=settings.graceful_timeout,
         drain_delay=settings.drain_delay,
         linger=settings.linger,
+        boot_timeout=settings.boot_timeout,
         hang_timeout=settings.hang_timeout or None,
+        max_requests=settings.max_requests,
+        max_growth=settings.max_rss_mb * 2**20,
     )
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "access_log": settings.access_log,
+        "forwarded_allow_ips": settings.forwarded_allow_ips,
+        "ssl_certfile": settings.tls_cert,
+        "ssl_keyfile": settings.tls_key,
+    }
 
 
 @main.command()
@@ -105,7 +118,7 @@ def check(target: str) -> None:
     """Find out whether `serve` would start: settings, app, Redis."""
     settings = read_settings(target)
     try:
-        preload(target)
+        preload(target, **_options(settings))
     except LoadError as error:
         fail(str(error), NEVER_READY)
     if target == OWN_APP:
@@ -146,30 +159,42 @@ def demo(url: str | None, requests: int, workers: int, chaos: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
+def status(as_json: bool, watch: bool) -> None:
     """Show the running cluster, as its scoreboard has it."""
-    run_dir = RunDir(read_settings("").run_dir)
-    owner = run_dir.owner()
-    if owner is None:
-        fail(f"no primary is running with RUN_DIR {run_dir.path}. Start one with: serve")
+    with operating() as running:
+        if watch:
+            running.watch(table)
+        else:
+            seen = running.snapshot()
+            click.echo(json.dumps(asdict(seen)) if as_json else table(seen))
+
+
+@main.command()
+def reload() -> None:
+    """Load the new code, with no request lost; exit 1, with the reason, if the old code serves on."""
+    with operating() as running:
+        running.reload()
+
+
+@main.command()
+@click.argument("workers", type=click.IntRange(1, settings_module.MOST_WORKERS))
+def scale(workers: int) -> None:
+    """Have so many WORKERS from now on."""
+    with operating() as running:
+        running.scale(workers)
+
+
+@main.command()
+def stop() -> None:
+    """Stop gracefully, and wait for it."""
+    with operating() as running:
+        running.stop()
+
+
+@contextmanager
+def operating() -> Iterator[Running]:
     try:
-        snapshot = Board.read(run_dir.board).snapshot()
-    except (OSError, BoardError) as error:
-        fail(f"the scoreboard {run_dir.board} cannot be read: {error}")
-    click.echo(json.dumps(asdict(snapshot)) if as_json else _table(snapshot))
-
-
-def _table(snapshot: Snapshot) -> str:
-    state = "draining" if snapshot.draining else "serving"
-    lines = [
-        f"primary {snapshot.primary} {state} for {snapshot.age_s:.0f} s, generation {snapshot.generation}, "
-        f"{snapshot.wanted} workers wanted, {snapshot.requests} requests, {snapshot.deaths} workers gone",
-        f"{'worker':<8}{'pid':>9}{'gen':>5}  {'state':<9}{'age s':>8}{'conns':>7}{'in flight':>11}"
-        f"{'requests':>10}{'MiB':>7}{'lag ms':>8}",
-    ]
-    lines += [
-        f"{row.slot:<8}{row.pid:>9}{row.generation:>5}  {row.state:<9}{row.age_s:>8.0f}{row.connections:>7}"
-        f"{row.in_flight:>11}{row.requests:>10}{row.rss_bytes / 2**20:>7.0f}{row.lag_ms:>8.1f}"
-        for row in snapshot.workers
-    ]
-    return "\n".join(lines)
+        yield Running(read_settings("").run_dir)
+    except OperateError as error:
+        fail(str(error))

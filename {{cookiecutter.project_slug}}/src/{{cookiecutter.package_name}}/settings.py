@@ -33,8 +33,14 @@ class Settings:
     graceful_timeout: float
     drain_delay: float
     linger: float
+    boot_timeout: float
     hang_timeout: float
+    max_requests: int
+    max_rss_mb: int
     log_level: str
+    access_log: bool
+    tls_cert: str | None
+    tls_key: str | None
     session_idle: float
     session_absolute: float
 
@@ -52,6 +58,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     app_env = env.get("APP_ENV") or PRODUCTION
     if app_env not in (PRODUCTION, DEVELOPMENT):
         raise SettingsError(f"APP_ENV is {app_env!r}; it must be {PRODUCTION} or {DEVELOPMENT}.")
+
+    if env.get("TLS_KEY") and not env.get("TLS_CERT"):
+        raise SettingsError("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
 
     def number(name: str, default: float) -> float:
         return float(_parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
@@ -71,8 +80,14 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         graceful_timeout=number("GRACEFUL_TIMEOUT", 30.0),
         drain_delay=number("DRAIN_DELAY", 0.0),
         linger=number("LINGER", 5.0),
+        boot_timeout=number("BOOT_TIMEOUT", 60.0),
         hang_timeout=number("HANG_TIMEOUT", 30.0),
+        max_requests=_parsed(env, "MAX_REQUESTS", 0, _count, "a whole number, 0 or more"),
+        max_rss_mb=_parsed(env, "MAX_RSS_MB", 0, _count, "a whole number, 0 or more"),
         log_level=_parsed(env, "LOG_LEVEL", "INFO", _log_level, "debug, info, warning or error"),
+        access_log=_parsed(env, "ACCESS_LOG", False, _switch, "on or off"),
+        tls_cert=env.get("TLS_CERT") or None,
+        tls_key=env.get("TLS_KEY") or None,
         session_idle=number("SESSION_IDLE", 14 * 86400.0),
         session_absolute=number("SESSION_ABSOLUTE", 90 * 86400.0),
     )
@@ -103,6 +118,12 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
 
 
 def _switch(text: str) -> bool:

@@ -46,8 +46,8 @@ class Acceptor:
         for listener in self._listeners:
             self._watch(listener)
 
-    async def stop(self, last: bool) -> None:
-        """Close our copies of the sockets and let pending attachments finish.
+    def stop(self, last: bool) -> None:
+        """Close our copies of the sockets; what is `attaching` goes on.
 
         In a reload the primary and the new workers still hold the sockets, and take what is queued. At the
         `last` stop nobody else will: so what is queued is accepted first, and what comes later is refused.
@@ -59,8 +59,11 @@ class Acceptor:
             while last and self._accept(listener):
                 pass
             listener.close()
-        if self.attaching:
-            await asyncio.wait(self.attaching)
+
+    def give_up(self) -> None:
+        """Drop the connections that are still attaching: TLS clients who never finish their handshake."""
+        for task in self.attaching:
+            task.cancel()
 
     def _watch(self, listener: socket.socket) -> None:
         self._waiting.pop(listener, None)
@@ -101,6 +104,6 @@ class Acceptor:
     async def _hand_over(self, connection: socket.socket) -> None:
         try:
             await self._attach(connection)
-        except Exception as error:  # a client that left, a TLS handshake that failed: theirs, not ours
-            logger.debug("connection not attached: %s", error)
+        except (Exception, asyncio.CancelledError) as error:  # a client that left, a TLS handshake that failed: theirs
+            logger.debug("connection not attached: %r", error)
             connection.close()

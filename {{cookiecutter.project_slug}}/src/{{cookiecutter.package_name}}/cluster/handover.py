@@ -1,7 +1,8 @@
 """What survives when the primary re-executes itself: same pid, same sockets, same board, same children.
 
 The baton travels in one environment variable, its file descriptors by number. Before the race is run the new
-code is checked in a child, which is the same command line with "check" in that variable.
+code is checked in a child, which is the same command line with "check" and our version in that variable: code that
+keeps another board or takes another baton cannot take over, and says so while the old one still serves.
 """
 
 import json
@@ -9,10 +10,13 @@ import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+from .scoreboard import VERSION
+
 VARIABLE = "CLUSTER_HANDOVER"
-CHECK = "check"
+CHECK = "check "
 
 
 @dataclass
@@ -39,15 +43,21 @@ def under_way() -> bool:
 
 def is_check() -> bool:
     """True in the child that only finds out whether the new code would start."""
-    return os.environ.get(VARIABLE) == CHECK
+    return os.environ.get(VARIABLE, "").startswith(CHECK)
 
 
-def start_check() -> int:
-    """Run this very command line as a check; return the pid. Its errors go to our stderr."""
+def fits() -> bool:
+    """In a check: True if the code that serves now could hand over to this."""
+    return os.environ[VARIABLE] == f"{CHECK}{VERSION}"
+
+
+def start_check(output: Path) -> int:
+    """Run this very command line as a check; return the pid. Its errors go to the file `output`."""
     return os.posix_spawn(
         sys.executable,
         sys.orig_argv,
-        {**os.environ, VARIABLE: CHECK},
+        {**os.environ, VARIABLE: f"{CHECK}{VERSION}"},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 2, output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)],
         setsigmask=(),
         setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     )

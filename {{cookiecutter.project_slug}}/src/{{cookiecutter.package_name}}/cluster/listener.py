@@ -52,13 +52,13 @@ def inherited(fd: int) -> socket.socket:
     return listener
 
 
-def describe(listener: socket.socket) -> str:
+def describe(listener: socket.socket, scheme: str = "http") -> str:
     """The address as a person would type it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
     host, port = name[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def hold_newcomers(listener: socket.socket) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import uvicorn
 
+from .access import AccessLog
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,10 +21,10 @@ class LoadError(Exception):
     """The app cannot be loaded; the message says why, in one line."""
 
 
-def preload(target: str, **options: Any) -> uvicorn.Config:
+def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Config:
     """Import `target` ("module:attribute", an ASGI app or a factory without arguments) and uvicorn's own parts.
 
-    `options` go to uvicorn.Config. Raises LoadError.
+    access_log: write a line for each request. `options` go to uvicorn.Config. Raises LoadError.
     """
     config = uvicorn.Config(
         _find(target),
@@ -30,9 +32,15 @@ def preload(target: str, **options: Any) -> uvicorn.Config:
         http="httptools",
         log_config=None,
         server_header=False,
+        access_log=False,  # ours is cheaper and tells the milliseconds
         **options,
     )
-    config.load()
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
+    if access_log:
+        config.loaded_app = AccessLog(config.loaded_app)
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         logger.warning("importing %s started threads (%s): they do not survive the fork into workers", target, names)

@@ -5,19 +5,21 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from time import time
+from typing import Any
 
 _identity = {"who": "primary"}
+_terminal = sys.stderr.isatty()
 
 
 def set_up(level: str) -> None:
     """Send every logger to stderr, from `level` ("INFO" and the like) on. Called once, before the first fork."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Text() if sys.stderr.isatty() else _Json())
+    handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # uvicorn would say what the primary says already; an explicit level also spares its trace calls.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    hush_server(False)
 
 
 def identify(who: str) -> None:
@@ -25,24 +27,40 @@ def identify(who: str) -> None:
     _identity["who"] = who
 
 
-class _Text(logging.Formatter):
+def hush_server(hushed: bool) -> None:
+    """Let uvicorn speak of warnings and errors, or not at all.
+
+    Less than that the primary says already, and an explicit level spares its trace calls.
+    """
+    level = logging.CRITICAL if hushed else max(logging.WARNING, logging.getLogger().level)
+    logging.getLogger("uvicorn.error").setLevel(level)
+
+
+def access(method: str, path: str, status: int, ms: float, client: str) -> None:
+    """Write a line for one request. Not through `logging`: a record and its formatter would cost more than the line."""
+    if _terminal:
+        # As JSON, so that no path can begin a line of its own.
+        line = _text(time(), "ACCESS", f"{method} {json.dumps(path)} {status} {ms:.1f} ms {client}")
+    else:
+        line = _json(time(), "access", method=method, path=path, status=status, ms=round(ms, 1), client=client)
+    sys.stderr.write(line + "\n")
+
+
+class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        return f"{when} {record.levelname:<7} {_identity['who']} pid={os.getpid()}  {_message(self, record)}"
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        if _terminal:
+            return _text(record.created, record.levelname, message)
+        return _json(record.created, record.levelname.lower(), message=message)
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "who": _identity["who"],
-            "pid": os.getpid(),
-            "message": _message(self, record),
-        }
-        return json.dumps(line)
+def _text(when: float, level: str, message: str) -> str:
+    clock = datetime.fromtimestamp(when).strftime("%H:%M:%S")
+    return f"{clock} {level:<7} {_identity['who']} pid={os.getpid()}  {message}"
 
 
-def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    message = record.getMessage()
-    return f"{message}\n{formatter.formatException(record.exc_info)}" if record.exc_info else message
+def _json(when: float, level: str, **content: Any) -> str:
+    utc = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": utc, "level": level, "who": _identity["who"], "pid": os.getpid(), **content})

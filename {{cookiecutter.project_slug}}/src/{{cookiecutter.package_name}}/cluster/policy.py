@@ -8,13 +8,15 @@ from random import uniform
 class Policy:
     """Every patience of the cluster, in seconds.
 
-    boot_timeout: from fork until the worker must be ready (its lifespan complete and accepting).
+    boot_timeout: for a check, and from fork until the worker must be ready (its lifespan complete and accepting).
     boot_attempts: workers that may die before any was ever ready; then the primary gives up with exit code 3.
     graceful_timeout: how long a draining worker may finish what it began.
     drain_delay: how long the board says "draining", so that load balancers see it, before anything else happens.
     linger: how long a draining worker still answers on kept-alive connections, with `Connection: close`.
     hang_timeout: a worker without a heartbeat for this long is aborted; None leaves hung workers alone.
     abort_grace: from SIGABRT (which prints every thread's stack) to SIGKILL.
+    max_requests: after about so many (a tenth more or less) a worker asks for its successor; 0: never.
+    max_growth: bytes of resident memory beyond what it had when it was ready, likewise; 0: never.
     """
 
     boot_timeout: float = 60.0
@@ -24,6 +26,8 @@ class Policy:
     linger: float = 5.0
     hang_timeout: float | None = 30.0
     abort_grace: float = 1.0
+    max_requests: int = 0
+    max_growth: int = 0
 
     @property
     def drain_limit(self) -> float:
@@ -35,11 +39,12 @@ class Policy:
 class Backoff:
     """When the next worker of one slot may be forked.
 
-    The first death is answered at once; a slot whose workers keep dying young waits 0.1, 0.2, 0.4 ... 15 s, and
+    The first death is answered at once; a slot whose workers keep dying young waits 0.5, 2, 8 and then 15 s, and
     a worker that lived for `good_life` seconds clears the record. Jitter keeps the slots from dying in step.
     """
 
-    first: float = 0.1
+    first: float = 0.5
+    factor: float = 4.0
     ceiling: float = 15.0
     good_life: float = 60.0
     young_deaths: int = 0
@@ -52,6 +57,27 @@ class Backoff:
         self.young_deaths += 1
         delay = 0.0
         if self.young_deaths > 1:
-            delay = min(self.ceiling, self.first * 2.0 ** (self.young_deaths - 2)) * uniform(0.9, 1.1)
+            delay = min(self.ceiling, self.first * self.factor ** (self.young_deaths - 2)) * uniform(0.9, 1.1)
         self.not_before = now + delay
         return delay
+
+
+class Recycling:
+    """When one worker asks for a successor.
+
+    The number of requests is drawn once, so that workers who share the load fairly do not all leave together.
+    """
+
+    def __init__(self, policy: Policy, resident: int) -> None:
+        """resident: bytes of memory when the worker became ready."""
+        self._requests = policy.max_requests * uniform(0.9, 1.1)
+        self._resident = resident + policy.max_growth
+        self._policy = policy
+
+    def reason(self, requests: int, resident: int) -> str | None:
+        """Why it is time, or None: for so many requests answered and so many bytes resident."""
+        if self._policy.max_requests and requests >= self._requests:
+            return f"it answered {requests} requests"
+        if self._policy.max_growth and resident > self._resident:
+            return f"it grew to {resident // 2**20} MiB"
+        return None

@@ -16,6 +16,7 @@ import uvicorn
 
 from . import scoreboard, worker
 from .endings import as_asked, manner
+from .patience import NEVER, Patience
 from .policy import Backoff, Policy
 from .reloading import Reloading
 from .resources import Resources
@@ -24,7 +25,6 @@ from .slots import Child, Slots, State
 
 NEVER_READY = 3  # exit code
 FORK_RETRY = 1.0  # seconds
-OVERSLEPT = 0.25  # seconds; less than any sensible hang_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Primary:
         self.ever_ready = any(child.state is not State.STARTING for child in slots)
         self.boot_deaths = 0
         self.exit_code = 0
-        self.reloading = Reloading(resources, slots)
-        self.resumed_at = monotonic()
+        self.patience = Patience(resources.board, policy)
+        self.reloading = Reloading(resources, slots, policy)
         self.signals = SignalQueue()
         self.selector = DefaultSelector()
         self.selector.register(self.signals.reader, EVENT_READ)
@@ -59,7 +59,7 @@ class Primary:
         while True:
             now = monotonic()
             self.reap_the_dead(now)
-            self.greet_the_ready()
+            self.heed_the_bell()
             self.kill_the_overdue(now)
             self.stop_when_due(now)
             self.spawn_the_missing(now)
@@ -91,7 +91,7 @@ class Primary:
         logger.info("stopping: %d workers drain", len(self.slots))
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
-        self.board.cells[scoreboard.DRAINING] = 1
+        self.reloading.abandon()
 
     def stop_at_once(self) -> None:
         logger.info("stopping at once")
@@ -99,6 +99,7 @@ class Primary:
         self.stop_at = None
         self.slots.wanted = 0
         self.resources.close_listeners()
+        self.reloading.abandon()
         for child in self.slots:
             self.send(child, signal.SIGKILL)
 
@@ -140,6 +141,8 @@ class Primary:
             return
         delay = self.backoff.setdefault(child.slot, Backoff()).died(now, lived)
         logger.warning("%s %s after %.1f s, next one in %.1f s", child, manner(status), lived, delay)
+        if child.state is State.STARTING:
+            self.reloading.hear_of_a_worker(child, manner(status))
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_deaths += 1
             if self.boot_deaths >= self.policy.boot_attempts:
@@ -147,39 +150,35 @@ class Primary:
                 self.exit_code = NEVER_READY
                 self.stop_at_once()
 
-    def greet_the_ready(self) -> None:
+    def heed_the_bell(self) -> None:
+        """Some worker turned: got ready, or asks for a successor. The board says which."""
         with suppress(BlockingIOError):
             os.read(self.resources.doorbell[0], 4096)
         for child in self.slots:
-            if child.state is not State.STARTING:
-                continue
             row = self.board.row(child.row)
-            if row[scoreboard.PID] == child.pid and row[scoreboard.STATE] > State.STARTING:
+            if row[scoreboard.PID] != child.pid:
+                continue
+            if child.state is State.STARTING and row[scoreboard.STATE] > State.STARTING:
                 now = monotonic()
                 self.slots.ready(child.pid, now)
                 self.ever_ready = True
                 logger.info("%s ready after %.0f ms", child, (now - child.since) * 1000)
+            if row[scoreboard.STATE] == State.RETIRING:
+                self.slots.retiring(child.pid)
+        self.reloading.finish_when_complete()
 
     def kill_the_overdue(self, now: float) -> None:
+        self.reloading.kill_the_overdue_check(now)
         for child in self.slots:
             if child.deadline is not None and now >= child.deadline:
                 logger.error("%s is killed: it outlived its deadline", child)
                 child.deadline = None
                 self.send(child, signal.SIGKILL)
-            elif not child.aborted and now >= self.patience_ends(child):
+            elif not child.aborted and now >= self.patience.ends(child):
                 logger.error("%s is aborted: no heartbeat in time; its stacks follow", child)
                 child.aborted = True
                 child.deadline = now + self.policy.abort_grace
                 self.send(child, signal.SIGABRT)
-
-    def patience_ends(self, child: Child) -> float:
-        """When a silent child counts as hung, in monotonic seconds."""
-        if child.state is State.STARTING:
-            return max(child.since, self.resumed_at) + self.policy.boot_timeout
-        row = self.board.row(child.row)
-        if child.state is State.DRAINING or self.policy.hang_timeout is None or row[scoreboard.PID] != child.pid:
-            return float("inf")
-        return max(row[scoreboard.BEAT] / 1e9, child.greeted, self.resumed_at) + self.policy.hang_timeout
 
     def spawn_the_missing(self, now: float) -> None:
         if self.config is None or self.stopping:
@@ -191,7 +190,6 @@ class Primary:
     def spawn(self, slot: int, now: float) -> None:
         try:
             row = self.slots.free_row(scoreboard.ROWS)
-            self.board.reserve(row)
             with blocked():
                 pid = os.fork()
                 if pid == 0:
@@ -208,7 +206,8 @@ class Primary:
         try:
             self.signals.reset_in_child()
             self.selector.close()
-            seat = self.resources.seat(slot, self.slots.generation, row, self.policy)
+            again = self.backoff[slot].young_deaths > 0
+            seat = self.resources.seat(slot, self.slots.generation, row, self.policy, again)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             assert self.config is not None
             code = worker.run(self.config, seat)
@@ -230,26 +229,27 @@ class Primary:
     def wait(self, now: float) -> list[int]:
         """Sleep until something happens or is due; return the signals that came. Nothing is polled."""
         timeout = self.next_due() - monotonic()
-        self.selector.select(None if timeout == float("inf") else max(0.0, timeout))
-        if monotonic() - now > max(0.0, timeout) + OVERSLEPT:
-            # We ourselves were stopped or frozen, and so perhaps were the workers: no beat counts as missed.
-            self.resumed_at = monotonic()
+        self.selector.select(None if timeout == NEVER else max(0.0, timeout))
+        self.patience.woke(monotonic() - now, timeout)
         return self.signals.take()
 
     def next_due(self) -> float:
-        due = [self.patience_ends(child) for child in self.slots if not child.aborted]
+        due = [self.patience.ends(child) for child in self.slots if not child.aborted]
         due += [child.deadline for child in self.slots if child.deadline is not None]
-        if self.stop_at is not None:
-            due.append(self.stop_at)
+        due += [moment for moment in (self.stop_at, self.reloading.deadline) if moment is not None]
         if self.config is not None and not self.stopping:
             due += [self.backoff[slot].not_before for slot in self.slots.missing() if slot in self.backoff]
-        return min(due, default=float("inf"))
+        return min(due, default=NEVER)
 
     def write_header(self) -> None:
+        """Ours to tell, each time: a worker may have scribbled on it."""
         cells = self.board.cells
+        cells[scoreboard.FORMAT] = scoreboard.MAGIC
         cells[scoreboard.PRIMARY] = os.getpid()
         cells[scoreboard.GENERATION] = self.slots.generation
         cells[scoreboard.WANTED] = self.slots.wanted
+        cells[scoreboard.DRAINING] = self.stopping
+        cells[scoreboard.USED_ROWS] = 1 + max((child.row for child in self.slots), default=-1)
 
     def send(self, child: Child, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

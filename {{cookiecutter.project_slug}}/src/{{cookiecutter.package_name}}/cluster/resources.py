@@ -64,12 +64,13 @@ class Resources:
             children=[asdict(child) for child in slots],
         )
 
-    def seat(self, slot: int, generation: int, row: int, policy: Policy) -> Seat:
+    def seat(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> Seat:
         """In the child: let go of what is the primary's alone, and keep the rest."""
         os.close(self.lifeline[1])
         os.close(self.doorbell[0])
         os.close(self.lock)
-        return Seat(slot, generation, row, self.board, self.listeners, policy, self.lifeline[0], self.doorbell[1])
+        lifeline, doorbell = self.lifeline[0], self.doorbell[1]
+        return Seat(slot, generation, row, self.board, self.listeners, policy, lifeline, doorbell, again)
 
     def close_listeners(self) -> None:
         while self.listeners:

@@ -21,6 +21,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.board = path / "board"
+        self.check = path / "check"  # what the last check said
         self._lock = path / "lock"
 
     def prepare(self) -> None:
@@ -65,7 +66,7 @@ class RunDir:
         return None
 
     def remove(self) -> None:
-        for path in (self.board, self._lock):
+        for path in (self.board, self.check, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may hold what others put there
             self.path.rmdir()

@@ -7,18 +7,23 @@ room knows neither signals nor sockets.
 
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from time import monotonic_ns
 from typing import Self
 
-from .slots import State
+from .slots import ACCEPTING, State
 
-MAGIC = int.from_bytes(b"board-1\0", "little")
+VERSION = 2  # of this layout and of the handover's baton; to be raised with either
+MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # live workers at most, the old ones of a reload among them
 
 # The header's cells.
 FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS, DEATHS = range(10)
+RELOAD, RELOAD_AT = range(10, 12)
 HEADER_CELLS = 16
 
 # A row's cells. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
@@ -26,7 +31,24 @@ PID, SLOT, ROW_GENERATION, STATE, SINCE, BEAT, CONNECTIONS, IN_FLIGHT, REQUESTS,
 ROW_CELLS = 16
 
 STATE_NAMES = {state.value: state.name.lower() for state in State}
-SIZE = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)
+REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # why the last reload is where it is, in UTF-8
+REASON_BYTES = 512
+SIZE = REASON_AT + REASON_BYTES
+LARGEST = 2**64 - 1
+TORN_READS = 100  # tries for a snapshot between two changes
+
+
+class Reload(IntEnum):
+    """How far the last reload came."""
+
+    NONE = 0
+    CHECKING = 1
+    STARTING = 2
+    DONE = 3
+    REFUSED = 4
+
+
+RELOAD_NAMES = {outcome.value: outcome.name.lower() for outcome in Reload}
 
 
 class BoardError(Exception):
@@ -61,6 +83,9 @@ class Snapshot:
     draining: bool
     requests: int
     deaths: int
+    reload: str
+    reload_age_s: float
+    reload_reason: str
     workers: list[WorkerRow]
 
 
@@ -72,7 +97,8 @@ class Board:
             raise BoardError(f"{os.fstat(fd).st_size} bytes, expected {SIZE}")
         self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        self.cells = memoryview(mmap.mmap(fd, SIZE, access=access)).cast("Q")
+        self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
+        self.cells = self._bytes.cast("Q")
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -110,37 +136,48 @@ class Board:
         return bool(self.cells[DRAINING])
 
     def least_connections(self) -> int:
-        """Open connections of the least loaded ready worker: what fair accepting compares itself with."""
+        """Open connections of the least loaded accepting worker: what fair accepting compares itself with."""
         cells = self.cells
         least = 1 << 62
-        for start in range(HEADER_CELLS, HEADER_CELLS + cells[USED_ROWS] * ROW_CELLS, ROW_CELLS):
-            if cells[start + STATE] == State.READY and cells[start + CONNECTIONS] < least:
+        for start in _rows(cells):
+            if cells[start + STATE] in ACCEPTING and cells[start + CONNECTIONS] < least:
                 least = cells[start + CONNECTIONS]
         return least
-
-    def reserve(self, index: int) -> None:
-        """Primary: a worker is about to write to this row."""
-        self.cells[USED_ROWS] = max(self.cells[USED_ROWS], index + 1)
 
     def fold(self, index: int) -> None:
         """Primary: its worker died. Keep its count, clear its row; readers see both or neither."""
         row = self.row(index)
-        self.cells[SEQUENCE] += 1
-        self.cells[PAST_REQUESTS] += row[REQUESTS]
-        self.cells[DEATHS] += 1
-        for cell in range(ROW_CELLS):
-            row[cell] = 0
-        self.cells[SEQUENCE] += 1
+        with self._changing():
+            # A worker may have written anything at all; our arithmetic survives it.
+            self.cells[PAST_REQUESTS] = (self.cells[PAST_REQUESTS] + row[REQUESTS]) & LARGEST
+            self.cells[DEATHS] = (self.cells[DEATHS] + 1) & LARGEST
+            for cell in range(ROW_CELLS):
+                row[cell] = 0
+
+    def tell_reload(self, outcome: Reload, reason: str = "") -> None:
+        """Primary: how far the reload came, and why, for `status`."""
+        with self._changing():
+            self.cells[RELOAD], self.cells[RELOAD_AT] = outcome, monotonic_ns()
+            text = reason.encode()[:REASON_BYTES]
+            self._bytes[REASON_AT:] = text.ljust(REASON_BYTES, b"\0")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Odd while it lasts: readers take what is before or what is after (a seqlock, as in Linux)."""
+        sequence = self.cells[SEQUENCE] & ~1 & LARGEST
+        self.cells[SEQUENCE] = sequence | 1
+        yield
+        self.cells[SEQUENCE] = (sequence + 2) & LARGEST
 
     def snapshot(self) -> Snapshot:
-        while True:
+        for _ in range(TORN_READS):
             before = self.cells[SEQUENCE]
-            cells = memoryview(bytes(self.cells)).cast("Q")
+            copy = bytes(self._bytes)
             if before % 2 == 0 and self.cells[SEQUENCE] == before:
                 break
+        cells = memoryview(copy).cast("Q")
         now = monotonic_ns()
-        rows = (HEADER_CELLS + index * ROW_CELLS for index in range(cells[USED_ROWS]))
-        live = [cells[start : start + ROW_CELLS] for start in rows if cells[start + PID]]
+        live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
         workers = [
             WorkerRow(
                 pid=row[PID],
@@ -165,8 +202,16 @@ class Board:
             draining=bool(cells[DRAINING]),
             requests=cells[PAST_REQUESTS] + sum(worker.requests for worker in workers),
             deaths=cells[DEATHS],
+            reload=RELOAD_NAMES.get(cells[RELOAD], "unknown"),
+            reload_age_s=_seconds_since(cells[RELOAD_AT], now),
+            reload_reason=copy[REASON_AT:].rstrip(b"\0").decode(errors="replace"),
             workers=sorted(workers, key=lambda worker: (worker.slot, worker.generation, worker.pid)),
         )
+
+
+def _rows(cells: memoryview) -> range:
+    """Where each row that is used begins."""
+    return range(HEADER_CELLS, HEADER_CELLS + min(cells[USED_ROWS], ROWS) * ROW_CELLS, ROW_CELLS)
 
 
 def _seconds_since(then: int, now: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import handover
+from . import handover, lifeline
 from .listener import describe
 from .loading import LoadError, preload
 from .policy import Policy
@@ -23,6 +23,9 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
     `options` go to uvicorn.Config. Raises LoadError, BindError or RunDirError when it cannot start.
     """
     if handover.is_check():
+        lifeline.die_with_parent()
+        if not handover.fits():
+            raise LoadError("this version keeps another scoreboard: stop and start it instead of a reload.")
         preload(target, **options)
         return 0
     baton = handover.take()
@@ -31,22 +34,26 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
     except LoadError as error:
         if baton is None:
             raise
-        # The check passed and this did not: the code changed in between. The old workers know how to serve.
-        logger.error("reload refused: %s Generation %d serves on.", error, baton.generation)
-        config = None
+        config, refusal = None, str(error)
     if baton is None:
         resources = Resources.acquire(RunDir(run_dir), binds)
         slots = Slots(workers)
-        where = ", ".join(describe(opened) for opened in resources.listeners)
+        scheme = "https" if config and config.is_ssl else "http"
+        where = ", ".join(describe(opened, scheme) for opened in resources.listeners)
         logger.info("%s on %s with %d workers", target, where, workers)
     else:
         resources = Resources.inherit(RunDir(run_dir), baton)
         slots = Slots(baton.scaled or workers, baton.generation + (config is not None))
         for child in children_of(baton):
             slots.register(child)
-        logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
     primary = Primary(config, resources, slots, policy)
-    primary.reloading.scaled = baton.scaled if baton else None
+    if baton is not None:
+        primary.reloading.scaled = baton.scaled
+        if config is None:
+            # The check passed and this did not: the code changed in between. The old workers know how to serve.
+            primary.reloading.refuse(refusal)
+        else:
+            logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
     try:
         return primary.run()
     finally:

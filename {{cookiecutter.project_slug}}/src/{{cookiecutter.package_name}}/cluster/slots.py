@@ -1,7 +1,7 @@
 """Who should run and who does: pure bookkeeping.
 
-No process, clock or file is touched here. The primary tells what happened (`register`, `ready`, `retire`,
-`reap`) and asks what to do (`missing`, `surplus`). Crash, scale, reload and stop are one rule: every slot
+No process, clock or file is touched here. The primary tells what happened (`register`, `ready`, `retiring`,
+`reap`) and asks what to do (`missing`, `surplus`). Crash, recycle, scale, reload and stop are one rule: every slot
 below `wanted` has one current worker, and an old one leaves only when its successor is ready.
 """
 
@@ -16,7 +16,11 @@ class State(IntEnum):
 
     STARTING = 1
     READY = 2
-    DRAINING = 3
+    RETIRING = 3  # it serves on, but asked for a successor
+    DRAINING = 4
+
+
+ACCEPTING = (State.READY, State.RETIRING)
 
 
 @dataclass
@@ -30,7 +34,6 @@ class Child:
     since: float
     state: State = State.STARTING
     greeted: float = 0.0  # when it was seen to be ready: no earlier silence counts against it
-    retired: bool = False  # it serves on, but its slot wants a successor
     deadline: float | None = None  # when the next, harsher signal is due
     aborted: bool = False
 
@@ -66,13 +69,21 @@ class Slots:
             child.greeted = now
             child.deadline = None
 
+    def retiring(self, pid: int) -> None:
+        child = self._children[pid]
+        if child.state is State.READY:
+            child.state = State.RETIRING
+
     def is_current(self, child: Child) -> bool:
         return (
             child.slot < self.wanted
             and child.generation == self.generation
-            and child.state is not State.DRAINING
-            and not child.retired
+            and child.state in (State.STARTING, State.READY)
         )
+
+    def served(self) -> set[int]:
+        """Slots whose current worker is ready."""
+        return {child.slot for child in self if self.is_current(child) and child.state is State.READY}
 
     def missing(self) -> list[int]:
         """Slots that want a worker."""
@@ -81,7 +92,7 @@ class Slots:
 
     def surplus(self) -> list[Child]:
         """Workers to drain now: their slot is gone, or their successor is ready."""
-        served = {child.slot for child in self if self.is_current(child) and child.state is State.READY}
+        served = self.served()
         return [
             child
             for child in self

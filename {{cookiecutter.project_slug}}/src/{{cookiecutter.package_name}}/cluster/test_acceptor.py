@@ -60,7 +60,7 @@ async def test_a_lone_worker_takes_the_whole_burst(listener: socket.socket, clie
     worker = Worker(listener)
     worker.acceptor.start()
     await until_held(worker, len(clients))
-    await worker.acceptor.stop(last=False)
+    worker.acceptor.stop(last=False)
     worker.close()
 
 
@@ -74,14 +74,15 @@ async def test_a_worker_that_has_its_share_steps_back_and_one_that_lags_catches_
     # Its share is the least, one more, and a sixteenth; what comes above it comes one at a time.
     assert len(worker.held) <= worker.least + 3 + 1
     await until_held(worker, len(clients))
-    await worker.acceptor.stop(last=False)
+    worker.acceptor.stop(last=False)
     worker.close()
 
 
 async def test_the_last_stop_leaves_nobody_in_the_queue(listener: socket.socket, clients: list[socket.socket]) -> None:
     worker = Worker(listener)
-    await worker.acceptor.stop(last=True)
-    assert len(worker.held) == len(clients)
+    worker.acceptor.stop(last=True)
+    assert len(worker.acceptor.attaching) == len(clients)
+    await until_held(worker, len(clients))
     worker.close()
 
 
@@ -89,11 +90,11 @@ async def test_a_reload_leaves_the_queue_to_the_successor(
     listener: socket.socket, clients: list[socket.socket]
 ) -> None:
     old, new = Worker(listener), Worker(listener)
-    await old.acceptor.stop(last=False)
+    old.acceptor.stop(last=False)
     assert old.held == []
     new.acceptor.start()
     await until_held(new, len(clients))
-    await new.acceptor.stop(last=False)
+    new.acceptor.stop(last=False)
     new.close()
 
 
@@ -110,5 +111,5 @@ async def test_a_connection_that_cannot_be_attached_is_closed_and_the_next_is_ta
     worker.acceptor._attach = fail_first
     worker.acceptor.start()
     await until_held(worker, len(clients) - 1)
-    await worker.acceptor.stop(last=False)
+    worker.acceptor.stop(last=False)
     worker.close()

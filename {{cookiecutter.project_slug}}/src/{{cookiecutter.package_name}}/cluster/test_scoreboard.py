@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from . import scoreboard
-from .scoreboard import Board, BoardError
+from .scoreboard import Board, BoardError, Reload
 from .slots import State
 
 
 def write(board: Board, row: int, pid: int, requests: int = 0, connections: int = 0) -> None:
-    board.reserve(row)
+    board.cells[scoreboard.USED_ROWS] = row + 1
     cells = board.row(row)
     cells[scoreboard.PID], cells[scoreboard.STATE] = pid, State.READY
     cells[scoreboard.REQUESTS], cells[scoreboard.CONNECTIONS] = requests, connections
@@ -70,7 +70,31 @@ def test_another_file_is_told_apart(tmp_path: Path, content: bytes) -> None:
 
 def test_garbage_on_a_row_does_not_break_a_reader(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board")
-    board.reserve(0)
+    board.cells[scoreboard.USED_ROWS] = 1
     for cell in range(scoreboard.ROW_CELLS):
         board.row(0)[cell] = 2**64 - 1
     assert board.snapshot().workers[0].state == "unknown"
+    board.fold(0)
+    board.fold(0)
+    assert board.snapshot().deaths == 2
+
+
+def test_garbage_on_the_whole_board_does_not_hang_or_break_a_reader(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    for cell in range(len(board.cells)):
+        board.cells[cell] = 2**64 - 1
+    assert len(board.snapshot().workers) == scoreboard.ROWS
+    board.fold(0)
+    board.tell_reload(Reload.REFUSED, "x")
+    assert board.snapshot().reload_reason == "x"
+
+
+def test_how_far_a_reload_came_is_told_with_its_reason(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    assert board.snapshot().reload == "none"
+    board.tell_reload(Reload.REFUSED, "é" * 1000)
+    seen = Board.read(tmp_path / "board").snapshot()
+    assert seen.reload == "refused"
+    assert seen.reload_reason == "é" * (scoreboard.REASON_BYTES // 2)
+    board.tell_reload(Reload.DONE)
+    assert board.snapshot().reload_reason == ""

@@ -59,7 +59,7 @@ def test_a_new_generation_misses_every_slot_and_spares_the_old_until_it_is_ready
 
 def test_a_retired_worker_serves_until_its_successor_is_ready() -> None:
     slots = full(1)
-    next(iter(slots)).retired = True
+    slots.retiring(100)
     assert slots.missing() == [0]
     assert slots.surplus() == []
     successor = started(slots, 0)

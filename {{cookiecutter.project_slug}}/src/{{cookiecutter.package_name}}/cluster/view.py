@@ -3,6 +3,7 @@
 Read-only, and the only thing that crosses from this package into the app. Under plain uvicorn it is absent.
 """
 
+import asyncio
 import os
 import socket
 
@@ -10,10 +11,15 @@ from .scoreboard import ROW_GENERATION, SLOT, Board, Snapshot
 
 
 class ClusterView:
-    """The board as the worker in `row` sees it."""
+    """The board as the worker in `row` sees it.
+
+    leaving: set when this worker begins to drain. A response without an end (server-sent events, a long poll) should
+    end then, so that its client asks again and reaches a worker that stays.
+    """
 
     def __init__(self, board: Board, row: int) -> None:
         self._board = board
+        self.leaving = asyncio.Event()
         cells = board.row(row)
         self.host = socket.gethostname()
         self.pid = os.getpid()

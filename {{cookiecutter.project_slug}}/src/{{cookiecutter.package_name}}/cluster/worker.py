@@ -12,27 +12,26 @@ import resource
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic_ns, sleep
+from time import monotonic_ns
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from . import log, scoreboard
+from . import lifeline, log, scoreboard
 from .acceptor import Acceptor
-from .policy import Policy
+from .policy import Policy, Recycling
 from .scoreboard import Board
 from .slots import State
 from .view import ClusterView
 
-TICK = 0.1  # seconds; uvicorn's own
-DRAIN_TICK = 0.02  # shorter: a drain should end when its last connection does
-LIFESPAN_FAILED = 3  # exit code
+TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
+DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter: a drain should end when its last connection does
+HANDSHAKE_TIMEOUT = 10.0  # seconds for TLS
 
 logger = logging.getLogger(__name__)
 
@@ -49,25 +48,19 @@ class Seat:
     policy: Policy
     lifeline: int  # read end: end of file when the primary is gone
     doorbell: int  # write end: a byte tells the primary to look at the board
+    again: bool  # one before it in this slot died young
 
 
 def run(config: uvicorn.Config, seat: Seat) -> int:
     """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
     log.identify(f"worker={seat.slot} gen={seat.generation}")
     faulthandler.enable()  # SIGABRT prints every thread's stack
-    threading.Thread(target=_leave_with_primary, args=(seat.lifeline,), daemon=True).start()
+    lifeline.hold(seat.lifeline)
+    log.hush_server(seat.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
     worker = Worker(config, seat)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(worker.live())
     return 0
-
-
-def _leave_with_primary(lifeline: int) -> None:
-    """A thread, because a blocked loop cannot see that its primary is gone."""
-    os.read(lifeline, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    sleep(1.0)
-    os._exit(0)
 
 
 class Worker(uvicorn.Server):
@@ -86,12 +79,16 @@ class Worker(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         self.lifespan = self.config.lifespan_class(self.config)
-        self.lifespan.state["cluster"] = ClusterView(self.seat.board, self.seat.row)
+        self.view = ClusterView(self.seat.board, self.seat.row)
+        self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
         least = self.seat.board.least_connections
         self.acceptor = Acceptor(self.seat.listeners, self._attach, self._connections, least)
         self._beat()
+        self._weigh()
+        self.recycling = Recycling(self.seat.policy, self.row[scoreboard.RSS])
         if not self.should_exit:
+            log.hush_server(False)
             self._turn(State.READY)
             self.acceptor.start()
             await self.main_loop()
@@ -99,6 +96,7 @@ class Worker(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+        self.view.leaving.set()
 
     def _turn(self, state: State) -> None:
         self.row[scoreboard.STATE] = state
@@ -107,7 +105,12 @@ class Worker(uvicorn.Server):
             os.write(self.seat.doorbell, b"!")
 
     async def _attach(self, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+        await asyncio.get_running_loop().connect_accepted_socket(
+            self._protocol,
+            connection,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.config.ssl else None,
+        )
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -121,6 +124,9 @@ class Worker(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._beat()
+        if counter % TICKS_A_SECOND == 0:
+            self._weigh()
+            self._retire_when_due()
         return await super().on_tick(counter)
 
     def _beat(self) -> None:
@@ -132,22 +138,34 @@ class Worker(uvicorn.Server):
         self._connections()
         row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
         row[scoreboard.REQUESTS] = self.server_state.total_requests
-        row[scoreboard.RSS] = _resident_bytes()
         row[scoreboard.BEAT] = now
+
+    def _weigh(self) -> None:
+        self.row[scoreboard.RSS] = _resident_bytes()
+
+    def _retire_when_due(self) -> None:
+        """Ask for a successor, and serve on until the primary has one ready."""
+        reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
+        if reason and self.row[scoreboard.STATE] == State.READY:
+            logger.info("asks for a successor: %s", reason)
+            self._turn(State.RETIRING)
 
     async def _drain(self) -> None:
         """Stop accepting, answer what comes on open connections for a while, then close what is idle."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.seat.policy.graceful_timeout
+        self.acceptor.stop(last=self.seat.board.draining)
         self._turn(State.DRAINING)
-        await self.acceptor.stop(last=self.seat.board.draining)
-        self.server_state.default_headers.append((b"connection", b"close"))
+        self.view.leaving.set()
+        self.config.encoded_headers.append((b"connection", b"close"))
+        await super().on_tick(0)  # makes the headers anew
         # uvicorn's shutdown() tells a request in flight to close after its answer, a websocket 1012, and closes what
         # is idle at once: those linger, because their client may just be sending.
         for connection in list(self.server_state.connections):
             if not _is_idle(connection):
                 connection.shutdown()
         await self._wait_until_idle(min(deadline, loop.time() + self.seat.policy.linger))
+        self.acceptor.give_up()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._wait_until_idle(deadline)
@@ -164,9 +182,14 @@ class Worker(uvicorn.Server):
 
     async def _wait_until_idle(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        while (self.server_state.connections or self.server_state.tasks) and loop.time() < deadline:
+        ticks = 0
+        state = self.server_state
+        while (self.acceptor.attaching or state.connections or state.tasks) and loop.time() < deadline:
             await asyncio.sleep(DRAIN_TICK)
             self._beat()
+            ticks += 1
+            if ticks % DRAIN_TICKS_A_SECOND == 0:
+                await super().on_tick(0)  # the date
 
 
 def _is_idle(connection: object) -> bool:

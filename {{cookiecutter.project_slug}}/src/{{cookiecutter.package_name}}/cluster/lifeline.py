@@ -1,0 +1,40 @@
+"""No orphans: a worker leaves when its primary is gone, also when its event loop is blocked.
+
+A thread, because a blocked loop sees nothing. On Linux the kernel besides, because code that holds the interpreter's
+lock (one long regular expression will do) stops that thread, too.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from time import sleep
+
+GRACE = 1.0  # seconds for what is in flight
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+_libc = ctypes.CDLL(None)
+
+
+def hold(pipe: int) -> None:
+    """Leave within `GRACE` after the other end of `pipe` (its read end is ours) is gone. In the forked worker."""
+    threading.Thread(target=_leave_with_primary, args=(pipe,), daemon=True).start()
+    if sys.platform == "linux":
+        # alarm(2) itself is the handler of SIGHUP, whose number is 1: a second later SIGALRM ends the process, and
+        # no line of Python has to run for it.
+        _libc.signal(signal.SIGHUP, _libc.alarm)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent process ends (Linux; elsewhere nothing): for a child with nothing to finish."""
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _leave_with_primary(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    sleep(GRACE)
+    os._exit(0)

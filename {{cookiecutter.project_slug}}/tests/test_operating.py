@@ -1,0 +1,162 @@
+"""`reload`, `scale`, `stop` and `status --watch`, as an operator or a deploy script runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACKAGE = next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
+APP = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+async def home(request):
+    return PlainTextResponse("version {version}")
+
+app = Starlette(routes=[Route("/", home)])
+"""
+FAILS_TO_START = """
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+
+@asynccontextmanager
+async def lifespan(app):
+    raise RuntimeError("no database")
+    yield
+
+app = Starlette(lifespan=lifespan)
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    path = tmp_path / "changing.py"
+    path.write_text(APP.format(version=1))
+    return path
+
+
+@pytest.fixture
+def cluster(serve: Any, get: Any, app: Path) -> Any:
+    env = {"PYTHONPATH": str(app.parent), "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0"}
+    running = serve("--app", "changing:app", "--workers", "2", **env)
+    assert get(running.url, "/")[1] == b"version 1"
+    return running
+
+
+@pytest.fixture
+def run_dir(cluster: Any) -> dict[str, str]:
+    return {"RUN_DIR": str(cluster.run_dir)}
+
+
+def status(cli: Any, run_dir: dict[str, str]) -> Any:
+    return json.loads(cli("status", "--json", **run_dir).stdout)
+
+
+def test_reload_returns_when_the_new_code_serves_everywhere(
+    cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str]
+) -> None:
+    app.write_text(APP.format(version=2))
+    ended = cli("reload", **run_dir)
+    assert ended.returncode == 0, ended.stderr
+    assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 2"}
+    assert status(cli, run_dir)["reload"] == "done"
+
+
+def test_a_refused_reload_says_why_and_status_remembers(
+    cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str]
+) -> None:
+    app.write_text("import no_such_thing")
+    ended = cli("reload", **run_dir)
+    assert ended.returncode == 1
+    assert "error: reload refused: app 'changing:app' does not import: ModuleNotFoundError" in ended.stderr
+    assert "Generation 1 serves on." in ended.stderr
+    assert get(cluster.url, "/")[1] == b"version 1"
+    seen = status(cli, run_dir)
+    assert seen["reload"] == "refused"
+    assert "no_such_thing" in seen["reload_reason"]
+    assert "last reload refused" in cli("status", **run_dir).stdout
+
+
+def test_a_new_generation_that_cannot_start_leaves_the_old_one_serving_until_it_can(
+    cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str], eventually: Any
+) -> None:
+    app.write_text(FAILS_TO_START)
+    ended = cli("reload", **run_dir)
+    assert ended.returncode == 1
+    assert "exited with code 3; the old generation serves on" in ended.stderr
+    assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 1"}
+    assert status(cli, run_dir)["reload"] == "starting"
+    app.write_text(APP.format(version=3))
+    assert cli("reload", **run_dir).returncode == 0
+    assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 3"}
+
+
+def test_a_check_that_hangs_is_killed_and_the_old_code_serves_on(serve: Any, cli: Any, get: Any, app: Path) -> None:
+    env = {"PYTHONPATH": str(app.parent), "PYTHONDONTWRITEBYTECODE": "1", "BOOT_TIMEOUT": "2"}
+    cluster = serve("--app", "changing:app", "--workers", "1", **env)
+    assert get(cluster.url, "/")[1] == b"version 1"
+    app.write_text("import time; time.sleep(600)")
+    ended = cli("reload", RUN_DIR=str(cluster.run_dir))
+    assert ended.returncode == 1
+    assert "was killed by SIGKILL" in ended.stderr
+    assert get(cluster.url, "/")[1] == b"version 1"
+
+
+def test_scale_has_exactly_so_many_and_a_reload_keeps_them(
+    cluster: Any, cli: Any, ready: Any, run_dir: dict[str, str], eventually: Any
+) -> None:
+    for wanted in (7, 3):
+        ended = cli("scale", str(wanted), **run_dir)
+        assert ended.returncode == 0, ended.stderr
+        assert len(ready(cluster)) == wanted
+    assert cli("reload", **run_dir).returncode == 0
+    assert len(ready(cluster)) == 3
+    assert cli("scale", "0", **run_dir).returncode == 2
+
+
+def test_stop_returns_when_everything_is_gone(cluster: Any, cli: Any, run_dir: dict[str, str]) -> None:
+    ended = cli("stop", **run_dir)
+    assert ended.returncode == 0, ended.stderr
+    assert cluster.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("command", [["reload"], ["scale", "2"], ["stop"], ["status", "--watch"]])
+def test_without_a_primary_every_command_says_so(cli: Any, command: list[str]) -> None:
+    ended = cli(*command)
+    assert ended.returncode == 1
+    assert "no primary is running" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_status_watch_shows_the_board_until_the_primary_is_gone(
+    cluster: Any, cli: Any, run_dir: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", PACKAGE, "status", "--watch"]
+    with subprocess.Popen(command, env={**os.environ, **run_dir}, stdout=subprocess.PIPE) as watching:
+        try:
+            assert watching.stdout
+            assert b"workers wanted" in watching.stdout.readline()
+            assert cli("stop", **run_dir).returncode == 0
+            assert watching.wait(20) == 0
+        finally:
+            watching.kill()
+
+
+def test_a_primary_killed_meanwhile_ends_the_wait(cluster: Any, cli: Any, app: Path, run_dir: dict[str, str]) -> None:
+    app.write_text("import time; time.sleep(600)")
+    ended: list[subprocess.CompletedProcess[str]] = []
+    asking = threading.Thread(target=lambda: ended.append(cli("reload", **run_dir)))
+    asking.start()
+    while "checking the new code" not in cluster.log.read_text():
+        assert asking.is_alive()
+    os.kill(cluster.pid, signal.SIGKILL)
+    asking.join(30)
+    assert ended[0].returncode == 1
+    assert "is gone" in ended[0].stderr

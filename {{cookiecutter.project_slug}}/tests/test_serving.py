@@ -1,0 +1,113 @@
+"""How it serves: TLS, streams that are told in time, and an access log."""
+
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STREAMS = """
+import asyncio
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+async def events(request):
+    leaving = request.state.cluster.leaving
+
+    async def stream():
+        yield "data: hello\\n\\n"
+        await leaving.wait()
+        yield "data: goodbye\\n\\n"
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+app = Starlette(routes=[Route("/", events)])
+"""
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> dict[str, str]:
+    """A certificate of our own, as the environment names it."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {cert}"
+    make += " -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(make.split(), check=True, capture_output=True)
+    return {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
+
+
+def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: Any, tls: dict[str, str]) -> None:
+    cluster = serve("--workers", "2", **tls)
+    url = cluster.url.replace("http:", "https:") + "/demo/hit"
+    context = ssl.create_default_context(cafile=tls["TLS_CERT"])
+
+    def worker(_: int) -> int:
+        with urllib.request.urlopen(url, context=context, timeout=20) as answer:  # noqa: S310 - https
+            return int(json.load(answer)["worker"]["pid"])
+
+    with ThreadPoolExecutor(8) as threads:
+        first = set(threads.map(worker, range(60)))
+        assert len(first) == 2
+        cluster.process.send_signal(signal.SIGHUP)
+        eventually(lambda: len(pids := ready(cluster)) == 2 and not first & set(pids))
+        eventually(lambda: worker(0) not in first)
+
+
+def test_a_client_that_never_finishes_its_handshake_does_not_hold_a_stop(
+    serve: Any, ready: Any, snapshot: Any, eventually: Any, tls: dict[str, str]
+) -> None:
+    cluster = serve("--workers", "1", LINGER="0.2", **tls)
+    eventually(lambda: ready(cluster))
+    host, port = cluster.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))):
+        eventually(lambda: snapshot(cluster).workers[0].connections == 1)
+        cluster.process.terminate()
+        assert cluster.process.wait(8) == 0  # a handshake may take ten seconds
+
+
+def test_a_certificate_that_cannot_be_read_is_one_line(cli: Any, tls: dict[str, str]) -> None:
+    ended = cli("serve", **{**tls, "TLS_CERT": "/no/such/file"})
+    assert ended.returncode == 3
+    assert re.search(r"error: TLS: /no/such/file and its key cannot be used: .*No such file", ended.stderr)
+    assert cli("check", **{**tls, "TLS_KEY": tls["TLS_CERT"]}).returncode == 3
+    assert cli("check", TLS_KEY=tls["TLS_KEY"]).returncode == 2
+
+
+def test_a_stream_without_an_end_is_told_of_a_stop_and_finishes_well(
+    serve: Any, snapshot: Any, eventually: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "streams.py").write_text(STREAMS)
+    cluster = serve("--app", "streams:app", "--workers", "1", PYTHONPATH=str(tmp_path), LINGER="60")
+    with urllib.request.urlopen(cluster.url, timeout=20) as stream:  # noqa: S310 - http
+        assert stream.readline() == b"data: hello\n"
+        cluster.process.terminate()
+        assert stream.read() == b"\ndata: goodbye\n\n"  # complete: a cut stream raises IncompleteRead
+    assert cluster.process.wait(20) == 0
+
+
+def test_the_access_log_has_one_line_for_each_request_and_is_off_unless_asked_for(
+    serve: Any, get: Any, eventually: Any
+) -> None:
+    silent = serve("--workers", "1")
+    assert get(silent.url, "/healthz")[0] == 200
+    assert "/healthz" not in silent.log.read_text()
+
+    cluster = serve("--workers", "2", ACCESS_LOG="on")
+    for path in ("/healthz", "/no/such?secret=1", "/a%0Ab"):
+        get(cluster.url, path)
+
+    def lines() -> list[Any]:
+        found = [json.loads(line) for line in cluster.log.read_text().splitlines()]
+        return [line for line in found if line["level"] == "access"]
+
+    seen = eventually(lambda: len(lines()) == 3 and lines())
+    assert [(line["path"], line["status"]) for line in seen] == [("/healthz", 200), ("/no/such", 404), ("/a\nb", 404)]
+    assert all(line["method"] == "GET" and line["client"] == "127.0.0.1" and line["ms"] >= 0 for line in seen)
+    assert all(re.fullmatch(r"worker=[01] gen=1", line["who"]) for line in seen)
