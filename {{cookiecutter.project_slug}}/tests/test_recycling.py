@@ -33,7 +33,7 @@ def test_workers_are_recycled_after_their_requests_and_none_of_those_fails(
 
 
 def test_recycled_workers_requests_still_count(serve: Any, snapshot: Any, get: Any, eventually: Any) -> None:
-    cluster = serve("--workers", "1", MAX_REQUESTS="20", LINGER="0")
+    cluster = serve("--workers", "1", MAX_REQUESTS="20", LINGER="1")
     sent = 0
     counted = 0
     while snapshot(cluster).deaths < 2:

@@ -16,6 +16,7 @@ STEP_BACK = 0.002  # seconds
 # would leave the last of 128 clients waiting for some hundred rounds.
 LEEWAY = 16
 OUT_OF_FILES_PAUSE = 0.1  # seconds
+ATTACH_GRACE = 1.0  # seconds; a plain connection takes a moment, and must not be cancelled half-way
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,10 @@ class Acceptor:
                 pass
             listener.close()
 
-    def give_up(self) -> None:
-        """Drop the connections that are still attaching: TLS clients who never finish their handshake."""
+    async def finish(self) -> None:
+        """Let pending attachments end, then drop the others: TLS clients who do not go on with their handshake."""
+        if self.attaching:
+            await asyncio.wait(self.attaching, timeout=ATTACH_GRACE)
         for task in self.attaching:
             task.cancel()
 

@@ -165,7 +165,7 @@ class Worker(uvicorn.Server):
             if not _is_idle(connection):
                 connection.shutdown()
         await self._wait_until_idle(min(deadline, loop.time() + self.seat.policy.linger))
-        self.acceptor.give_up()
+        await self.acceptor.finish()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._wait_until_idle(deadline)
