@@ -216,7 +216,7 @@ class Primary:
         except BaseException:
             logger.exception("the worker failed")
         finally:
-            os._exit(code)
+            os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child tidy up the primary's things
 
     def retire_the_surplus(self, now: float) -> None:
         for child in self.slots.surplus():
