@@ -48,6 +48,7 @@ def inherited(fd: int) -> socket.socket:
         listener.getsockname()
     except OSError as error:
         raise BindError(f"fd://{fd} is not an inherited socket: {error.strerror}.") from None
+    listener.set_inheritable(False)  # or whatever the app starts would keep the port after us
     listener.setblocking(False)
     return listener
 

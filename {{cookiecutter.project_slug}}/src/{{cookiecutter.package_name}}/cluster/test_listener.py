@@ -56,6 +56,15 @@ def test_an_inherited_socket_is_used_as_it_is() -> None:
             bound.detach()
 
 
+def test_an_inherited_socket_is_not_passed_on_to_what_the_app_starts() -> None:
+    with socket.socket() as bound:
+        bound.set_inheritable(True)
+        bound.bind(("127.0.0.1", 0))
+        with open_listener(f"fd://{bound.fileno()}") as listener:
+            assert not listener.get_inheritable()
+            bound.detach()
+
+
 def test_a_descriptor_that_is_no_socket_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(BindError, match="not an inherited socket"):
         inherited(file.fileno())
