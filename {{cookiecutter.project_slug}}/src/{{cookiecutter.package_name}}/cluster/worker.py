@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 
@@ -57,10 +58,17 @@ def run(config: uvicorn.Config, seat: Seat) -> int:
     faulthandler.enable()  # SIGABRT prints every thread's stack
     lifeline.hold(seat.lifeline)
     log.hush_server(seat.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
+    os.register_at_fork(after_in_child=partial(_close, seat.listeners))
     worker = Worker(config, seat)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(worker.live())
     return 0
+
+
+def _close(listeners: Sequence[socket.socket]) -> None:
+    """In what the app forks, as multiprocessing may: it would keep the port after us."""
+    for listener in listeners:
+        listener.close()
 
 
 class Worker(uvicorn.Server):
