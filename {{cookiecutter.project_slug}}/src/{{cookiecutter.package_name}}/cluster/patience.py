@@ -1,10 +1,8 @@
-"""When a silent worker counts as hung. Reads the board and trusts nothing on it; kills nobody."""
+"""When a silent worker counts as hung. Knows no board and kills nobody."""
 
 from time import monotonic
 
-from . import scoreboard
 from .policy import Policy
-from .scoreboard import Board
 from .slots import Child, State
 
 OVERSLEPT = 0.25  # seconds; less than any sensible hang_timeout
@@ -14,8 +12,7 @@ NEVER = float("inf")
 class Patience:
     """One for a primary's life."""
 
-    def __init__(self, board: Board, policy: Policy) -> None:
-        self._board = board
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._resumed_at = monotonic()
 
@@ -32,10 +29,6 @@ class Patience:
         """When `child` is to be aborted unless it beats before, in monotonic seconds."""
         if child.state is State.STARTING:
             return max(child.since, self._resumed_at) + self._policy.boot_timeout
-        row = self._board.row(child.row)
-        if child.state is State.DRAINING or self._policy.hang_timeout is None or row[scoreboard.PID] != child.pid:
+        if child.state is State.DRAINING or self._policy.hang_timeout is None:
             return NEVER
-        beat = row[scoreboard.BEAT] / 1e9
-        if beat > monotonic():  # garbage: nobody beats in the future
-            beat = 0.0
-        return max(beat, child.greeted, self._resumed_at) + self._policy.hang_timeout
+        return max(child.heard, self._resumed_at) + self._policy.hang_timeout

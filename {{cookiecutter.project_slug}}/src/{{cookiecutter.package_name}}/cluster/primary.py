@@ -47,7 +47,7 @@ class Primary:
         self.ever_ready = any(child.state is not State.STARTING for child in slots)
         self.boot_deaths = 0
         self.exit_code = 0
-        self.patience = Patience(resources.board, policy)
+        self.patience = Patience(policy)
         self.reloading = Reloading(resources, slots, policy)
         self.signals = SignalQueue()
         self.selector = DefaultSelector()
@@ -92,6 +92,7 @@ class Primary:
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
         self.reloading.abandon()
+        self.write_header()
 
     def stop_at_once(self) -> None:
         logger.info("stopping at once")
@@ -170,6 +171,7 @@ class Primary:
     def kill_the_overdue(self, now: float) -> None:
         self.reloading.kill_the_overdue_check(now)
         for child in self.slots:
+            child.hear(self.board.row(child.row)[scoreboard.BEAT], now)
             if child.deadline is not None and now >= child.deadline:
                 logger.error("%s is killed: it outlived its deadline", child)
                 child.deadline = None
@@ -242,14 +244,13 @@ class Primary:
         return min(due, default=NEVER)
 
     def write_header(self) -> None:
-        """Ours to tell, each time: a worker may have scribbled on it."""
-        cells = self.board.cells
-        cells[scoreboard.FORMAT] = scoreboard.MAGIC
-        cells[scoreboard.PRIMARY] = os.getpid()
-        cells[scoreboard.GENERATION] = self.slots.generation
-        cells[scoreboard.WANTED] = self.slots.wanted
-        cells[scoreboard.DRAINING] = self.stopping
-        cells[scoreboard.USED_ROWS] = 1 + max((child.row for child in self.slots), default=-1)
+        header = self.board.header
+        header[scoreboard.PRIMARY] = os.getpid()
+        header[scoreboard.GENERATION] = self.slots.generation
+        header[scoreboard.WANTED] = self.slots.wanted
+        header[scoreboard.DRAINING] = self.stopping
+        self.board.tidy({child.row for child in self.slots})
+        self.board.publish()
 
     def send(self, child: Child, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

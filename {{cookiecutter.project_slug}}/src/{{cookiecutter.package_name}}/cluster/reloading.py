@@ -91,7 +91,7 @@ class Reloading:
         self._resources.board.tell_reload(Reload.REFUSED, reason)
 
     def _started(self) -> bool:
-        return self._resources.board.cells[scoreboard.RELOAD] == Reload.STARTING
+        return self._resources.board.header[scoreboard.RELOAD] == Reload.STARTING
 
     def _old_ones_accept(self) -> bool:
         board, now = self._resources.board, self._slots.generation

@@ -53,6 +53,7 @@ class Resources:
         return cls(run_dir, baton.lock, Board.inherit(baton.board), lifeline, doorbell, listeners)
 
     def baton(self, slots: Slots, scaled: int | None) -> Baton:
+        self.board.publish()  # the new image begins with these figures
         return Baton(
             lock=self.lock,
             board=self.board.fd,
@@ -65,10 +66,14 @@ class Resources:
         )
 
     def seat(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> Seat:
-        """In the child: let go of what is the primary's alone, and keep the rest."""
+        """In the child: let go of what is the primary's alone, and keep the rest.
+
+        Of the board the mapping stays; through its file an app could cut it short, which is a SIGBUS for all.
+        """
         os.close(self.lifeline[1])
         os.close(self.doorbell[0])
         os.close(self.lock)
+        os.close(self.board.fd)
         lifeline, doorbell = self.lifeline[0], self.doorbell[1]
         return Seat(slot, generation, row, self.board, self.listeners, policy, lifeline, doorbell, again)
 

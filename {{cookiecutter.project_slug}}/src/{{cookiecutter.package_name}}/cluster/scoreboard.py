@@ -1,14 +1,14 @@
 """The scoreboard: a small file of shared memory with one row per worker.
 
 Every figure is one 64-bit cell with one writer: a worker writes its own row, the primary the header. So any
-process reads the whole board at any time, without a lock, and the answer is the same whoever gives it. This
-room knows neither signals nor sockets.
+process reads the whole board at any time, without a lock, and the answer is the same whoever gives it. An app
+could still write anywhere: so each writer says its cells again and again and reads none of them back, and no
+reader believes a figure that would lead it astray. This room knows neither signals nor sockets.
 """
 
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -30,12 +30,14 @@ HEADER_CELLS = 16
 PID, SLOT, ROW_GENERATION, STATE, SINCE, BEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG = range(11)
 ROW_CELLS = 16
 
+LARGEST = 2**64 - 1
+MOST_REQUESTS = 2**48  # of one worker, in 300 years at 30,000 a second: more was never counted
+SNAPSHOT_TRIES = 1000  # each some microseconds; a primary clears a row in less
+
 STATE_NAMES = {state.value: state.name.lower() for state in State}
 REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # why the last reload is where it is, in UTF-8
 REASON_BYTES = 512
 SIZE = REASON_AT + REASON_BYTES
-LARGEST = 2**64 - 1
-TORN_READS = 100  # tries for a snapshot between two changes
 
 
 class Reload(IntEnum):
@@ -99,6 +101,7 @@ class Board:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
         self.cells = self._bytes.cast("Q")
+        self.header = [0] * HEADER_CELLS  # the primary's own: what `publish` puts on the board
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -107,13 +110,18 @@ class Board:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, SIZE)
         board = cls(fd)
-        board.cells[FORMAT] = MAGIC
-        board.cells[STARTED] = monotonic_ns()
+        board.header[FORMAT] = MAGIC
+        board.header[STARTED] = monotonic_ns()
+        board.publish()
         return board
 
     @classmethod
     def inherit(cls, fd: int) -> Self:
-        return cls(fd)
+        board = cls(fd)
+        board.header[:] = board.cells[:HEADER_CELLS]
+        board.header[FORMAT] = MAGIC
+        board.header[SEQUENCE] &= ~1
+        return board
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -144,39 +152,58 @@ class Board:
                 least = cells[start + CONNECTIONS]
         return least
 
+    def publish(self) -> None:
+        """Primary: say the whole header again."""
+        for cell, value in enumerate(self.header):
+            self.cells[cell] = value & LARGEST
+
+    def tidy(self, rows: Collection[int]) -> None:
+        """Primary: only `rows` have a worker. Clear what anybody wrote between them, and forget what is beyond."""
+        used = self.header[USED_ROWS] = max(rows, default=-1) + 1
+        for index in range(used):
+            if index not in rows:
+                self._clear(index)
+
     def fold(self, index: int) -> None:
         """Primary: its worker died. Keep its count, clear its row; readers see both or neither."""
-        row = self.row(index)
+        requests = self.row(index)[REQUESTS]
         with self._changing():
-            # A worker may have written anything at all; our arithmetic survives it.
-            self.cells[PAST_REQUESTS] = (self.cells[PAST_REQUESTS] + row[REQUESTS]) & LARGEST
-            self.cells[DEATHS] = (self.cells[DEATHS] + 1) & LARGEST
-            for cell in range(ROW_CELLS):
-                row[cell] = 0
+            if requests <= MOST_REQUESTS:
+                self.header[PAST_REQUESTS] += requests
+            self.header[DEATHS] += 1
+            self._clear(index)
 
     def tell_reload(self, outcome: Reload, reason: str = "") -> None:
         """Primary: how far the reload came, and why, for `status`."""
         with self._changing():
-            self.cells[RELOAD], self.cells[RELOAD_AT] = outcome, monotonic_ns()
-            text = reason.encode()[:REASON_BYTES]
-            self._bytes[REASON_AT:] = text.ljust(REASON_BYTES, b"\0")
+            self.header[RELOAD], self.header[RELOAD_AT] = outcome, monotonic_ns()
+            self._bytes[REASON_AT:] = reason.encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Odd while it lasts: readers take what is before or what is after (a seqlock, as in Linux)."""
-        sequence = self.cells[SEQUENCE] & ~1 & LARGEST
-        self.cells[SEQUENCE] = sequence | 1
+        """While it lasts the sequence is odd, and readers try again: a seqlock, as Linux has them."""
+        self.header[SEQUENCE] += 1
+        self.publish()
         yield
-        self.cells[SEQUENCE] = (sequence + 2) & LARGEST
+        self.header[SEQUENCE] += 1
+        self.publish()
+
+    def _clear(self, index: int) -> None:
+        row = self.row(index)
+        for cell in range(ROW_CELLS):
+            row[cell] = 0
 
     def snapshot(self) -> Snapshot:
-        for _ in range(TORN_READS):
+        for _ in range(SNAPSHOT_TRIES):
             before = self.cells[SEQUENCE]
             copy = bytes(self._bytes)
             if before % 2 == 0 and self.cells[SEQUENCE] == before:
                 break
         cells = memoryview(copy).cast("Q")
         now = monotonic_ns()
+<<<<<<< HEAD
+        live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
+=======
         live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
         workers = [
             WorkerRow(

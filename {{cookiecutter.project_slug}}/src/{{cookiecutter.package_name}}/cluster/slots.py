@@ -33,9 +33,21 @@ class Child:
     row: int
     since: float
     state: State = State.STARTING
-    greeted: float = 0.0  # when it was seen to be ready: no earlier silence counts against it
+    beat: int = 0  # the last one seen, as the board spells it
+    heard: float = 0.0  # when it was, or when it was seen to be ready: no earlier silence counts against it
     deadline: float | None = None  # when the next, harsher signal is due
     aborted: bool = False
+
+    def hear(self, beat: int, now: float) -> None:
+        """Note what the board has for the last beat, in monotonic nanoseconds.
+
+        Anybody could have written there. What lies ahead, or before what was heard already, is no date; but
+        it is new, so it is a sign of life, and the true one has time to come.
+        """
+        if beat != self.beat:
+            self.beat = beat
+            seconds = beat / 1e9
+            self.heard = seconds if self.heard <= seconds <= now else now
 
     def __str__(self) -> str:
         return f"worker={self.slot} gen={self.generation} pid={self.pid}"
@@ -66,7 +78,7 @@ class Slots:
         child = self._children[pid]
         if child.state is State.STARTING:
             child.state = State.READY
-            child.greeted = now
+            child.heard = now
             child.deadline = None
 
     def retiring(self, pid: int) -> None:

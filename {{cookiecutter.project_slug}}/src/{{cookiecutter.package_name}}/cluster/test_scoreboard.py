@@ -10,7 +10,8 @@ from .slots import State
 
 
 def write(board: Board, row: int, pid: int, requests: int = 0, connections: int = 0) -> None:
-    board.cells[scoreboard.USED_ROWS] = row + 1
+    board.header[scoreboard.USED_ROWS] = max(board.header[scoreboard.USED_ROWS], row + 1)
+    board.publish()
     cells = board.row(row)
     cells[scoreboard.PID], cells[scoreboard.STATE] = pid, State.READY
     cells[scoreboard.REQUESTS], cells[scoreboard.CONNECTIONS] = requests, connections
@@ -70,23 +71,13 @@ def test_another_file_is_told_apart(tmp_path: Path, content: bytes) -> None:
 
 def test_garbage_on_a_row_does_not_break_a_reader(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board")
-    board.cells[scoreboard.USED_ROWS] = 1
+    write(board, 0, pid=11)
     for cell in range(scoreboard.ROW_CELLS):
         board.row(0)[cell] = 2**64 - 1
     assert board.snapshot().workers[0].state == "unknown"
     board.fold(0)
     board.fold(0)
     assert board.snapshot().deaths == 2
-
-
-def test_garbage_on_the_whole_board_does_not_hang_or_break_a_reader(tmp_path: Path) -> None:
-    board = Board.create(tmp_path / "board")
-    for cell in range(len(board.cells)):
-        board.cells[cell] = 2**64 - 1
-    assert len(board.snapshot().workers) == scoreboard.ROWS
-    board.fold(0)
-    board.tell_reload(Reload.REFUSED, "x")
-    assert board.snapshot().reload_reason == "x"
 
 
 def test_how_far_a_reload_came_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -98,3 +89,41 @@ def test_how_far_a_reload_came_is_told_with_its_reason(tmp_path: Path) -> None:
     assert seen.reload_reason == "é" * (scoreboard.REASON_BYTES // 2)
     board.tell_reload(Reload.DONE)
     assert board.snapshot().reload_reason == ""
+
+
+def spoil(board: Board, value: int) -> None:
+    for cell in range(len(board.cells)):
+        board.cells[cell] = value
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**63, 2**64 - 1])
+def test_garbage_on_the_whole_board_breaks_no_reader_and_the_primary_says_again_what_it_knows(
+    tmp_path: Path, value: int
+) -> None:
+    board = Board.create(tmp_path / "board")
+    for row in range(3):
+        write(board, row, pid=row + 1, requests=5)
+    board.fold(1)
+    spoil(board, value)
+    board.snapshot()
+    board.least_connections()
+    for _ in range(2):
+        spoil(board, value)
+        board.fold(0)
+    board.tidy({2})
+    board.publish()
+    write(board, 2, pid=3)
+    mended = Board.read(tmp_path / "board").snapshot()
+    assert [row.pid for row in mended.workers] == [3]
+    assert mended.deaths == 3
+    assert mended.requests in (5, 7)
+
+
+def test_a_new_image_goes_on_with_the_figures_of_the_old(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11, requests=5)
+    board.fold(0)
+    heir = Board.inherit(board.fd)
+    write(heir, 0, pid=12, requests=2)
+    heir.fold(0)
+    assert (heir.snapshot().requests, heir.snapshot().deaths) == (7, 2)

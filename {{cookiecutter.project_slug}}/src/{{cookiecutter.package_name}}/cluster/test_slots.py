@@ -103,3 +103,19 @@ def test_rows_are_reused_from_the_lowest_and_run_out() -> None:
     assert slots.free_row(3) == 0
     with pytest.raises(OSError, match="all 3 rows"):
         full(3).free_row(3)
+
+
+def test_a_beat_counts_from_its_own_time() -> None:
+    child = Child(pid=1, slot=0, generation=1, row=0, since=0.0)
+    child.hear(7_000_000_000, now=9.0)
+    child.hear(7_000_000_000, now=20.0)
+    assert child.heard == 7.0
+
+
+@pytest.mark.parametrize("nonsense", [0, 1, 6_000_000_000, 2**64 - 1])
+def test_nonsense_where_the_beat_should_be_kills_nobody_and_protects_nobody(nonsense: int) -> None:
+    child = Child(pid=1, slot=0, generation=1, row=0, since=0.0)
+    child.hear(7_000_000_000, now=9.0)
+    child.hear(nonsense, now=30.0)
+    child.hear(nonsense, now=90.0)
+    assert child.heard == 30.0

@@ -77,10 +77,7 @@ class Worker(uvicorn.Server):
         self.seat = seat
         self.row = seat.board.row(seat.row)
         self._ticked = 0
-        row = self.row
-        row[scoreboard.SLOT], row[scoreboard.ROW_GENERATION] = seat.slot, seat.generation
-        row[scoreboard.SINCE] = row[scoreboard.BEAT] = monotonic_ns()
-        row[scoreboard.PID] = os.getpid()
+        self._since = self.row[scoreboard.BEAT] = monotonic_ns()
         self._turn(State.STARTING)
 
     async def live(self) -> None:
@@ -107,10 +104,18 @@ class Worker(uvicorn.Server):
         self.view.leaving.set()
 
     def _turn(self, state: State) -> None:
-        self.row[scoreboard.STATE] = state
+        self._state = state
+        self._introduce()
         # A full bell has been rung enough, and without a primary nobody listens.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.seat.doorbell, b"!")
+
+    def _introduce(self) -> None:
+        """Again and again, because an app that writes where it should not must not make us a stranger."""
+        row = self.row
+        row[scoreboard.SLOT], row[scoreboard.ROW_GENERATION] = self.seat.slot, self.seat.generation
+        row[scoreboard.SINCE], row[scoreboard.STATE] = self._since, self._state
+        row[scoreboard.PID] = os.getpid()
 
     async def _attach(self, connection: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
@@ -143,6 +148,7 @@ class Worker(uvicorn.Server):
         if self._ticked:
             row[scoreboard.LAG] = max(0, now - self._ticked - int(TICK * 1e9))
         self._ticked = now
+        self._introduce()
         self._connections()
         row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
         row[scoreboard.REQUESTS] = self.server_state.total_requests
@@ -154,7 +160,7 @@ class Worker(uvicorn.Server):
     def _retire_when_due(self) -> None:
         """Ask for a successor, and serve on until the primary has one ready."""
         reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
-        if reason and self.row[scoreboard.STATE] == State.READY:
+        if reason and self._state is State.READY:
             logger.info("asks for a successor: %s", reason)
             self._turn(State.RETIRING)
 
