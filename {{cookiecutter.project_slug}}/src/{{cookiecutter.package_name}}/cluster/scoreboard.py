@@ -8,7 +8,8 @@ reader believes a figure that would lead it astray. This room knows neither sign
 
 import mmap
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -201,9 +202,6 @@ class Board:
                 break
         cells = memoryview(copy).cast("Q")
         now = monotonic_ns()
-<<<<<<< HEAD
-        live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
-=======
         live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
         workers = [
             WorkerRow(
