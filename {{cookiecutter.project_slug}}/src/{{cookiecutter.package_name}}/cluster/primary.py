@@ -48,8 +48,8 @@ class Primary:
         self.boot_deaths = 0
         self.exit_code = 0
         self.patience = Patience(policy)
-        self.reloading = Reloading(resources, slots, policy)
         self.signals = SignalQueue()
+        self.reloading = Reloading(resources, slots, self.signals, policy)
         self.selector = DefaultSelector()
         self.selector.register(self.signals.reader, EVENT_READ)
         self.selector.register(resources.doorbell[0], EVENT_READ)

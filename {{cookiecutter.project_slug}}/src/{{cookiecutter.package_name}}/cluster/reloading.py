@@ -14,7 +14,7 @@ from .endings import manner
 from .policy import Policy
 from .resources import Resources
 from .scoreboard import Reload
-from .signals import blocked
+from .signals import SignalQueue, blocked
 from .slots import ACCEPTING, Child, Slots
 
 LONGEST_OUTPUT = 4000  # bytes of what a check said, its end
@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 class Reloading:
     """`ask` for a reload, `hear` the dead children: one of them may be the check."""
 
-    def __init__(self, resources: Resources, slots: Slots, policy: Policy) -> None:
+    def __init__(self, resources: Resources, slots: Slots, signals: SignalQueue, policy: Policy) -> None:
         self._resources = resources
         self._slots = slots
+        self._signals = signals
         self._policy = policy
         self._check: int | None = None  # pid
         self._asked_again = False
@@ -111,6 +112,7 @@ class Reloading:
         baton = self._resources.baton(self._slots, self.scaled)
         self._resources.board.tell_reload(Reload.STARTING)
         with blocked():
+            self._signals.leave_pending()
             try:
                 handover.pass_on(baton)
             except OSError as error:

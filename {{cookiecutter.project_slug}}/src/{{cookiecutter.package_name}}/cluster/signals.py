@@ -4,6 +4,7 @@ Python's C-level handler writes each signal's number to a socket (`signal.set_wa
 reads them there, between two rounds, in order.
 """
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ class SignalQueue:
             return list(dict.fromkeys(self.reader.recv(4096)))
         except BlockingIOError:
             return []
+
+    def leave_pending(self) -> None:
+        """To be called with signals blocked, before an exec: what is queued would be lost with the queue."""
+        for number in self.take():
+            os.kill(os.getpid(), number)
 
     def reset_in_child(self) -> None:
         """Undo everything in a fresh child: Ctrl-C reaches the whole group, and the primary decides."""
