@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from time import time
 from typing import Any
@@ -44,6 +45,13 @@ def access(method: str, path: str, status: int, ms: float, client: str) -> None:
     else:
         line = _json(time(), "access", method=method, path=path, status=status, ms=round(ms, 1), client=client)
     sys.stderr.write(line + "\n")
+
+
+def flush() -> None:
+    """What the app printed, before forks would double it and `os._exit` lose it: to a pipe it is buffered."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed at its other end, closed here, or none at all
+            stream.flush()
 
 
 class _Formatter(logging.Formatter):

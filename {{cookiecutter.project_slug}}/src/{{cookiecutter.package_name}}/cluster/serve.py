@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import handover, lifeline
+from . import handover, lifeline, log
 from .listener import describe
 from .loading import LoadError, preload
 from .policy import Policy
@@ -46,6 +46,7 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         slots = Slots(baton.scaled or workers, baton.generation + (config is not None))
         for child in children_of(baton):
             slots.register(child)
+    log.flush()
     primary = Primary(config, resources, slots, policy)
     if baton is not None:
         primary.reloading.scaled = baton.scaled

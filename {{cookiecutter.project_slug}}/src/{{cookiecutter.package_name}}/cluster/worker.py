@@ -60,8 +60,11 @@ def run(config: uvicorn.Config, seat: Seat) -> int:
     log.hush_server(seat.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
     os.register_at_fork(after_in_child=partial(_close, seat.listeners))
     worker = Worker(config, seat)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(worker.live())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(worker.live())
+    finally:
+        log.flush()
     return 0
 
 
