@@ -1,20 +1,23 @@
 """Takes this worker's fair share of the connections that wait on the shared sockets.
 
-A plain shared socket is uneven: whoever wakes first accepts the whole burst. So a worker takes no more than its
-share, which is what the least loaded worker on the board holds and a little more; above that it steps back for
-about two milliseconds, then accepts one all the same: fairness is a preference and never a reason to leave a client
+A plain shared socket is uneven: whoever wakes first accepts the whole burst. So a worker asks the kernel how many wait
+and the board how many are open, and takes until it holds its part of both. Who has more than that steps back for five
+milliseconds, then takes its part of what still waits: fairness is a preference and never a reason to leave a client
 waiting.
 """
 
 import asyncio
 import logging
+import math
 import socket
+import struct
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-STEP_BACK = 0.002  # seconds
-# How far above the least loaded a share goes: 1, and a sixteenth. One alone, taken once in each round of a busy loop,
-# would leave the last of 128 clients waiting for some hundred rounds.
-LEEWAY = 16
+STEP_BACK = 0.005  # seconds
+# struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
+UNACKED_AT, UNACKED_END = 24, 28
+UNKNOWN_QUEUE = 4  # as many may wait where the kernel does not tell
 OUT_OF_FILES_PAUSE = 0.1  # seconds
 ATTACH_GRACE = 1.0  # seconds; a plain connection takes a moment, and must not be cancelled half-way
 
@@ -24,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Acceptor:
     """Accepts on `listeners` and hands each connection to `attach`.
 
-    `mine()` counts this worker's open connections and puts the number on the board; `least()` is the least loaded
-    worker's.
+    `mine()` counts this worker's open connections and puts the number on the board; `all_accepting()` returns how many
+    workers accept, and how many connections they hold together.
     """
 
     def __init__(
@@ -33,15 +36,15 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         attach: Callable[[socket.socket], Awaitable[object]],
         mine: Callable[[], int],
-        least: Callable[[], int],
+        all_accepting: Callable[[], tuple[int, int]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
         self._attach = attach
         self._mine = mine
-        self._least = least
+        self._all_accepting = all_accepting
         self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
-        self.attaching: set[asyncio.Task[None]] = set()
+        self.attaching: dict[socket.socket, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         for listener in self._listeners:
@@ -64,8 +67,8 @@ class Acceptor:
     async def finish(self) -> None:
         """Let pending attachments end, then drop the others: TLS clients who do not go on with their handshake."""
         if self.attaching:
-            await asyncio.wait(self.attaching, timeout=ATTACH_GRACE)
-        for task in self.attaching:
+            await asyncio.wait(self.attaching.values(), timeout=ATTACH_GRACE)
+        for task in self.attaching.values():
             task.cancel()
 
     def _watch(self, listener: socket.socket) -> None:
@@ -73,8 +76,9 @@ class Acceptor:
         self._loop.add_reader(listener.fileno(), self._readable, listener)
 
     def _readable(self, listener: socket.socket) -> None:
-        least = self._least()
-        share = least + 1 + least // LEEWAY
+        queued = _queued(listener)
+        workers, connections = self._all_accepting()
+        share = math.ceil((connections + queued) / workers)
         if self._mine() >= share:
             self._pause(listener, STEP_BACK, self._accept_after_all)
         while self._mine() < share and self._accept(listener):
@@ -86,7 +90,9 @@ class Acceptor:
 
     def _accept_after_all(self, listener: socket.socket) -> None:
         self._watch(listener)
-        self._accept(listener)
+        workers, _ = self._all_accepting()
+        for _ in range(math.ceil(_queued(listener) / workers)):
+            self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one connection; False if none was there to take."""
@@ -100,8 +106,7 @@ class Acceptor:
             return False
         connection.setblocking(False)
         task = self._loop.create_task(self._hand_over(connection))
-        self.attaching.add(task)
-        task.add_done_callback(self.attaching.discard)
+        self.attaching[connection] = task
         return True
 
     async def _hand_over(self, connection: socket.socket) -> None:
@@ -110,3 +115,13 @@ class Acceptor:
         except (Exception, asyncio.CancelledError) as error:  # a client that left, a TLS handshake that failed: theirs
             logger.debug("connection not attached: %r", error)
             connection.close()
+        finally:
+            del self.attaching[connection]  # at once, and not in a callback: what is counted twice looks like load
+
+
+def _queued(listener: socket.socket) -> int:
+    """How many connections wait to be accepted."""
+    if sys.platform != "linux" or listener.family == socket.AF_UNIX:
+        return UNKNOWN_QUEUE
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED_END)
+    return int(struct.unpack_from("I", info, UNACKED_AT)[0])

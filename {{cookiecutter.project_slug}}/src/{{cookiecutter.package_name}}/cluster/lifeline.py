@@ -21,10 +21,10 @@ def hold(pipe: int) -> None:
     """Leave within `GRACE` after the other end of `pipe` (its read end is ours) is gone. In the forked worker."""
     threading.Thread(target=_leave_with_primary, args=(pipe,), daemon=True).start()
     if sys.platform == "linux":
-        # alarm(2) itself is the handler of SIGHUP, whose number is 1: a second later SIGALRM ends the process, and
-        # no line of Python has to run for it.
-        _libc.signal(signal.SIGHUP, _libc.alarm)
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
+        # alarm(2) itself is the handler of SIGQUIT, whose number is 3: three seconds later SIGALRM ends the process,
+        # and no line of Python has to run for it.
+        _libc.signal(signal.SIGQUIT, _libc.alarm)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def die_with_parent() -> None:

@@ -144,14 +144,11 @@ class Board:
     def draining(self) -> bool:
         return bool(self.cells[DRAINING])
 
-    def least_connections(self) -> int:
-        """Open connections of the least loaded accepting worker: what fair accepting compares itself with."""
+    def all_accepting(self) -> tuple[int, int]:
+        """How many workers accept, and how many connections they hold together: what fair accepting needs."""
         cells = self.cells
-        least = 1 << 62
-        for start in _rows(cells):
-            if cells[start + STATE] in ACCEPTING and cells[start + CONNECTIONS] < least:
-                least = cells[start + CONNECTIONS]
-        return least
+        accepting = [start for start in _rows(cells) if cells[start + STATE] in ACCEPTING]
+        return len(accepting) or 1, sum(cells[start + CONNECTIONS] for start in accepting)
 
     def publish(self) -> None:
         """Primary: say the whole header again."""

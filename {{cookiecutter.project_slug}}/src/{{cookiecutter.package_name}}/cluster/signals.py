@@ -20,6 +20,9 @@ HEEDED = (
     signal.SIGCHLD,
 )
 
+# A terminal's Ctrl-C and hang-up, and `kill` with a group's number, reach the workers as well.
+FOR_THE_GROUP = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+
 
 class SignalQueue:
     """Queues the `HEEDED` signals from its construction on."""
@@ -46,11 +49,13 @@ class SignalQueue:
             os.kill(os.getpid(), number)
 
     def reset_in_child(self) -> None:
-        """Undo everything in a fresh child: Ctrl-C reaches the whole group, and the primary decides."""
+        """Undo everything in a fresh child, but for what reaches a whole group: about that the primary decides.
+
+        Those keep a handler that does nothing. Ignored, they would be so in every program that the app starts, too.
+        """
         signal.set_wakeup_fd(-1)
-        for number in HEEDED:
+        for number in set(HEEDED) - set(FOR_THE_GROUP):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.reader.close()
         self._writer.close()
 

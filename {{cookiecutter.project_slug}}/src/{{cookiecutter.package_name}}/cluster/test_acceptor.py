@@ -6,23 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from .acceptor import LEEWAY, Acceptor
+from .acceptor import Acceptor
 
 pytestmark = pytest.mark.anyio
 
 
 class Worker:
-    """Holds every connection it is handed; `least` is what the least loaded sibling would have on the board."""
+    """Holds every connection it is handed. `siblings` is what each of the others would have on the board."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.held: list[socket.socket] = []
-        self.least = 0
+        self.siblings: list[int] = []
         self.one_more = asyncio.Event()
-        self.acceptor = Acceptor([listener.dup()], self.hold, lambda: len(self.held) + self.pending, lambda: self.least)
+        self.acceptor = Acceptor([listener.dup()], self.hold, self.mine, self.all_accepting)
 
-    @property
-    def pending(self) -> int:
-        return len(self.acceptor.attaching)
+    def mine(self) -> int:
+        return len(self.held) + len(self.acceptor.attaching)
+
+    def all_accepting(self) -> tuple[int, int]:
+        return 1 + len(self.siblings), self.mine() + sum(self.siblings)
 
     async def hold(self, connection: socket.socket) -> None:
         self.held.append(connection)
@@ -64,18 +66,33 @@ async def test_a_lone_worker_takes_the_whole_burst(listener: socket.socket, clie
     worker.close()
 
 
-async def test_a_worker_that_has_its_share_steps_back_and_one_that_lags_catches_up_at_once(
+async def test_a_worker_takes_its_part_of_a_burst_at_once_and_no_more(
     listener: socket.socket, clients: list[socket.socket]
 ) -> None:
     worker = Worker(listener)
-    worker.least = 2 * LEEWAY
+    worker.siblings = [2, 2, 0]
+    worker.acceptor._readable(worker.acceptor._listeners[0])
+    assert worker.mine() == 11  # of 40 that wait and 4 that are open, over 4 workers
+    worker.acceptor.stop(last=False)
+    await until_held(worker, 11)
+    worker.close()
+
+
+async def test_a_worker_above_its_share_steps_back_but_leaves_nobody_waiting(
+    listener: socket.socket, clients: list[socket.socket]
+) -> None:
+    worker = Worker(listener)
     worker.acceptor.start()
-    await until_held(worker, worker.least + 1)
-    # Its share is the least, one more, and a sixteenth; what comes above it comes one at a time.
-    assert len(worker.held) <= worker.least + 3 + 1
     await until_held(worker, len(clients))
+    worker.siblings = [0]
+    late = [socket.create_connection(listener.getsockname()) for _ in range(8)]
+    worker.acceptor._readable(worker.acceptor._listeners[0])
+    assert worker.mine() == len(clients)
+    await until_held(worker, len(clients) + len(late))  # the sibling is busy
     worker.acceptor.stop(last=False)
     worker.close()
+    for client in late:
+        client.close()
 
 
 async def test_the_last_stop_leaves_nobody_in_the_queue(listener: socket.socket, clients: list[socket.socket]) -> None:

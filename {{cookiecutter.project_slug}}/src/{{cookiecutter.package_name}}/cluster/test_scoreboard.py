@@ -34,13 +34,13 @@ def test_totals_never_run_backwards_when_a_worker_dies(tmp_path: Path) -> None:
     assert (snapshot.requests, snapshot.deaths, snapshot.workers) == (5, 1, [])
 
 
-def test_the_least_loaded_ready_worker_is_the_measure(tmp_path: Path) -> None:
+def test_who_accepts_and_what_they_hold_together_is_the_measure(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board")
     write(board, 0, pid=11, connections=9)
     write(board, 1, pid=12, connections=4)
     write(board, 2, pid=13, connections=0)
     board.row(2)[scoreboard.STATE] = State.DRAINING
-    assert board.least_connections() == 4
+    assert board.all_accepting() == (2, 13)
 
 
 def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_garbage_on_the_whole_board_breaks_no_reader_and_the_primary_says_again_
     board.fold(1)
     spoil(board, value)
     board.snapshot()
-    board.least_connections()
+    board.all_accepting()
     for _ in range(2):
         spoil(board, value)
         board.fold(0)

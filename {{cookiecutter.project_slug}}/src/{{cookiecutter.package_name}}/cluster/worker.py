@@ -79,6 +79,7 @@ class Worker(uvicorn.Server):
         super().__init__(config)
         self.seat = seat
         self.row = seat.board.row(seat.row)
+        self.joining: set[object] = set()  # protocols being attached; uvicorn knows some of them already
         self._ticked = 0
         self._since = self.row[scoreboard.BEAT] = monotonic_ns()
         self._turn(State.STARTING)
@@ -90,8 +91,7 @@ class Worker(uvicorn.Server):
         self.view = ClusterView(self.seat.board, self.seat.row)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
-        least = self.seat.board.least_connections
-        self.acceptor = Acceptor(self.seat.listeners, self._attach, self._connections, least)
+        self.acceptor = Acceptor(self.seat.listeners, self._attach, self._connections, self.seat.board.all_accepting)
         self._beat()
         self._weigh()
         self.recycling = Recycling(self.seat.policy, self.row[scoreboard.RSS])
@@ -121,21 +121,25 @@ class Worker(uvicorn.Server):
         row[scoreboard.PID] = os.getpid()
 
     async def _attach(self, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(
-            self._protocol,
-            connection,
-            ssl=self.config.ssl,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.config.ssl else None,
-        )
-
-    def _protocol(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
+        protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+        self.joining.add(protocol)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.config.ssl else None,
+            )
+        finally:
+            self.joining.discard(protocol)
 
     def _connections(self) -> int:
         """How many are open; siblings see it on the board at once, also in the middle of a burst."""
-        count = self.row[scoreboard.CONNECTIONS] = len(self.server_state.connections) + len(self.acceptor.attaching)
+        joined = self.server_state.connections
+        count = len(joined) + len(self.acceptor.attaching) - len(self.joining & joined)
+        self.row[scoreboard.CONNECTIONS] = count
         return count
 
     async def on_tick(self, counter: int) -> bool:
