@@ -19,8 +19,10 @@ from .endings import as_asked, manner
 from .policy import Backoff, Policy
 from .reloading import Reloading
 from .resources import Resources
+from .service import Service
 from .signals import SignalQueue, blocked
 from .slots import Child, Slots, State
+from .systemd import Notifier
 
 NEVER_READY = 3  # exit code
 FORK_RETRY = 1.0  # seconds
@@ -48,6 +50,7 @@ class Primary:
         self.boot_deaths = 0
         self.exit_code = 0
         self.reloading = Reloading(resources, slots)
+        self.service = Service(Notifier(os.environ), slots, self.reloading, self.patience_ends)
         self.resumed_at = monotonic()
         self.signals = SignalQueue()
         self.selector = DefaultSelector()
@@ -65,6 +68,7 @@ class Primary:
             self.spawn_the_missing(now)
             self.retire_the_surplus(now)
             self.write_header()
+            self.service.tell(now, self.stopping)
             if self.stopping and not len(self.slots):
                 return self.exit_code
             for number in self.wait(now):
@@ -237,7 +241,7 @@ class Primary:
         return self.signals.take()
 
     def next_due(self) -> float:
-        due = [self.patience_ends(child) for child in self.slots if not child.aborted]
+        due = [self.service.due, *(self.patience_ends(child) for child in self.slots if not child.aborted)]
         due += [child.deadline for child in self.slots if child.deadline is not None]
         if self.stop_at is not None:
             due.append(self.stop_at)

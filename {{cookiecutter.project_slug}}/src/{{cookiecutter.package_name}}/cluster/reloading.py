@@ -20,9 +20,15 @@ class Reloading:
         self._check: int | None = None  # pid
         self._asked_again = False
         self.scaled: int | None = None  # workers wanted by signal, which the new image should keep
+        self.asked = 0  # how often, of this image
+
+    @property
+    def checking(self) -> bool:
+        return self._check is not None
 
     def ask(self) -> None:
         """Start the check; if one runs, another follows it, because the code may have changed again."""
+        self.asked += 1
         if self._check is not None:
             self._asked_again = True
             return
