@@ -24,8 +24,8 @@ class Notifier:
         address = environ.get("NOTIFY_SOCKET", "")
         # Absolute or abstract; a hypervisor's vsock: is for the manager of a virtual machine.
         self._address = address.replace("@", "\0", 1) if address.startswith("@") else address
-        self.active = address.startswith(("/", "@"))
-        self.watchdog_every = _watchdog_every(environ) if self.active else float("inf")  # seconds
+        self._active = address.startswith(("/", "@"))
+        self.watchdog_every = _watchdog_every(environ) if self._active else float("inf")  # seconds
 
     def ready(self, status: str) -> None:
         """After the start, and after a reload, which it ends."""
@@ -46,7 +46,7 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
-        if not self.active:
+        if not self._active:
             return
         # A socket for each message: none is left to a fork or has to survive an exec.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
