@@ -28,6 +28,7 @@ class Baton:
     lifeline: tuple[int, int]
     doorbell: tuple[int, int]
     listeners: list[int]
+    lent: list[int]  # those of the listeners that are not ours to unlink
     generation: int
     scaled: int | None
     children: list[dict[str, Any]]

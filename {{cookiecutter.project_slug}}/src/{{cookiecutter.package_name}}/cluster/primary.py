@@ -7,21 +7,24 @@ worker leaves only after its successor is ready; whatever happens to a worker, t
 import logging
 import os
 import signal
+from collections import defaultdict
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
 from time import monotonic
-from typing import NoReturn
 
 import uvicorn
 
-from . import scoreboard, worker
+from . import forking, scoreboard
 from .endings import as_asked, manner
 from .patience import NEVER, Patience
 from .policy import Backoff, Policy
 from .reloading import Reloading
 from .resources import Resources
-from .signals import SignalQueue, blocked
+from .service import Service
+from .signals import SignalQueue
 from .slots import Child, Slots, State
+from .systemd import Notifier
+from .worker import Seat
 
 NEVER_READY = 3  # exit code
 FORK_RETRY = 1.0  # seconds
@@ -41,7 +44,7 @@ class Primary:
         self.board = resources.board
         self.slots = slots
         self.policy = policy
-        self.backoff: dict[int, Backoff] = {}
+        self.backoff: dict[int, Backoff] = defaultdict(Backoff)  # by slot
         self.stopping = False
         self.stop_at: float | None = None  # when the drain delay is over
         self.ever_ready = any(child.state is not State.STARTING for child in slots)
@@ -50,6 +53,7 @@ class Primary:
         self.patience = Patience(policy)
         self.signals = SignalQueue()
         self.reloading = Reloading(resources, slots, self.signals, policy)
+        self.service = Service(Notifier(os.environ), self.board.header, slots, self.patience.ends)
         self.selector = DefaultSelector()
         self.selector.register(self.signals.reader, EVENT_READ)
         self.selector.register(resources.doorbell[0], EVENT_READ)
@@ -65,6 +69,7 @@ class Primary:
             self.spawn_the_missing(now)
             self.retire_the_surplus(now)
             self.write_header()
+            self.service.tell(now, self.stopping)
             if self.stopping and not len(self.slots):
                 return self.exit_code
             for number in self.wait(now):
@@ -140,7 +145,7 @@ class Primary:
         if self.stopping:
             logger.warning("%s %s", child, manner(status))
             return
-        delay = self.backoff.setdefault(child.slot, Backoff()).died(now, lived)
+        delay = self.backoff[child.slot].died(now, lived)
         logger.warning("%s %s after %.1f s, next one in %.1f s", child, manner(status), lived, delay)
         if child.state is State.STARTING:
             self.reloading.hear_of_a_worker(child, manner(status))
@@ -186,39 +191,25 @@ class Primary:
         if self.config is None or self.stopping:
             return
         for slot in self.slots.missing():
-            if now >= self.backoff.setdefault(slot, Backoff()).not_before:
-                self.spawn(slot, now)
+            if now >= self.backoff[slot].not_before:
+                self.spawn(self.config, slot, now)
 
-    def spawn(self, slot: int, now: float) -> None:
+    def spawn(self, config: uvicorn.Config, slot: int, now: float) -> None:
         try:
             row = self.slots.free_row(scoreboard.ROWS)
-            with blocked():
-                pid = os.fork()
-                if pid == 0:
-                    self.become_worker(slot, row)
+            pid = forking.fork(config, lambda: self.leave_seat(slot, row))
         except OSError as error:
             logger.error("worker=%d cannot be forked: %s. Trying again in %g s.", slot, error.strerror, FORK_RETRY)
             self.backoff[slot].not_before = now + FORK_RETRY
             return
         self.slots.register(Child(pid, slot, self.slots.generation, row, now))
 
-    def become_worker(self, slot: int, row: int) -> NoReturn:
-        """In the child. Never returns to the primary's loop."""
-        code = 1
-        try:
-            self.signals.reset_in_child()
-            self.selector.close()
-            again = self.backoff[slot].young_deaths > 0
-            seat = self.resources.seat(slot, self.slots.generation, row, self.policy, again)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            assert self.config is not None
-            code = worker.run(self.config, seat)
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
-        except BaseException:
-            logger.exception("the worker failed")
-        finally:
-            os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child tidy up the primary's things
+    def leave_seat(self, slot: int, row: int) -> Seat:
+        """In the child: what was the primary's goes, what the worker needs stays."""
+        self.signals.reset_in_child()
+        self.selector.close()
+        again = self.backoff[slot].young_deaths > 0
+        return self.resources.seat(slot, self.slots.generation, row, self.policy, again)
 
     def retire_the_surplus(self, now: float) -> None:
         for child in self.slots.surplus():
@@ -236,11 +227,11 @@ class Primary:
         return self.signals.take()
 
     def next_due(self) -> float:
-        due = [self.patience.ends(child) for child in self.slots if not child.aborted]
+        due = [self.service.due, *(self.patience.ends(child) for child in self.slots if not child.aborted)]
         due += [child.deadline for child in self.slots if child.deadline is not None]
         due += [moment for moment in (self.stop_at, self.reloading.deadline) if moment is not None]
         if self.config is not None and not self.stopping:
-            due += [self.backoff[slot].not_before for slot in self.slots.missing() if slot in self.backoff]
+            due += [self.backoff[slot].not_before for slot in self.slots.missing()]
         return min(due, default=NEVER)
 
     def write_header(self) -> None:

@@ -37,11 +37,11 @@ class Reloading:
 
     def ask(self) -> None:
         """Start the check; if one runs, another follows it, because the code may have changed again."""
+        self._resources.board.tell_reload(Reload.CHECKING)
         if self._check is not None:
             self._asked_again = True
             return
         logger.info("reload: checking the new code")
-        self._resources.board.tell_reload(Reload.CHECKING)
         try:
             self._check = handover.start_check(self._resources.run_dir.check)
             self.deadline = monotonic() + self._policy.boot_timeout

@@ -1,13 +1,13 @@
 """What a primary owns for its whole life, through every re-execution: sockets, board, lock and two pipes."""
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from . import listener
 from .handover import Baton
+from .listener import Listener
 from .policy import Policy
 from .rundir import RunDir
 from .scoreboard import Board
@@ -24,20 +24,20 @@ class Resources:
     lifeline: tuple[int, int]
     # Workers ring; the primary wakes and looks at the board.
     doorbell: tuple[int, int]
-    listeners: list[socket.socket] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
 
     @classmethod
     def acquire(cls, run_dir: RunDir, binds: Sequence[str]) -> Self:
         """Raises RunDirError or BindError, and leaves nothing behind then."""
         run_dir.prepare()
         lock = run_dir.lock()
-        listeners: list[socket.socket] = []
+        listeners: list[Listener] = []
         try:
             for bind in binds:
                 listeners.append(listener.open_listener(bind))
         except listener.BindError:
             for opened in listeners:
-                opened.close()
+                listener.close(opened)
             run_dir.remove()
             os.close(lock)
             raise
@@ -49,7 +49,7 @@ class Resources:
     @classmethod
     def inherit(cls, run_dir: RunDir, baton: Baton) -> Self:
         lifeline, doorbell = (baton.lifeline[0], baton.lifeline[1]), (baton.doorbell[0], baton.doorbell[1])
-        listeners = [listener.inherited(fd) for fd in baton.listeners]
+        listeners = [listener.inherited(fd, lent=fd in baton.lent) for fd in baton.listeners]
         return cls(run_dir, baton.lock, Board.inherit(baton.board), lifeline, doorbell, listeners)
 
     def baton(self, slots: Slots, scaled: int | None) -> Baton:
@@ -60,6 +60,7 @@ class Resources:
             lifeline=self.lifeline,
             doorbell=self.doorbell,
             listeners=[opened.fileno() for opened in self.listeners],
+            lent=[opened.fileno() for opened in self.listeners if opened.lent],
             generation=slots.generation,
             scaled=scaled,
             children=[asdict(child) for child in slots],
@@ -79,11 +80,7 @@ class Resources:
 
     def close_listeners(self) -> None:
         while self.listeners:
-            opened = self.listeners.pop()
-            listener.hold_newcomers(opened)
-            if opened.family == socket.AF_UNIX and not opened.getsockname().startswith("\0"):
-                listener.unlink(opened)
-            opened.close()
+            listener.close(self.listeners.pop())
 
     def release(self) -> None:
         self.close_listeners()

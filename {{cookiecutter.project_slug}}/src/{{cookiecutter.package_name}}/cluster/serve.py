@@ -1,11 +1,12 @@
 """The package's front door: `serve` runs an app on a cluster until it is told to stop."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import handover, lifeline, log
+from . import handover, lifeline, log, systemd
 from .listener import describe
 from .loading import LoadError, preload
 from .policy import Policy
@@ -29,6 +30,9 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         preload(target, **options)
         return 0
     baton = handover.take()
+    if sockets := systemd.take_sockets(os.environ):
+        logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
+        binds = [f"fd://{fd}" for fd in sockets]
     try:
         config = preload(target, **options)
     except LoadError as error:

@@ -1,0 +1,63 @@
+"""What the bake brings for its deployment, held to the tools that will read it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def analyze(tmp_path):
+    """`analyze("verify", ...)` on units that are in `tmp_path`; fails on every complaint."""
+    if not shutil.which("systemd-analyze"):
+        missing = "no systemd-analyze. Install it (its daemon need not run): .ci/machine, or apt install systemd"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+
+    def run(*arguments):
+        ended = subprocess.run(
+            ["systemd-analyze", "--no-pager", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        # `verify` exits with 0 though it ignored a line that it did not know.
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
+        return ended.stdout
+
+    return run
+
+
+def units(bake, folder, **answers):
+    """Copies, by name, whose command is one that is on this machine, as verify wants it."""
+    project = bake(**answers)
+    copies = []
+    for unit in sorted((project / "deploy" / "systemd").iterdir()):
+        text, count = re.subn(r"^(ExecStart=)\S+", rf"\1{sys.executable}", unit.read_text(), flags=re.M)
+        assert count == (unit.suffix == ".service")
+        copies.append(folder / unit.name)
+        copies[-1].write_text(text)
+    return copies
+
+
+@pytest.mark.parametrize("name", ["Cluster App", "100% Bücher \\"])
+def test_systemd_takes_the_units_without_a_complaint(bake, analyze, tmp_path, name):
+    service, socket = units(bake, tmp_path, project_name=name, project_slug="my-shop")
+    assert [service.name, socket.name] == ["my-shop.service", "my-shop.socket"]
+    analyze("--man=no", "verify", service.name, socket.name)
+
+
+def test_the_service_is_locked_up_well(bake, analyze, tmp_path):
+    service, _ = units(bake, tmp_path)
+    # 0 is the best and 10 the worst; what is missing is its network.
+    analyze("security", "--offline=true", "--threshold=20", service.name)
+
+
+def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):
+    project = bake()
+    settings = dict(re.findall(r"^([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
+    unit = dict(re.findall(r"^([A-Za-z]+)=(.*)$", (project / "deploy/systemd/cluster-app.service").read_text(), re.M))
+    # 2 s on top are the primary's own patience, Policy.drain_limit.
+    stop = float(settings["DRAIN_DELAY"]) + float(settings["GRACEFUL_TIMEOUT"]) + 2
+    assert float(unit["TimeoutStopSec"]) > stop + 10
+    assert float(unit["WatchdogSec"]) >= 2 * float(settings["HANG_TIMEOUT"])
+    assert unit["RuntimeDirectory"] == unit["Environment"].removeprefix("RUN_DIR=/run/") == "cluster-app"
