@@ -6,6 +6,7 @@ lock (one long regular expression will do) stops that thread, too.
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -34,7 +35,9 @@ def die_with_parent() -> None:
 
 
 def _leave_with_primary(pipe: int) -> None:
-    os.read(pipe, 1)
+    end = select.poll()  # and not a read: all workers share the flag that an app could set, for it not to wait
+    end.register(pipe, select.POLLIN)
+    end.poll()
     os.kill(os.getpid(), signal.SIGTERM)
     sleep(GRACE)
     os._exit(0)

@@ -67,14 +67,10 @@ class Resources:
         )
 
     def seat(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> Seat:
-        """In the child: let go of what is the primary's alone, and keep the rest.
-
-        Of the board the mapping stays; through its file an app could cut it short, which is a SIGBUS for all.
-        """
+        """In the child: let go of what is the primary's alone, and keep the rest."""
         os.close(self.lifeline[1])
         os.close(self.doorbell[0])
         os.close(self.lock)
-        os.close(self.board.fd)
         lifeline, doorbell = self.lifeline[0], self.doorbell[1]
         return Seat(slot, generation, row, self.board, self.listeners, policy, lifeline, doorbell, again)
 

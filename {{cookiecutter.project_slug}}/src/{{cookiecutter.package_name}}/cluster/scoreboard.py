@@ -96,7 +96,7 @@ class Board:
     """The mapped file. Make it with `create` (primary), `inherit` (primary after its re-exec) or `read`."""
 
     def __init__(self, fd: int, writable: bool = True) -> None:
-        if os.fstat(fd).st_size != SIZE:
+        if os.fstat(fd).st_size < SIZE:  # an app may have written on behind the end
             raise BoardError(f"{os.fstat(fd).st_size} bytes, expected {SIZE}")
         self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ

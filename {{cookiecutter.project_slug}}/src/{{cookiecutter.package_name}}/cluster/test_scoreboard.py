@@ -127,3 +127,12 @@ def test_a_new_image_goes_on_with_the_figures_of_the_old(tmp_path: Path) -> None
     write(heir, 0, pid=12, requests=2)
     heir.fold(0)
     assert (heir.snapshot().requests, heir.snapshot().deaths) == (7, 2)
+
+
+def test_a_board_that_somebody_wrote_on_behind_its_end_is_read_all_the_same(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11)
+    with (tmp_path / "board").open("ab") as file:
+        file.write(b"noise")
+    assert Board.read(tmp_path / "board").snapshot().workers[0].pid == 11
+    assert Board.inherit(board.fd).snapshot().workers[0].pid == 11
