@@ -1,0 +1,194 @@
+"""Whatever an app does to its worker: the primary serves on, other workers are unharmed, and the stop is clean."""
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WHOLE_BOARD = "board.cells.cast('B')[:] = bytes([{byte}]) * (8 * len(board.cells))"
+WITHOUT_END = 2**40
+
+HARM = {
+    "exit with 0": "os._exit(0)",
+    "exit with 3": "os._exit(3)",
+    "sys.exit in the handler": "sys.exit(1)",
+    "sys.exit in the loop": "asyncio.get_running_loop().call_soon(sys.exit, 1)",
+    "sys.exit with a code without end": f"asyncio.get_running_loop().call_soon(sys.exit, {WITHOUT_END})",
+    "sys.exit with words": "asyncio.get_running_loop().call_soon(sys.exit, 'words')",
+    "an exception that is none": "asyncio.get_running_loop().call_soon(exec, 'raise BaseException')",
+    "a null pointer": "ctypes.string_at(0)",
+    "every file closed": "os.closerange(3, 4096)",
+    "its own row spoilt": "[board.row(row).__setitem__(cell, 2**64 - 1) for row in (0, 1) for cell in range(16)]",
+    "rows that are not there": "board.cells[7] = 2**64 - 1",
+    "an odd sequence": "board.cells[1] = 2**64 - 1; os._exit(0)",
+    "another format": "board.cells[0] = 0",
+    "zeros on the board": WHOLE_BOARD.format(byte=0),
+    "ones on the board": WHOLE_BOARD.format(byte=255),
+    "zeros on the board at its end": WHOLE_BOARD.format(byte=0) + "; os._exit(1)",
+    "ones on the board at its end": WHOLE_BOARD.format(byte=255) + "; os._exit(1)",
+    "every pipe filled": (
+        "noise = bytes(1 << 20)\n"
+        "for fd in range(3, 100):\n"
+        "    try: os.set_blocking(fd, False); [os.write(fd, noise) for _ in range(50)]\n"
+        "    except OSError: pass"
+    ),
+    "threads that never end": "[threading.Thread(target=time.sleep, args=(60,)).start() for _ in range(9)]",
+    "a thread of the loop's own that never ends": "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)",
+    "another folder, mask and session": "os.chdir('/'); os.umask(0o777); os.setsid()",
+    "no files to be had": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))",
+    "64 MiB more": "globals()['kept'] = bytearray(64 << 20)",
+    "no Ctrl-C and no broken pipe": "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGPIPE)",
+    "deaf to SIGTERM": "asyncio.get_running_loop().remove_signal_handler(15); signal.signal(15, signal.SIG_IGN)",
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_worker_harms_only_itself(
+    puppets: Any, tell: Any, ready: Any, cli: Any, eventually: Any, clean_stop: Any, harm: str
+) -> None:
+    cluster = puppets(GRACEFUL_TIMEOUT="0")
+    before = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
+    tell(cluster, harm)
+    eventually(lambda: len(pids := ready(cluster)) == 2 and all(tell(cluster) in map(str, pids) for _ in range(10)))
+    assert set(before) & set(ready(cluster)), "the other one was harmed"
+    run_dir = str(cluster.run_dir)
+    shown = eventually(lambda: not (ended := cli("status", "--json", RUN_DIR=run_dir)).returncode and ended.stdout)
+    status = json.loads(shown)
+    assert (status["primary"], status["wanted"], status["draining"]) == (cluster.pid, 2, False)
+    assert sorted(row["slot"] for row in status["workers"]) == [0, 1]
+    assert status["requests"] < 1000
+    clean_stop(cluster)
+
+
+def test_no_signal_to_a_worker_ends_more_than_that_worker(
+    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
+) -> None:
+    # The C library keeps two more to itself, which are not among the valid ones.
+    ignored = {signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+    ignored |= {signal.SIGXFSZ, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+    deadly = sorted(signal.valid_signals() - ignored)
+    cluster = puppets("--workers", str(len(deadly) + 1))
+    workers = eventually(lambda: len(pids := ready(cluster)) == len(deadly) + 1 and pids)
+    for pid, number in zip(workers, deadly, strict=False):
+        os.kill(pid, number)
+    eventually(lambda: snapshot(cluster).deaths >= len(deadly))
+    assert workers[-1] in ready(cluster)
+    assert tell(cluster)
+    clean_stop(cluster)
+
+
+@pytest.mark.parametrize("byte", [0, 255])
+def test_garbage_on_the_board_takes_no_healthy_worker_for_hung(
+    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, byte: int
+) -> None:
+    cluster = puppets(HANG_TIMEOUT="1")
+    before = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
+    eventually(lambda: min(row.age_s for row in snapshot(cluster).workers) > 1.2)
+    tell(cluster, WHOLE_BOARD.format(byte=byte) + "; os._exit(1)")
+    after = eventually(lambda: len(pids := ready(cluster)) == 2 and set(pids) != set(before) and pids)
+    assert len(set(before) & set(after)) == 1
+    assert "no heartbeat" not in cluster.log.read_text()
+
+
+def test_a_worker_deaf_to_sigterm_is_killed_at_the_drains_deadline(
+    puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any
+) -> None:
+    cluster = puppets(GRACEFUL_TIMEOUT="0")
+    eventually(lambda: len(ready(cluster)) == 2)
+    pid = tell(cluster, "asyncio.get_running_loop().remove_signal_handler(15); signal.signal(15, signal.SIG_IGN)")
+    clean_stop(cluster)
+    assert f"pid={pid} is killed: it outlived its deadline" in cluster.log.read_text()
+
+
+LIFESPAN = """
+import asyncio
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({{"type": "lifespan.startup.complete"}})
+        await receive()
+        {shutdown}
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body"}})
+"""
+
+
+ENDINGS = {"hangs": "await asyncio.sleep(60)", "raises": "raise RuntimeError('no')", "exits": "raise SystemExit(5)"}
+
+
+@pytest.mark.parametrize("shutdown", ENDINGS.values(), ids=ENDINGS)
+def test_a_lifespan_that_does_not_shut_down_well_holds_no_stop(
+    serve: Any, get: Any, clean_stop: Any, tmp_path: Path, shutdown: str
+) -> None:
+    (tmp_path / "stays.py").write_text(LIFESPAN.format(shutdown=shutdown))
+    environ = {"PYTHONPATH": str(tmp_path), "GRACEFUL_TIMEOUT": "0", "LINGER": "0"}
+    cluster = serve("--app", "stays:app", "--workers", "2", **environ)
+    assert get(cluster.url, "/")[0] == 200
+    clean_stop(cluster)
+
+
+def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other_answers(
+    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
+) -> None:
+    cluster = puppets(HANG_TIMEOUT="1")
+    before = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
+    blocked = (
+        "def waits_in_a_thread(): time.sleep(60)\n"
+        "def blocks_the_loop(): time.sleep(60)\n"
+        "threading.Thread(target=waits_in_a_thread).start()\n"
+        "blocks_the_loop()"
+    )
+    with ThreadPoolExecutor(9) as threads:
+        stuck = threads.submit(tell, cluster, blocked)
+        eventually(lambda: max((row.beat_age_s for row in snapshot(cluster).workers), default=0) > 0.3)
+        answers = list(threads.map(lambda _: tell(cluster), range(8)))
+        assert None not in answers
+        assert stuck.result() is None
+    eventually(lambda: len(pids := ready(cluster)) == 2 and set(pids) != set(before))
+    log = cluster.log.read_text()
+    assert "no heartbeat in time; its stacks follow" in log
+    assert "in blocks_the_loop" in log
+    assert "in waits_in_a_thread" in log
+    clean_stop(cluster)
+
+
+NO_FORK = """
+import errno, os
+from puppet import app
+forked, real_fork = 0, os.fork
+def fork():
+    global forked
+    forked += 1
+    if forked in (3, 4):
+        raise OSError(errno.{error}, os.strerror(errno.{error}))
+    return real_fork()
+os.fork = fork
+"""
+
+
+@pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM"])
+def test_a_fork_that_fails_is_said_once_and_tried_again(
+    puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path, error: str
+) -> None:
+    (tmp_path / "no_fork.py").write_text(NO_FORK.format(error=error))
+    cluster = puppets("--app", "no_fork:app")
+    before = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: "cannot be forked" in cluster.log.read_text())
+    assert tell(cluster) == str(before[1])
+    eventually(lambda: len(ready(cluster)) == 2)
+    assert cluster.log.read_text().count("cannot be forked") == 2
+    clean_stop(cluster)
+
+
+def test_what_the_app_prints_is_printed_once_and_whole(puppets: Any, tell: Any, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "prints.py").write_text("from puppet import app\nprint('imported')\n")
+    cluster = puppets("--app", "prints:app", PYTHONUNBUFFERED="")
+    tell(cluster, "print('answered')")
+    cluster.process.terminate()
+    assert cluster.process.wait(20) == 0
+    assert capfd.readouterr().out.split() == ["imported", "answered"]
