@@ -12,7 +12,7 @@ import pytest
 
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 
-# An app that runs the Python it is sent and says `answer`, by default its pid.
+# An app that runs the Python it is sent, awaits `later` if that is set, and says `answer`, by default its pid.
 PUPPET = """
 import asyncio, ctypes, multiprocessing, os, re, signal, subprocess, sys, threading, time
 
@@ -23,6 +23,8 @@ async def app(scope, receive, send):
         return
     names = {**globals(), "board": scope["state"]["cluster"]._board, "answer": os.getpid()}
     exec((await receive())["body"], names)
+    if "later" in names:
+        await names["later"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": str(names["answer"]).encode()})
 """

@@ -34,7 +34,8 @@ def test_a_killed_primary_leaves_nobody_and_the_next_one_starts_at_once(
     with ThreadPoolExecutor(2) as threads:
         threads.submit(tell, first, block)
         eventually(lambda: max((row.beat_age_s for row in snapshot(first).workers), default=0) > 0.3)
-        threads.submit(tell, first, "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)")
+        threads.submit(tell, first, "later = asyncio.sleep(60)")
+        eventually(lambda: any(row.in_flight for row in snapshot(first).workers))
         first.process.kill()
         first.process.wait()
         eventually(lambda: not processes(first), within=10)

@@ -132,7 +132,7 @@ def test_a_lifespan_that_does_not_shut_down_well_holds_no_stop(
 
 
 def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other_answers(
-    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
+    puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     cluster = puppets(HANG_TIMEOUT="1")
     before = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
@@ -140,11 +140,12 @@ def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other
         "def waits_in_a_thread(): time.sleep(60)\n"
         "def blocks_the_loop(): time.sleep(60)\n"
         "threading.Thread(target=waits_in_a_thread).start()\n"
+        f"open({str(tmp_path / 'blocked')!r}, 'w').close()\n"
         "blocks_the_loop()"
     )
     with ThreadPoolExecutor(9) as threads:
         stuck = threads.submit(tell, cluster, blocked)
-        eventually(lambda: max((row.beat_age_s for row in snapshot(cluster).workers), default=0) > 0.3)
+        eventually((tmp_path / "blocked").exists)
         answers = list(threads.map(lambda _: tell(cluster), range(8)))
         assert None not in answers
         assert stuck.result() is None

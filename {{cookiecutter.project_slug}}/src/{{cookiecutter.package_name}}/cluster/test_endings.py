@@ -1,3 +1,5 @@
+"""Every end a child can meet has words, and only two of them are as asked."""
+
 from .endings import as_asked, manner
 
 
