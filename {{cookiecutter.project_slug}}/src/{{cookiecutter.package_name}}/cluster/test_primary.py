@@ -19,7 +19,8 @@ from {__package__} import log
 from {__package__}.policy import Policy
 from {__package__}.serve import serve
 log.set_up("INFO")
-sys.exit(serve("patient:app", ["127.0.0.1:0"], 1, Policy(boot_timeout=1.0, abort_grace=0.2), Path("run")))
+policy = Policy(boot_timeout=float(sys.argv[1]), abort_grace=0.2)
+sys.exit(serve("patient:app", ["127.0.0.1:0"], 1, policy, Path("run")))
 """
 
 NEVER_STARTS = "import asyncio\nasync def app(scope, receive, send):\n    await asyncio.sleep(600)\n"
@@ -32,16 +33,18 @@ STARTS = (
 
 
 @pytest.fixture
-def primary(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[bytes], Path]]]:
-    """Run a primary for an app of the given code; the process, and its log."""
+def primary(tmp_path: Path) -> Iterator[Callable[[str, str], tuple[subprocess.Popen[bytes], Path]]]:
+    """Run a primary for an app of the given code, with so many seconds to boot or be checked; process and log."""
     started = []
 
-    def start(code: str) -> tuple[subprocess.Popen[bytes], Path]:
+    def start(code: str, patience: str) -> tuple[subprocess.Popen[bytes], Path]:
         (tmp_path / "patient.py").write_text(code)
         log = tmp_path / "log"
         with log.open("wb") as stderr:
             environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-            process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=tmp_path, stderr=stderr, env=environ)
+            process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, patience], cwd=tmp_path, stderr=stderr, env=environ
+            )
         started.append(process)
         return process, log
 
@@ -51,7 +54,7 @@ def primary(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[b
 
 
 def test_workers_that_never_start_are_aborted_and_the_primary_gives_up(primary: Any) -> None:
-    process, log = primary(NEVER_STARTS)
+    process, log = primary(NEVER_STARTS, "0.5")
     assert process.wait(60) == 3
     assert log.read_text().count("no heartbeat in time") == 3
     assert "giving up" in log.read_text()
@@ -60,7 +63,7 @@ def test_workers_that_never_start_are_aborted_and_the_primary_gives_up(primary: 
 def test_a_check_that_never_ends_is_killed_and_the_next_reload_goes_through(
     primary: Any, eventually: Any, tmp_path: Path
 ) -> None:
-    process, log = primary(STARTS)
+    process, log = primary(STARTS, "3")
     eventually(lambda: "gen=1" in log.read_text())
     (tmp_path / "patient.py").write_text("import time\ntime.sleep(600)\n")
     process.send_signal(signal.SIGHUP)
