@@ -74,5 +74,5 @@ def test_a_burst_of_connections_is_shared_evenly_every_time(puppets: Any, snapsh
             uneven[max(counts) - min(counts)] += 1
         eventually(lambda: not any(connections(snapshot(cluster))))
     print("max - min over", BURSTS, "bursts:", dict(sorted(uneven.items())))
-    # A worker steps back for two milliseconds: on a busy machine its sibling may not wake in that time.
+    # A worker steps back for five milliseconds: on a busy machine its sibling may not wake in that time.
     assert sorted(uneven.elements())[BURSTS // 2] <= 2, uneven

@@ -138,6 +138,18 @@ def test_a_second_signal_ends_it_at_once(serve: Any, snapshot: Any, get: Any, ev
     assert stuck.exception() is not None
 
 
+def test_a_worker_that_has_not_started_yet_does_not_hold_a_stop(
+    serve: Any, snapshot: Any, eventually: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio\nasync def app(scope, receive, send):\n    await receive()\n    await asyncio.sleep(60)\n"
+    )
+    cluster = serve("--app", "slow:app", "--workers", "2", PYTHONPATH=str(tmp_path))
+    eventually(lambda: [row.state for row in snapshot(cluster).workers] == ["starting"] * 2)
+    cluster.process.terminate()
+    assert cluster.process.wait(10) == 0
+
+
 def test_readiness_is_off_from_the_first_moment_of_a_stop(serve: Any, get: Any, eventually: Any) -> None:
     cluster = serve("--workers", "2", DRAIN_DELAY="2")
     assert get(cluster.url, "/readyz")[0] == 200

@@ -85,21 +85,20 @@ class Worker(uvicorn.Server):
         self._turn(State.STARTING)
 
     async def live(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop)
         self.lifespan = self.config.lifespan_class(self.config)
         self.view = ClusterView(self.seat.board, self.seat.row)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
+        # Only now: before, there is nothing to drain, and SIGTERM ends a startup that may take long.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         self.acceptor = Acceptor(self.seat.listeners, self._attach, self._connections, self.seat.board.all_accepting)
         self._beat()
         self._weigh()
         self.recycling = Recycling(self.seat.policy, self.row[scoreboard.RSS])
-        if not self.should_exit:
-            log.hush_server(False)
-            self._turn(State.READY)
-            self.acceptor.start()
-            await self.main_loop()
+        log.hush_server(False)
+        self._turn(State.READY)
+        self.acceptor.start()
+        await self.main_loop()
         await self._drain()
 
     def _stop(self) -> None:
