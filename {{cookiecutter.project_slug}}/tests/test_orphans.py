@@ -54,7 +54,8 @@ def test_a_killed_primary_leaves_nobody_and_the_next_one_starts_at_once(
         "subprocess.Popen(['sleep', '60'], close_fds=False, start_new_session=True)",
         "if not os.fork(): time.sleep(60); os._exit(0)",
         "multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)).start()",
-        "if not os.fork():\n    os.setsid()\n    if not os.fork(): time.sleep(60)\n    os._exit(0)",
+        "between = os.fork()\nif not between:\n    os.setsid()\n    if not os.fork(): time.sleep(60)\n    os._exit(0)\n"
+        "os.waitpid(between, 0)",
     ],
     ids=["popen", "session", "fork", "multiprocessing", "daemon"],
 )
