@@ -132,7 +132,7 @@ class Broadcast:
         while not self._closed:  # asked, because Python 3.11 may drop a cancel: see once.py
             pubsub = self._redis.pubsub()
             try:
-                await pubsub.connect()
+                await pubsub.connect()  # type: ignore[no-untyped-call]
                 self._pubsub, self._unconfirmed = pubsub, set(self._channels)
                 if self._channels:
                     await pubsub.subscribe(*self._channels)
@@ -142,7 +142,7 @@ class Broadcast:
                     log.warning("broadcast lost its connection: %s", error)
             finally:
                 self._pubsub = None
-                await pubsub.aclose()
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
             if not self._closed:
                 await asyncio.sleep(random.uniform(*RECONNECT))
 
