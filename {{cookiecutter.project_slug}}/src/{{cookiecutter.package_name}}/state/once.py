@@ -52,7 +52,7 @@ async def run_as_leader(
     """Run `job(fence)` in one worker of all, and in another one when that is gone; until it is cancelled.
 
     To be started in each worker's lifespan, as a task that its end cancels. lease: seconds within which the job runs
-    again elsewhere after its worker was killed; a worker that ends in good order hands over within a tenth of that.
+    again elsewhere after its worker was killed; one that ends in good order hands over within about a tenth of that.
     The job is cancelled while a fifth of the lease is left if that cannot be renewed: it has so long to end. One
     that blocks its event loop for longer, or a machine that sleeps, may overlap with its successor all the same: so
     give `fence`, which grows with each leader, to what the job writes to, and have that refuse a smaller one than it
