@@ -10,8 +10,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from . import settings as settings_module
 from .settings import Settings
+from .state.broadcast import Broadcast
 from .state.cache import Cache
 from .state.counters import Counters
+from .state.limits import Limits
 from .state.redis import UNAVAILABLE, connect
 from .state.sessions import Lifetimes, SessionStore
 from .web import demo, health, home
@@ -35,14 +37,19 @@ def _lifespan_with(settings: Settings) -> Any:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         redis = connect(settings.redis_url, settings.redis_timeout)
+        counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
         # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
         yield {
             "redis": redis,
-            "counters": Counters(redis),
+            "counters": counters,
+            "limits": Limits(redis),
             "cache": Cache(redis),
+            "broadcast": broadcast,
             "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
         }
+        await broadcast.aclose()
+        await counters.aclose()
         await redis.aclose()
 
     return lifespan

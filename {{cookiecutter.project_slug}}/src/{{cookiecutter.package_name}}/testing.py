@@ -35,6 +35,13 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def own_redis_url() -> Iterator[str]:
+    """A private server for one test, which may pause or kill it."""
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
 

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from . import counters as counters_module
 from .counters import Counters
+from .redis import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -27,3 +29,41 @@ async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) ->
     assert await counters.add("stock", -2) == 3
     await counters.reset("stock")
     assert await counters.get("stock") == 0
+
+
+async def test_what_is_added_lazily_arrives_by_itself_in_one_command_for_each_name(redis: Redis) -> None:
+    counters = Counters(redis)
+    await redis.config_resetstat()
+    for _ in range(500):
+        counters.add_lazily("hot", 2)
+        counters.add_lazily("other")
+    assert counters._sender is not None
+    await counters._sender
+    assert (await counters.get("hot"), await counters.get("other")) == (1000, 500)
+    assert (await redis.info("commandstats"))["cmdstat_incrby"]["calls"] == 2
+    assert counters._sender is None  # idle again
+
+
+async def test_a_close_sends_what_waits(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "LAZY", 3600.0)
+    counters = Counters(redis)
+    counters.add_lazily("hot", 3)
+    await counters.aclose()
+    assert await counters.get("hot") == 3
+
+
+async def test_redis_away_says_so_once_and_counts_again_when_it_is_back(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = connect("unix:///nowhere/redis.sock", 0.5)
+    counters = Counters(away)
+    for _ in range(2):
+        counters.add_lazily("hot")
+        assert counters._sender is not None
+        await counters._sender
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "are lost" in caplog.text
+    counters._redis = redis
+    counters.add_lazily("hot")
+    await counters.aclose()
+    assert await redis.get("counter:hot") == b"1"
