@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from .cluster.rundir import RunDir
 from .cluster.scoreboard import Board, BoardError, Snapshot
-from .embedded import redis_server
+from .embedded import redis_server, start
 from .local import LocalCluster, cluster, command, development
 from .state.redis import connect
 
@@ -46,6 +46,26 @@ async def redis(redis_url: str, anyio_backend: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def redis_start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start servers of the test's own: `redis_start("name", "--port", "7000")` listens on tmp_path/name/redis.sock.
+
+    They end with the test, also when it has stopped one with SIGSTOP. A name started again has its old address.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(name: str, *options: str, config: Path | None = None) -> subprocess.Popen[bytes]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        started.append(start(folder, *options, config=config))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

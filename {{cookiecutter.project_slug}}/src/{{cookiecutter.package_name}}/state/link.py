@@ -7,7 +7,7 @@ neither redis-py's client nor what a command means.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, takewhile
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, TimeoutError
 
-from .wire import Command, Wire
+from .wire import CLOSED, Command, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ class Link:
     """
 
     def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
-        self.listeners: list[Listener] = []
-        self.at_connect: list[bytes] = []
         self.errors = 0
+        self._listeners: list[Listener] = []
+        self._at_connect: list[bytes] = []
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
@@ -81,9 +81,16 @@ class Link:
         self._watchdog: asyncio.TimerHandle | None = None
         self._failures = 0  # in a row
         self._down_since: float | None = None
-        self._away: str | None = None  # why, once an attempt has failed
+        self._refusal: str | None = None  # of every command: while Redis is known to be away, and when closed
         self._closed = False
         self._commands = self._writes = self._connections = 0
+
+    def listen(self, listener: Listener, at_connect: Iterable[bytes]) -> None:
+        """Add a listener, and packed commands for every new connection. Raises RuntimeError if there is one already."""
+        if self._wire is not None or self._connecting is not None:
+            raise RuntimeError("listen before the first command: what was read until now cannot be tracked")
+        self._listeners.append(listener)
+        self._at_connect.extend(at_connect)
 
     def send(self, packed: bytes, in_order: Callable[[Any], object] | None = None) -> asyncio.Future[Any]:
         """Queue a command for the write at the end of this tick; its answer, or its error, is the future's result.
@@ -91,11 +98,11 @@ class Link:
         While Redis is known to be away this raises ConnectionError at once: a request makes several commands, and each
         waiting out its timeout would add up. Raises QueueFullError.
         """
-        if self._away is not None:
-            raise ConnectionError(f"Redis is away: {self._away}")
-        if self._closed:
-            raise ConnectionError("the client is closed")
+        if self._refusal is not None:
+            self.errors += 1
+            raise ConnectionError(self._refusal)
         if len(self._queue) + (len(self._wire.in_flight) if self._wire else 0) >= MAX_WAITING:
+            self.errors += 1
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their answers")
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
@@ -119,7 +126,8 @@ class Link:
 
     async def aclose(self) -> None:
         """Wait for the answers that are due, up to the timeout; then close. Nothing can be sent afterwards."""
-        self._closed = True
+        self._flush()
+        self._closed, self._refusal = True, CLOSED
         in_flight = list(self._wire.in_flight) if self._wire else []
         if due := [command.answer for command in (*in_flight, *self._queue) if not command.answer.done()]:
             await asyncio.wait(due, timeout=self._timeout)
@@ -129,7 +137,7 @@ class Link:
                 await self._connecting
         if self._wire is not None:
             await self._wire.aclose()
-        self._fail_queue("the client is closed")
+        self._fail_queue(CLOSED)
         if self._watchdog is not None:
             self._watchdog.cancel()
 
@@ -171,7 +179,7 @@ class Link:
 
     def _pushed(self, message: list[Any]) -> None:
         if message[0] in (b"invalidate", "invalidate"):
-            for listener in self.listeners:
+            for listener in self._listeners:
                 listener.invalidated(message[1])
 
     def _lost(self, wire: Wire, reason: str) -> None:
@@ -179,7 +187,7 @@ class Link:
             return  # it was being opened, and that attempt fails by itself
         self._wire = None
         self._failures = self._failures + 1 if monotonic() - wire.opened < SHORT_LIFE else 0
-        for listener in self.listeners:
+        for listener in self._listeners:
             try:
                 listener.lost()
             except Exception:
@@ -204,11 +212,12 @@ class Link:
                     self._wire = await self._open()
             except Exception as error:  # whatever it is, those who wait must hear of it
                 self._failures += 1
-                self._away = str(error) or f"no connection within {self._timeout:g} s"
-                self._down(self._away)
-                self._fail_queue(f"Redis is away: {self._away}")
+                reason = str(error) or f"no connection within {self._timeout:g} s"
+                self._down(reason)
+                self._refusal = f"Redis is away: {reason}"
+                self._fail_queue(self._refusal)
         self._connections += 1
-        self._connecting = self._away = None
+        self._connecting, self._refusal = None, CLOSED if self._closed else None
         if self._down_since is not None:
             logger.warning("Redis is back after %.1f s", monotonic() - self._down_since)
             self._down_since = None
@@ -223,18 +232,7 @@ class Link:
             raise
         wire = Wire(connection, self._pushed, self._lost, self._flush)
         # PING is answered by who may serve: not while Redis is loading, and not by a replica that has lost its primary.
-        loop = asyncio.get_running_loop()
-        greeting = [Command(packed, loop.create_future(), monotonic(), None) for packed in (*self.at_connect, PING)]
-        try:
-            wire.write(greeting)
-            for command in greeting:
-                if isinstance(answer := await command.answer, Exception):
-                    raise answer
-            if wire.gone:
-                raise ConnectionError("the connection was lost as soon as it was made")
-        except BaseException:
-            wire.drop(ConnectionError, "it was not ready in time")
-            raise
+        await wire.greet([*self._at_connect, PING])
         return wire
 
     def _fail_queue(self, reason: str) -> None:

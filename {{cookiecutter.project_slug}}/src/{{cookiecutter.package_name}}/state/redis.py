@@ -52,6 +52,7 @@ def connect(url: str, timeout: float) -> Redis:
         "retry": Retry(NoBackoff(), 0),  # an INCR that was sent is never sent again
         # `protocol` is not named: so it is RESP3 on the wire, and answers have the shapes that redis-py's users know.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "driver_info": None,  # two commands fewer for each connection
     }
     parts = urlsplit(url)
     if parts.scheme == "redis+cluster":
@@ -61,7 +62,7 @@ def connect(url: str, timeout: float) -> Redis:
     if parts.scheme == "redis+sentinel":
         pool: Any = _sentinel_pool(parts, timeout, options)
     elif parts.scheme in ("redis", "rediss", "unix"):
-        pool = BlockingConnectionPool.from_url(url, **options, driver_info=None)
+        pool = BlockingConnectionPool.from_url(url, **options)
     else:
         raise ValueError(f"a Redis URL begins with {FORMS}, not {url.partition(':')[0]!r}")
     try:

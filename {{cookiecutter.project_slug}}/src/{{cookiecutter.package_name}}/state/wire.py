@@ -26,6 +26,8 @@ from redis.exceptions import (
 # Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
 STEPPED_DOWN = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
 
+CLOSED = "the client is closed"
+
 NOTHING_YET = object()
 
 
@@ -94,6 +96,21 @@ class Wire(asyncio.Protocol):
         self._transport = connection._writer.transport
         self._transport.set_protocol(self)
 
+    async def greet(self, commands: list[bytes]) -> None:
+        """Send the connection's first commands. Raises, and drops the connection, if one of them is refused."""
+        loop = asyncio.get_running_loop()
+        sent = [Command(packed, loop.create_future(), monotonic(), None) for packed in commands]
+        try:
+            self.write(sent)
+            for command in sent:
+                if isinstance(answer := await command.answer, Exception):
+                    raise answer
+            if self.gone:
+                raise ConnectionError("the connection was lost as soon as it was made")
+        except BaseException:
+            self.drop(ConnectionError, "it was not ready in time")
+            raise
+
     @property
     def writable(self) -> bool:
         return not (self._paused or self.gone or self._stepped_down)
@@ -111,12 +128,12 @@ class Wire(asyncio.Protocol):
                 if isinstance(answer, hiredis.PushNotification):
                     self._pushed(answer)
                     continue
+                if not in_flight:
+                    raise InvalidResponse("an answer that nobody asked for")
                 command = in_flight.popleft()
                 command.settle(answer)
                 if isinstance(answer, STEPPED_DOWN):
                     self._stepped_down = answer
-        except IndexError:
-            self.drop(ConnectionError, "an answer that nobody had asked for")
         except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
             self.drop(ConnectionError, f"{type(error).__name__}: {error}")
         if command is not None:
@@ -137,7 +154,7 @@ class Wire(asyncio.Protocol):
 
     async def aclose(self) -> None:
         """Drop the connection if it is not gone yet, and wait until its transport is closed."""
-        self.drop(ConnectionError, "the client is closed")
+        self.drop(ConnectionError, CLOSED)
         await self._closed
 
     def connection_lost(self, error: Exception | None) -> None:

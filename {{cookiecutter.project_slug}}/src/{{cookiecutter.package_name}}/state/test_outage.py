@@ -1,0 +1,69 @@
+"""The connection while its Redis stalls, dies and comes back."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from redis.exceptions import TimeoutError
+
+from .redis import UNAVAILABLE, connect
+
+pytestmark = pytest.mark.anyio
+
+
+async def back(client: Any) -> None:
+    """Ask until the client is connected again."""
+    async with asyncio.timeout(20):
+        while not client.stats.connected:
+            await asyncio.gather(client.ping(), asyncio.sleep(0.005), return_exceptions=True)
+
+
+async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Path) -> None:
+    process = redis_start("stalled")
+    async with connect(f"unix://{tmp_path}/stalled/redis.sock", 0.3) as connected:
+        client: Any = connected
+        await client.set("n", 0)
+        os.kill(process.pid, signal.SIGSTOP)
+        ends = await asyncio.gather(*(client.incr("n") for _ in range(3)), return_exceptions=True)
+        with pytest.raises(UNAVAILABLE):
+            await client.incr("n")
+        os.kill(process.pid, signal.SIGCONT)
+        assert [type(end) for end in ends] == [TimeoutError] * 3
+        await back(client)
+        assert await client.get("n") == b"3"  # sent, not answered, and not sent again
+
+
+async def test_killed_and_started_again_it_is_right_again_by_itself(
+    redis_start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = redis_start("server")
+    async with connect(f"unix://{tmp_path}/server/redis.sock", 1.0) as connected:
+        client: Any = connected
+        await client.set("k", 1)
+        process.kill()
+        process.wait()
+        slowest, refused = 0.0, 0
+        while refused < 200:
+            asked = monotonic()
+            try:
+                await client.get("k")
+            except UNAVAILABLE:
+                refused += 1
+            slowest = max(slowest, monotonic() - asked)
+            await asyncio.sleep(0)
+        assert slowest < 1.0
+        (tmp_path / "server" / "redis.sock").unlink()
+        await asyncio.to_thread(redis_start, "server")
+        returned = monotonic()
+        await back(client)
+        assert await client.set("k", 2)
+        print(f"right again {monotonic() - returned:.3f} s after Redis' return")
+        assert monotonic() - returned < 5.0
+    said = [record.message.partition(":")[0] for record in caplog.records if "Redis is" in record.message]
+    assert len(said) == 2
+    assert said[0] == "Redis is away"
+    assert said[1].startswith("Redis is back after")
