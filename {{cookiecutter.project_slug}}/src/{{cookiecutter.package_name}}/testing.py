@@ -34,13 +34,22 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+LOOPS = [("asyncio", {"use_uvloop": chosen}) for chosen in (False, True)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run async tests on both loops: workers have uvloop, a script asyncio's own; timers and transports differ.
+
+    By a mark, not a fixture: anyio's own `anyio_backend`, from a plugin that is loaded later, would win.
+    """
+    if "anyio_backend" in metafunc.fixturenames:
+        both = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"], scope="module")
+        metafunc.definition.add_marker(both)
 
 
 @pytest.fixture
-async def redis(redis_url: str, anyio_backend: str) -> AsyncIterator[Redis]:
+async def redis(redis_url: str, anyio_backend: object) -> AsyncIterator[Redis]:
     """A client of an empty database."""
     client = connect(redis_url, 5.0)
     await client.flushall()

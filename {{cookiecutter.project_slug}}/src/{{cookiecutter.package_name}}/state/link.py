@@ -79,6 +79,8 @@ class Link:
         self._connecting: asyncio.Task[None] | None = None
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
+        self._look_due = 0.0
+        self._overslept = False
         self._failures = 0  # in a row
         self._down_since: float | None = None
         self._refusal: str | None = None  # of every command: while Redis is known to be away, and when closed
@@ -161,7 +163,13 @@ class Link:
     def _look(self) -> None:
         """The watchdog: one timer for all that wait."""
         self._watchdog = None
-        overdue, wire = monotonic() - self._timeout, self._wire
+        now, wire = monotonic(), self._wire
+        if not self._overslept and now - self._look_due > self._timeout / LOOKS:
+            # The loop was blocked, or the process frozen: what is overdue may be unread, or only now be written.
+            self._overslept = True
+            self._watch()
+            return
+        self._overslept, overdue = False, now - self._timeout
         late = f"no answer from Redis within {self._timeout:g} s"
         if wire is not None and wire.in_flight and max(wire.opened, wire.in_flight[0].since) <= overdue:
             wire.drop(TimeoutError, late)
@@ -175,7 +183,9 @@ class Link:
 
     def _watch(self) -> None:
         if self._watchdog is None:
-            self._watchdog = asyncio.get_running_loop().call_later(self._timeout / LOOKS, self._look)
+            pause = self._timeout / LOOKS
+            self._look_due = monotonic() + pause
+            self._watchdog = asyncio.get_running_loop().call_later(pause, self._look)
 
     def _pushed(self, message: list[Any]) -> None:
         if message[0] in (b"invalidate", "invalidate"):

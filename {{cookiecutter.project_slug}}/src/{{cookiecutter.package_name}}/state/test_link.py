@@ -78,14 +78,15 @@ def scripted(*script: bytes | None) -> Answers:
 
 
 async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_works(tmp_path: Path) -> None:
-    async with served(tmp_path, scripted(b"", b"", b"")) as (client, impostor):
+    async with served(tmp_path, scripted(b"+first\r\n", b"", b"", b"")) as (client, impostor):
+        assert await client.get("first") == b"first"
         started = monotonic()
         ends = await asyncio.gather(*(client.incr("n") for _ in range(3)), return_exceptions=True)
         assert 0.3 <= monotonic() - started < 5.0
         assert [type(end) for end in ends] == [TimeoutError] * 3
         assert "no answer from Redis within 0.3 s" in str(ends[0])
         assert await client.get("k") == b"OK"
-        assert impostor.asked == [b"INCRBY n 1"] * 3 + [b"GET k"]  # sent once each
+        assert impostor.asked == [b"GET first"] + [b"INCRBY n 1"] * 3 + [b"GET k"]  # sent once each
 
 
 async def test_a_connection_cut_in_the_middle_of_an_answer_fails_who_waited_and_is_made_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -35,6 +36,17 @@ async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Pa
         assert [type(end) for end in ends] == [TimeoutError] * 3
         await back(client)
         assert await client.get("n") == b"3"  # sent, not answered, and not sent again
+
+
+async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
+    async with connect(redis_url, 0.2) as connected:
+        client: Any = connected
+        await client.ping()
+        answer = asyncio.ensure_future(client.echo("x"))
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # noqa: ASYNC251 - as a handler should not; the command is queued, and the watchdog is due
+        assert await answer == b"x"
+        assert client.stats.connections == 1
 
 
 async def test_killed_and_started_again_it_is_right_again_by_itself(
