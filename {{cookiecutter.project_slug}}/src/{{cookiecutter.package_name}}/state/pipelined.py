@@ -7,6 +7,7 @@ connection, or changes it, goes to an ordinary pool beside it. This room knows r
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import iscoroutine
 from typing import Any
 
 import hiredis
@@ -58,7 +59,8 @@ class PipelinedRedis(Redis):
     """A `redis.asyncio.Redis` of one worker and one event loop; nothing is connected before the first command.
 
     connection_pool: for what needs a connection of its own; the shared one is made as its are, and both are closed with
-    the client. timeout: seconds in which each command ends, blocking ones apart (with a twentieth more, at worst).
+    the client. timeout: seconds in which a command on the shared connection ends, with at most a tenth more. In the pool
+    its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
 
     A command fails with ConnectionError or TimeoutError and is not sent again: it may have been carried out or not.
     A caller that is cancelled before the end of the tick has sent nothing; later, its answer is read and dropped.
@@ -77,8 +79,8 @@ class PipelinedRedis(Redis):
     def listen(self, listener: Listener, *at_connect: tuple[Any, ...]) -> None:
         """Tell `listener` of invalidations and lost connections; `at_connect` are commands for every new connection.
 
-        They are sent before any other, and one that Redis refuses fails the connection. To be called before the first
-        command: `redis.listen(near_cache, ("CLIENT", "TRACKING", "ON", "NOLOOP"))`. Raises RuntimeError after it.
+        They are sent before any other, and one that Redis refuses fails the connection: `redis.listen(near_cache,
+        ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`. Raises RuntimeError after the first command.
         """
         self._link.listen(listener, [self._packed(command) for command in at_connect])
 
@@ -92,24 +94,32 @@ class PipelinedRedis(Redis):
         needs, name = routed(args[0])
         if needs is None and NEVER_DECODE not in options:
             answer = await self._link.send(self._packed(args if len(name) == 1 else (*name, *args[1:])), in_order)
-            return self._parsed(args[0], answer, options)
-        if in_order is not None:
+        elif in_order is not None:
             raise ValueError(f"{args[0]} is not sent on the shared connection: there is no order to keep")
-        if needs is not BLOCKING:
+        elif needs is BLOCKING:
+            answer = await self._patiently(args)
+        else:
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        pool: Any = self.connection_pool
-        connection = await pool.get_connection()
-        try:
-            await connection.send_command(*args)
-            answer = await connection.read_response(timeout=math.inf)
-        finally:
-            await pool.release(connection)
-        return self._parsed(args[0], answer, options)
+        parsed = self._parsed(args[0], answer, options)
+        return await parsed if iscoroutine(parsed) else parsed
+
+    def client(self) -> Redis:
+        """A client of redis-py with one connection of the pool to itself."""
+        return Redis(connection_pool=self.connection_pool, single_connection_client=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Wait for the answers that are due, up to the timeout, and close both the connection and the pool."""
         await self._link.aclose()
         await super().aclose(close_connection_pool)
+
+    async def _patiently(self, args: tuple[Any, ...]) -> Any:
+        pool: Any = self.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_command(*args)
+            return await connection.read_response(timeout=math.inf)
+        finally:
+            await pool.release(connection)
 
     def _parsed(self, name: str, answer: Any, options: dict[str, Any]) -> Any:
         """What redis-py's `parse_response` does. Through it a command costs a quarter more."""

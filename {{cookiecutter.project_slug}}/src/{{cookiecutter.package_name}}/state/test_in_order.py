@@ -9,6 +9,8 @@ from .redis import connect
 
 pytestmark = pytest.mark.anyio
 
+DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
+
 
 class Heard:
     """A near cache in a nutshell: what is stored in stream order and forgotten when Redis says so."""
@@ -27,11 +29,12 @@ class Heard:
         self.values.clear()
 
 
-async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url: str) -> None:
+@pytest.mark.parametrize("mode", [(), ("BCAST", "PREFIX", "k")], ids=["tracked", "broadcast"])
+async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url: str, mode: tuple[str, ...]) -> None:
     heard = Heard()
-    async with connect(redis_url, 5.0) as client:
+    async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
-        near.listen(heard, ("CLIENT", "TRACKING", "ON"))
+        near.listen(heard, ("CLIENT", "TRACKING", "ON", *mode))
 
         async def read() -> None:
             await near.execute_command("GET", "k", in_order=lambda value: heard.values.__setitem__(b"k", value))
@@ -47,7 +50,7 @@ async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url
 
 async def test_a_listener_hears_of_a_flush_and_of_a_lost_connection(redis: Any, redis_url: str) -> None:
     heard = Heard()
-    async with connect(redis_url, 5.0) as client:
+    async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
         near.listen(heard, ("CLIENT", "TRACKING", "ON"))
         await near.get("k")

@@ -152,8 +152,9 @@ async def test_a_script_that_redis_has_forgotten_is_loaded_again(redis: Any) -> 
 async def test_who_blocks_holds_nobody(redis: Any) -> None:
     waiting = asyncio.create_task(redis.blpop(["list"], timeout=10))
     stream = asyncio.create_task(redis.xread({"stream": "$"}, block=10_000))
-    while (await redis.info("clients"))["blocked_clients"] < 2:
-        assert not waiting.done()
+    async with asyncio.timeout(20):
+        while (await redis.info("clients"))["blocked_clients"] < 2:
+            assert not waiting.done()
     await redis.rpush("list", "value")
     await redis.xadd("stream", {"a": "b"}, id="1-1")
     assert await waiting == (b"list", b"value")
@@ -180,6 +181,16 @@ async def test_pipelines_locks_and_subscriptions_work_as_ever(redis: Any) -> Non
         pipe.multi()
         pipe.get("k")
         assert await pipe.execute() == [b"2"]
+
+
+async def test_a_callback_may_be_asynchronous_and_a_client_have_a_connection_of_its_own(redis: Any) -> None:
+    async def doubled(answer: bytes) -> bytes:
+        return answer * 2
+
+    redis.set_response_callback("ECHO", doubled)
+    assert await redis.echo("x") == b"xx"
+    async with redis.client() as alone:
+        assert await alone.client_id() == await alone.client_id() != await redis.client_id()
 
 
 async def test_what_changes_a_connection_never_touches_the_shared_one(redis: Any) -> None:

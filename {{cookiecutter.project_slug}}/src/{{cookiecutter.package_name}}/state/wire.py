@@ -147,7 +147,7 @@ class Wire(asyncio.Protocol):
             return
         self.gone = True
         self._transport.abort()
-        self._connection._close()  # type: ignore[no-untyped-call]  # or it warns, when it is collected, that nobody has closed it
+        self._connection._close()  # type: ignore[no-untyped-call] # or it warns that nobody has closed it
         self._lost(self, reason)
         while self.in_flight:
             self.in_flight.popleft().settle(kind(f"{reason} (the command was sent; it may have been carried out)"))
