@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 from time import monotonic
 from typing import Any, Protocol
 
@@ -80,7 +80,6 @@ class Link:
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._look_due = 0.0
-        self._overslept = False
         self._failures = 0  # in a row
         self._down_since: float | None = None
         self._refusal: str | None = None  # of every command: while Redis is known to be away, and when closed
@@ -108,7 +107,7 @@ class Link:
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their answers")
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
-        self._queue.append(Command(packed, answer, monotonic(), in_order))
+        self._queue.append(Command(packed, answer, in_order))
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
@@ -145,39 +144,38 @@ class Link:
 
     def _flush(self) -> None:
         self._flushing = False
-        if not self._queue:
-            return
-        if self._wire is None:
-            if self._connecting is None and not self._closed:
-                self._connecting = asyncio.get_running_loop().create_task(self._connect())
-        elif self._wire.writable:
-            # Whoever was cancelled before this moment has sent nothing.
-            batch = [command for command in self._queue if not command.answer.done()]
+        # Whoever was cancelled before this moment has sent nothing.
+        batch = [command for command in self._queue if not command.answer.done()]
+        if not batch:
             self._queue.clear()
-            if batch:
-                self._wire.write(batch)
-                self._commands += len(batch)
-                self._writes += 1
+            return
+        now = monotonic()
+        for command in batch:
+            command.since = command.since or now
+        if self._wire is not None and self._wire.writable:
+            self._queue.clear()
+            self._wire.write(batch)
+            self._commands += len(batch)
+            self._writes += 1
+        elif self._wire is None and self._connecting is None and not self._closed:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
         self._watch()
 
     def _look(self) -> None:
         """The watchdog: one timer for all that wait."""
         self._watchdog = None
         now, wire = monotonic(), self._wire
-        if not self._overslept and now - self._look_due > self._timeout / LOOKS:
-            # The loop was blocked, or the process frozen: what is overdue may be unread, or only now be written.
-            self._overslept = True
-            self._watch()
-            return
-        self._overslept, overdue = False, now - self._timeout
-        late = f"no answer from Redis within {self._timeout:g} s"
+        waiting = [command for command in (*(wire.in_flight if wire else ()), *self._queue) if command.since]
+        if (asleep := now - self._look_due) > self._timeout / 2:
+            # The loop was blocked, or the process frozen: what was not read meanwhile is no fault of Redis.
+            for command in waiting:
+                command.since += asleep
+        overdue, late = now - self._timeout, f"no answer from Redis within {self._timeout:g} s"
         if wire is not None and wire.in_flight and max(wire.opened, wire.in_flight[0].since) <= overdue:
             wire.drop(TimeoutError, late)
         # What has waited for a connection is late by itself; the new connection is not to blame.
-        waiting = chain(wire.in_flight if wire else (), self._queue)
         for command in takewhile(lambda command: command.since <= overdue, waiting):
             command.settle(TimeoutError(late))
-        self._queue = [command for command in self._queue if not command.answer.done()]
         if self._queue or (self._wire is not None and self._wire.in_flight):
             self._watch()
 

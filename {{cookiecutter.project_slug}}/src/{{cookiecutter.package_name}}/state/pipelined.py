@@ -59,8 +59,8 @@ class PipelinedRedis(Redis):
     """A `redis.asyncio.Redis` of one worker and one event loop; nothing is connected before the first command.
 
     connection_pool: for what needs a connection of its own; the shared one is made as its are, and both are closed with
-    the client. timeout: seconds in which a command on the shared connection ends, with at most a tenth more. In the pool
-    its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
+    the client. timeout: seconds in which a command on the shared connection ends, with at most a twentieth more. In the
+    pool its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
 
     A command fails with ConnectionError or TimeoutError and is not sent again: it may have been carried out or not.
     A caller that is cancelled before the end of the tick has sent nothing; later, its answer is read and dropped.

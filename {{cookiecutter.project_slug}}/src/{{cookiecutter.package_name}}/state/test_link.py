@@ -160,6 +160,14 @@ async def test_a_server_that_may_not_serve_is_left_and_not_stormed(
         assert impostor.connections < 10
 
 
+async def test_a_server_that_cuts_every_command_is_not_stormed(tmp_path: Path) -> None:
+    async with served(tmp_path, lambda command: b"" if command[0] == b"PING" else None) as (client, impostor):
+        until = monotonic() + 0.6
+        while monotonic() < until:
+            await asyncio.gather(client.get("k"), asyncio.sleep(0), return_exceptions=True)
+        assert 1 < impostor.connections < 25
+
+
 async def test_a_refused_command_at_connect_refuses_the_connection(tmp_path: Path) -> None:
     class Silent:
         def invalidated(self, keys: list[Any] | None) -> None: ...

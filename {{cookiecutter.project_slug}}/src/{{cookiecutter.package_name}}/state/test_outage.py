@@ -39,12 +39,28 @@ async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Pa
 
 
 async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
-    async with connect(redis_url, 0.2) as connected:
+    async with connect(redis_url, 0.3) as connected:
         client: Any = connected
         await client.ping()
         answer = asyncio.ensure_future(client.echo("x"))
         await asyncio.sleep(0)
-        time.sleep(0.5)  # noqa: ASYNC251 - as a handler should not; the command is queued, and the watchdog is due
+        time.sleep(0.6)  # noqa: ASYNC251 - as a handler should not; the command is issued and not sent
+        assert await answer == b"x"
+        assert client.stats.connections == 1
+
+
+async def test_a_machine_that_was_frozen_has_not_lost_its_redis(redis_start: Any, tmp_path: Path) -> None:
+    process = redis_start("frozen")
+    async with connect(f"unix://{tmp_path}/frozen/redis.sock", 0.5) as connected:
+        client: Any = connected
+        await client.ping()
+        os.kill(process.pid, signal.SIGSTOP)
+        answer = asyncio.ensure_future(client.echo("x"))
+        async with asyncio.timeout(20):
+            while client.stats.commands < 2:
+                await asyncio.wait([answer], timeout=0.001)
+        time.sleep(1.0)  # noqa: ASYNC251 - we are frozen as well
+        os.kill(process.pid, signal.SIGCONT)
         assert await answer == b"x"
         assert client.stats.connections == 1
 

@@ -34,17 +34,18 @@ NOTHING_YET = object()
 class Command:
     """A packed command and the future of its answer. An error is an answer too: whoever waits raises it.
 
-    since: when it was issued, on the monotonic clock. in_order: called with the answer before the next one is read.
+    since: the end of the tick that issued it, on the monotonic clock; 0 before. in_order: called with the answer before
+    the next one is read.
     """
 
     __slots__ = ("answer", "in_order", "packed", "since")
 
     def __init__(
-        self, packed: bytes, answer: asyncio.Future[Any], since: float, in_order: Callable[[Any], object] | None
+        self, packed: bytes, answer: asyncio.Future[Any], in_order: Callable[[Any], object] | None = None
     ) -> None:
         self.packed = packed
         self.answer = answer
-        self.since = since
+        self.since = 0.0
         self.in_order = in_order
 
     def settle(self, answer: Any) -> None:
@@ -99,7 +100,7 @@ class Wire(asyncio.Protocol):
     async def greet(self, commands: list[bytes]) -> None:
         """Send the connection's first commands. Raises, and drops the connection, if one of them is refused."""
         loop = asyncio.get_running_loop()
-        sent = [Command(packed, loop.create_future(), monotonic(), None) for packed in commands]
+        sent = [Command(packed, loop.create_future()) for packed in commands]
         try:
             self.write(sent)
             for command in sent:
