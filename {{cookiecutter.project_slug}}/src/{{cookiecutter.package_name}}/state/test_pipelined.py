@@ -236,7 +236,7 @@ async def test_two_hundred_and_fifty_at_once_and_twenty_cancelled_cost_one_conne
 
 
 async def test_a_replica_is_left_after_it_has_said_so(redis: Any, redis_start: Any, tmp_path: Any) -> None:
-    redis_start("replica", "--replicaof", "127.0.0.1 1")
+    redis_start("replica", "--replicaof", "127.0.0.1", "1")
     async with connect(f"unix://{tmp_path}/replica/redis.sock", 5.0) as client:
         assert isinstance(client, PipelinedRedis)
         answers = await asyncio.gather(client.get("k"), client.set("k", 1), client.get("k"), return_exceptions=True)

@@ -139,7 +139,7 @@ async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_star
     fast = ("--repl-diskless-sync-delay", "0")
     primary = redis_start("server0", "--port", str(ports[0]), *fast)
     for number in (1, 2):
-        of = ("--replicaof", f"{HOST} {ports[0]}")
+        of = ("--replicaof", HOST, str(ports[0]))
         redis_start(f"server{number}", "--port", str(ports[number]), *of, *fast)
     for number, port in enumerate(asked):
         config = tmp_path / f"sentinel{number}.conf"
@@ -181,7 +181,7 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: A
     nodes: list[Any] = [Redis(port=port) for port in ports]
     bounds = [0, 5461, 10923, 16384]
     for number, node in enumerate(nodes):
-        await node.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        await node.execute_command("CLUSTER ADDSLOTS", *range(bounds[number], bounds[number + 1]))
         await node.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         await nodes[0].execute_command("CLUSTER MEET", HOST, ports[number])
 
