@@ -18,6 +18,8 @@ from pathlib import Path
 START_DEADLINE = 10.0  # seconds
 STOP_DEADLINE = 5.0
 
+SOCKET = "redis.sock"
+
 # prctl(2): PR_SET_PDEATHSIG is 1, SIGTERM is 15. It outlives the exec.
 TIE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -46,20 +48,36 @@ def find_server() -> str:
 def redis_server() -> Iterator[str]:
     """Run a server for the `with` block and yield its URL. Raises RedisServerError."""
     folder = Path(tempfile.mkdtemp(prefix="redis-"))
-    path = folder / "redis.sock"
+    try:
+        process = start(folder)
+        try:
+            yield f"unix://{folder / SOCKET}"
+        finally:
+            stop(process, STOP_DEADLINE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(folder: Path, *options: str, config: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a server on the unix socket `folder`/redis.sock and return when it answers. Raises RedisServerError.
+
+    options: of redis-server, over the defaults and the `config` file: `"--port", "7000"`.
+    """
+    path = folder / SOCKET
     command = tied_to_parent(
-        *(find_server(), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
-        *("--dir", str(folder), "--save", "", "--appendonly", "no", "--daemonize", "no"),
+        *(find_server(), *([str(config)] if config else []), "--port", "0", "--daemonize", "no"),
+        *("--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(folder)),
+        *("--save", "", "--appendonly", "no", *options),
     )
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         # In a session of its own: Ctrl-C is for its owner, who stops it last.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _wait_until_it_answers(process, path, folder / "log")
-        yield f"unix://{path}"
-    finally:
+    except BaseException:
         stop(process, STOP_DEADLINE)
-        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return process
 
 
 def tied_to_parent(*command: str) -> list[str]:

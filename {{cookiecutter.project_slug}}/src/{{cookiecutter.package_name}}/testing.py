@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from .cluster.rundir import RunDir
 from .cluster.scoreboard import Board, BoardError, Snapshot
-from .embedded import redis_server
+from .embedded import redis_server, start
 from .local import LocalCluster, cluster, command, development
 from .state.redis import connect
 
@@ -41,18 +41,47 @@ def own_redis_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+LOOPS = [("asyncio", {"use_uvloop": chosen}) for chosen in (False, True)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run async tests on both loops: workers have uvloop, a script asyncio's own; timers and transports differ.
+
+    By a mark, not a fixture: anyio's own `anyio_backend`, from a plugin that is loaded later, would win.
+    """
+    if "anyio_backend" in metafunc.fixturenames:
+        both = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"], scope="module")
+        metafunc.definition.add_marker(both)
 
 
 @pytest.fixture
-async def redis(redis_url: str, anyio_backend: str) -> AsyncIterator[Redis]:
+async def redis(redis_url: str, anyio_backend: object) -> AsyncIterator[Redis]:
     """A client of an empty database."""
     client = connect(redis_url, 5.0)
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def redis_start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start servers of the test's own: `redis_start("name", "--port", "7000")` listens on tmp_path/name/redis.sock.
+
+    They end with the test, also when it has stopped one with SIGSTOP. A name started again has its old address.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(name: str, *options: str, config: Path | None = None) -> subprocess.Popen[bytes]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        started.append(start(folder, *options, config=config))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

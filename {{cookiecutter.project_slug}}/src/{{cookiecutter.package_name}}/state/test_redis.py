@@ -1,0 +1,201 @@
+"""Every form of the URL, on real servers: TLS, a Sentinel failover, a Redis Cluster; and a clear word for a bad one."""
+
+import asyncio
+import random
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from .redis import UNAVAILABLE, connect, reason_it_is_away
+
+pytestmark = pytest.mark.anyio
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A free one, below those that the kernel gives out, whose cluster bus (10,000 above) is free as well."""
+    while True:
+        port = random.randrange(10_000, 20_000)
+        with socket.socket() as one, socket.socket() as bus:
+            try:
+                one.bind((HOST, port))
+                bus.bind((HOST, port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+async def holds(condition: Callable[[], Any]) -> None:
+    """Wait until an awaitable condition is true. What Redis says until then does not matter."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                if await condition():
+                    return
+            except RedisError:
+                pass
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://example.org", "begins with redis://"),
+        ("", "begins with redis://"),
+        ("redis://host:port", "[Pp]ort"),
+        ("redis://host?db=x", "db"),
+        ("redis://host?nonsense=1", "option that cannot be used.*nonsense"),
+        ("rediss://host?ssl_cert_reqs=perhaps", "option that cannot be used"),
+        ("redis+sentinel://host:26379", "names its service"),
+        ("redis+sentinel:///service", "lists its hosts"),
+        ("redis+sentinel://a,,b/service", "lists its hosts"),
+        ("redis+sentinel://host/service?nonsense=1", "option that cannot be used"),
+        ("redis+cluster://", "lists its hosts"),
+        ("redis+cluster://host:x", "[Pp]ort"),
+        ("redis+cluster://host/3", "cannot be used.*db"),
+        ("redis+cluster://host?nonsense=1", "cannot be used"),
+    ],
+)
+async def test_a_bad_url_is_a_value_error_that_says_why(url: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        connect(url, 1.0)
+    assert await reason_it_is_away(url, 1.0)
+
+
+@pytest.mark.parametrize("url", ["redis://{}", "rediss://{}", "redis+sentinel://{}/service", "redis+cluster://{}"])
+async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str) -> None:
+    reason = await asyncio.wait_for(reason_it_is_away(url.format(f"{HOST}:{free_port()}"), 1.0), 20)
+    assert reason
+    client = connect(url.format(f"{HOST}:{free_port()}"), 1.0)
+    with pytest.raises(UNAVAILABLE):
+        await client.get("k")
+    await client.aclose()
+
+
+async def test_an_old_url_with_name_password_and_database_works(redis_start: Any, tmp_path: Path) -> None:
+    port = free_port()
+    redis_start("server", "--port", str(port))
+    async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
+        await admin.acl_setuser("ann", enabled=True, passwords=["+p@ss:w/rd"], commands=["+@all"], keys=["*"])
+        url = f"redis://ann:p%40ss%3Aw%2Frd@{HOST}:{port}/3"
+        async with connect(url, 5.0) as client:
+            await client.set("k", "v")
+            assert await client.acl_whoami() == "ann"
+        assert (await admin.info("keyspace"))["db3"]["keys"] == 1
+    assert await reason_it_is_away(url, 5.0) is None
+    assert "password" in str(await reason_it_is_away(url.replace("p%40", "q%40"), 5.0))
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Signed by itself; its key is beside it."""
+    path = tmp_path / "cert.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    try:
+        subprocess.run([*make, "-keyout", tmp_path / "key.pem", "-out", path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no certificate without openssl: {error}")
+    return path
+
+
+async def test_tls_by_url_and_only_with_a_certificate_that_holds(redis_start: Any, certificate: Path) -> None:
+    port = free_port()
+    key = str(certificate.with_name("key.pem"))
+    tls = [
+        "--tls-port",
+        str(port),
+        "--tls-auth-clients",
+        "no",
+        "--tls-cert-file",
+        str(certificate),
+        "--tls-key-file",
+        key,
+    ]
+    try:
+        redis_start("server", *tls)
+    except Exception as error:
+        pytest.skip(f"this redis-server has no TLS: {error}")
+    async with connect(f"rediss://{HOST}:{port}/0?ssl_ca_certs={certificate}", 5.0) as connected:
+        client: Any = connected
+        value = b"x" * (1 << 20)
+        answers = await asyncio.gather(client.set("k", value), *(client.get("k") for _ in range(20)))
+        assert answers == [True] + [value] * 20
+        assert (client.stats.writes, client.stats.connections) == (1, 1)
+    reason = await reason_it_is_away(f"rediss://{HOST}:{port}/0", 5.0)
+    assert "certificate" in str(reason)
+
+
+async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_start: Any, tmp_path: Path) -> None:
+    ports, asked = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
+    fast = ("--repl-diskless-sync-delay", "0")
+    primary = redis_start("server0", "--port", str(ports[0]), *fast)
+    for number in (1, 2):
+        of = ("--replicaof", HOST, str(ports[0]))
+        redis_start(f"server{number}", "--port", str(ports[number]), *of, *fast)
+    for number, port in enumerate(asked):
+        config = tmp_path / f"sentinel{number}.conf"
+        config.write_text(
+            f"sentinel monitor service {HOST} {ports[0]} 2\n"
+            "sentinel down-after-milliseconds service 500\n"
+            "sentinel failover-timeout service 3000\n"
+        )
+        redis_start(f"sentinel{number}", "--sentinel", "--port", str(port), config=config)
+    url = f"redis+sentinel://{','.join(f'{HOST}:{port}' for port in asked)}/service/0"
+    async with connect(url, 1.0) as connected, Redis(port=asked[0]) as asking:
+        client: Any = connected
+        sentinel: Any = asking
+
+        async def all_known() -> bool:
+            state = (await sentinel.sentinel_masters())["service"]
+            return bool(state["num-slaves"] == 2 and state["num-other-sentinels"] == 2)
+
+        await holds(all_known)
+        assert await client.set("k", "before")
+        assert await client.wait(2, 5000) == 2
+        primary.kill()
+        primary.wait()
+        killed = monotonic()
+        with pytest.raises(UNAVAILABLE):
+            await client.set("k", "lost")
+        await holds(lambda: client.set("k", "after"))
+        print(f"right again {monotonic() - killed:.1f} s after the primary was killed")
+        assert (await client.info("server"))["tcp_port"] in ports[1:]
+        assert await client.get("k") == b"after"
+        async with client.pipeline() as pipe:  # the pool has found it too
+            assert await pipe.get("k").execute() == [b"after"]
+
+
+async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: Any) -> None:
+    ports = [free_port() for _ in range(3)]
+    for number, port in enumerate(ports):
+        redis_start(f"node{number}", "--port", str(port), "--cluster-enabled", "yes")
+    nodes: list[Any] = [Redis(port=port) for port in ports]
+    bounds = [0, 5461, 10923, 16384]
+    for number, node in enumerate(nodes):
+        await node.execute_command("CLUSTER ADDSLOTS", *range(bounds[number], bounds[number + 1]))
+        await node.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        await nodes[0].execute_command("CLUSTER MEET", HOST, ports[number])
+
+    async def agreed() -> bool:
+        infos = [await node.execute_command("CLUSTER INFO") for node in nodes]
+        return all(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3" for info in infos)
+
+    await holds(agreed)
+    for node in nodes:
+        await node.aclose()
+    url = f"redis+cluster://{HOST}:{ports[0]},{HOST}:{ports[1]}"
+    async with connect(url, 2.0) as client:
+        assert await asyncio.gather(*(client.set(f"k{n}", n) for n in range(50))) == [True] * 50
+        assert await asyncio.gather(*(client.incr(f"k{n}") for n in range(50))) == list(range(1, 51))
+        script = client.register_script("return redis.call('GET', KEYS[1])")
+        assert [await script(keys=[f"k{n}"]) for n in range(10)] == [b"%d" % (n + 1) for n in range(10)]
+    assert await reason_it_is_away(url, 2.0) is None
