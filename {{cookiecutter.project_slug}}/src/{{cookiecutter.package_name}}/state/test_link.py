@@ -77,8 +77,11 @@ def scripted(*script: bytes | None) -> Answers:
     return lambda command: b"" if command[0] == b"PING" else left.pop(0) if left else b"+OK\r\n"
 
 
-async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_works(tmp_path: Path) -> None:
-    async with served(tmp_path, scripted(b"+first\r\n", b"", b"", b"")) as (client, impostor):
+@pytest.mark.parametrize("half", [b"", b":", b"$6\r\nsec"])
+async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_works(
+    tmp_path: Path, half: bytes
+) -> None:
+    async with served(tmp_path, scripted(b"+first\r\n", half, b"", b"")) as (client, impostor):
         assert await client.get("first") == b"first"
         started = monotonic()
         ends = await asyncio.gather(*(client.incr("n") for _ in range(3)), return_exceptions=True)
