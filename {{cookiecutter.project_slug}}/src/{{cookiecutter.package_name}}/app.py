@@ -37,6 +37,7 @@ def _lifespan_with(settings: Settings) -> Any:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         redis = connect(settings.redis_url, settings.redis_timeout)
+        cache = Cache(redis)  # before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
         # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
@@ -44,10 +45,11 @@ def _lifespan_with(settings: Settings) -> Any:
             "redis": redis,
             "counters": counters,
             "limits": Limits(redis),
-            "cache": Cache(redis),
+            "cache": cache,
             "broadcast": broadcast,
             "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
         }
+        await cache.aclose()
         await broadcast.aclose()
         await counters.aclose()
         await redis.aclose()

@@ -1,78 +1,239 @@
 """A cache that all workers share, and that computes a missing value once for all of them.
 
-Single flight: the first worker to miss takes a lock in Redis and computes; the others wait for its answer.
-The lock has a life of its own, so a worker that dies while computing frees the others.
+Single flight: the first worker to miss takes a lock in Redis and computes; the others wait for its answer. The lock has
+a life of its own, so a worker that dies while computing frees the others. This room knows when to compute; what is
+written in Redis and what is known near is in far.py, who waits for whom in this worker in flights.py.
 """
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-POLL_FIRST, POLL_LONGEST = 0.005, 0.1  # seconds
+from .entry import Entry, pack
+from .far import Far
+from .flights import Flight, Flights
 
-# KEYS: value, lock. ARGV: our token, JSON, ttl in ms. Stores the value and frees the lock, if it is still ours:
-# one that took too long must not overwrite what its successor stored.
-STORE = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('DEL', KEYS[2])
-return 1
-"""
+# Seconds between two looks of who waits for another worker. Redis' word of a change wakes it sooner, where there is
+# a near cache: there the longest will do.
+POLL_FIRST, POLL_LONGEST = 0.005, 0.1
 
-# KEYS: lock. ARGV: our token. Frees the lock, if it is still ours.
-RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+RETRY = 1.0  # seconds for which a stale value is not computed again by a worker that failed to
+QUIET = 60.0  # seconds for which the same is not logged again
+
+MAX_BYTES = 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What this worker's cache did since it was made, and what it keeps near."""
+
+    near_hits: int  # answered from memory
+    far_hits: int  # answered by Redis
+    stale: int  # hits that were stale
+    misses: int  # had to compute, or to wait for who does
+    computes: int  # computations begun, in the background too
+    entries: int  # near, with the generations of tags
+    bytes: int  # near
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    key: str
+    compute: Callable[[], Awaitable[Any]]
+    ttl: float
+    stale: float
+    tags: tuple[str, ...]
+    compute_timeout: float
 
 
 class Cache:
-    """JSON values under `cache:{<key>}`, each with its lock beside it."""
+    """JSON values for all workers; one Cache for a client and its prefix, made before the client's first command.
 
-    def __init__(self, redis: Redis, prefix: str = "cache:") -> None:
-        self._redis = redis
-        self._prefix = prefix
-        self._store = redis.register_script(STORE)
-        self._release = redis.register_script(RELEASE)
+    What is promised: a read that begins after `await invalidate()` or `await forget()` returned in the same worker
+    never gets an older value. In another worker it may, for as long as Redis' word of it travels, and in no case for
+    longer than `near.TRUST` (1 s), though that worker's connection died without a word. That goes for values being
+    computed meanwhile, too: they are for those who asked before. Every reader gets a copy of its own.
+
+    While Redis is away each worker computes for itself, one at a time for a key, and keeps nothing.
+
+    With a plain redis.asyncio.Redis or a RedisCluster nothing is kept near, and all else is the same. max_bytes: of a
+    value's JSON; a larger one is returned and not stored. To be closed with `aclose` in the worker's lifespan.
+    """
+
+    def __init__(self, redis: Redis, prefix: str = "cache:", max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._flights, self._refreshes = Flights(), Flights()
+        self._far = Far(redis, prefix, self._heard)
+        self._near_hits = self._far_hits = self._stale = self._misses = self._computes = 0
+        self._quiet_until: dict[str, float] = {}
+
+    @property
+    def stats(self) -> Stats:
+        hits = self._near_hits, self._far_hits, self._stale
+        return Stats(*hits, self._misses, self._computes, len(self._far.near), self._far.near.bytes)
 
     async def get_or_compute(
-        self, key: str, compute: Callable[[], Awaitable[Any]], ttl: float, compute_timeout: float = 30.0
+        self,
+        key: str,
+        compute: Callable[[], Awaitable[Any]],
+        ttl: float,
+        *,
+        stale: float = 0.0,
+        tags: tuple[str, ...] = (),
+        compute_timeout: float = 30.0,
     ) -> Any:
         """Return the cached value, or what `compute()` returns, computed once for all workers.
 
-        ttl: seconds the value is kept. compute_timeout: seconds after which another worker may take over from
-        one that does not answer. The value must be JSON. What `compute` raises is raised here, and a waiter
-        then computes in its turn.
+        ttl: seconds the value is fresh; shortly before their end a reader may have it computed anew, in the background.
+        stale: seconds after that in which it is served at once, while one worker computes it anew in the background,
+        perhaps when the request that asked is over. tags: names by which `invalidate` ends it; the same ones for each
+        call. compute_timeout: seconds after which another worker may take over from one that does not answer.
+
+        The value must be JSON, None included, and comes back as JSON has it (a tuple as a list). Raises TypeError or
+        ValueError if it is not, and what `compute` raises, to all of this worker who wait for it; a waiter of another
+        worker then computes in its turn. Raises nothing of Redis'.
         """
-        # The braces keep both keys in one slot of a Redis Cluster.
-        value_key, lock_key = f"{self._prefix}{{{key}}}", f"{self._prefix}{{{key}}}:lock"
-        token = secrets.token_hex(8)
-        pause = POLL_FIRST
-        while True:
-            found = await self._redis.get(value_key)
-            if found is not None:
-                return json.loads(found)
-            if await self._redis.set(lock_key, token, nx=True, px=int(compute_timeout * 1000)):
-                break
-            await asyncio.sleep(pause)
-            pause = min(POLL_LONGEST, pause * 1.5)
-        try:
-            # It may have been stored between our look and our lock.
-            found = await self._redis.get(value_key)
-            if found is not None:
-                await self._release(keys=[lock_key], args=[token])
-                return json.loads(found)
-            value = await compute()
-            await self._store(keys=[value_key, lock_key], args=[token, json.dumps(value), max(1, int(ttl * 1000))])
-        except BaseException:
-            await asyncio.shield(self._release(keys=[lock_key], args=[token]))
-            raise
-        return value
+        now = monotonic()
+        entry = self._far.nearby(key, tags, now)
+        if entry is not None:
+            self._near_hits += 1
+        else:
+            wanted = _Wanted(key, compute, ttl, stale, tags, compute_timeout)
+            away = False
+            if key not in self._flights:
+                try:
+                    entry, _ = await self._far.load(key, tags)
+                except RedisError as error:
+                    away = True
+                    self._say("the cache cannot use Redis, so each worker computes for itself: %s", error)
+            if entry is None:
+                self._misses += 1
+                return json.loads(await self._flown(wanted, away))
+            self._far_hits += 1
+        if entry.due(now):
+            if now >= entry.fresh_until:
+                self._stale += 1
+            if key not in self._refreshes:
+                again, seen = _Wanted(key, compute, ttl, stale, tags, compute_timeout), entry.token
+                self._start(self._refreshes, again, lambda flight: self._refresh(flight, again, seen))
+        return entry.value()
+
+    async def invalidate(self, tag: str) -> None:
+        """End all values with this tag, in one command. Raises RedisError: then they may live on."""
+        await self._far.invalidate(tag)
 
     async def forget(self, key: str) -> None:
-        """Drop the value: the next one who asks computes it."""
-        await self._redis.delete(f"{self._prefix}{{{key}}}")
+        """Drop the value: the next one who asks computes it. Raises RedisError."""
+        await self._far.forget(key)
+
+    async def aclose(self) -> None:
+        """Cancel what is computed in the background. To be awaited before the client is closed."""
+        await self._refreshes.aclose()
+        await self._flights.aclose()
+
+    def _heard(self, names: Any) -> None:
+        self._flights.heard(names)
+        self._refreshes.heard(names)
+
+    def _start(self, flights: Flights, wanted: _Wanted, work: Callable[[Flight], Any]) -> None:
+        names = self._far.names(wanted.key, wanted.tags)
+        flights.start(wanted.key, names, self._far.lock_name(wanted.key), work)
+
+    async def _flown(self, wanted: _Wanted, away: bool) -> str:
+        if wanted.key not in self._flights:
+            self._start(self._flights, wanted, lambda flight: self._fly(flight, wanted, away))
+        payload: str = await self._flights.join(wanted.key)
+        return payload
+
+    async def _fly(self, flight: Flight, wanted: _Wanted, away: bool) -> str:
+        """The value's JSON: computed here, or by the worker that holds the lock."""
+        if away:
+            return (await self._compute(wanted))[0]
+        token = secrets.token_hex(8)
+        try:
+            try:
+                found = await self._claim(flight, wanted, token)
+            except RedisError as error:
+                self._say("the cache cannot use Redis, so each worker computes for itself: %s", error)
+                return (await self._compute(wanted))[0]
+            if isinstance(found, Entry):
+                return found.payload
+            return await self._compute_and_store(flight, wanted, token, found)
+        finally:
+            await self._let_go(flight, wanted.key, token)
+
+    async def _claim(self, flight: Flight, wanted: _Wanted, token: str) -> Entry | dict[str, str]:
+        """Wait for a value, or for the lock: then return the generations to compute under."""
+        pause = POLL_LONGEST if self._far.tracked else POLL_FIRST
+        while True:
+            locked = await self._lock(flight, wanted, token)
+            # After the lock: the value may have been stored, or its tags invalidated, since anybody looked.
+            entry, generations = await self._far.load(wanted.key, wanted.tags)
+            if entry is not None:
+                return entry
+            if locked:
+                return await self._far.begun(generations)
+            await flight.wait(pause)
+            pause = min(POLL_LONGEST, pause * 1.5)
+
+    async def _refresh(self, flight: Flight, wanted: _Wanted, seen: str) -> None:
+        """Compute the value that `seen` has stored anew, if no other worker does. There is nobody to raise to."""
+        token = secrets.token_hex(8)
+        try:
+            if not await self._lock(flight, wanted, token):
+                await flight.wait(POLL_LONGEST)
+                return
+            entry, generations = await self._far.load(wanted.key, wanted.tags)
+            if entry is not None and entry.token == seen:
+                await self._compute_and_store(flight, wanted, token, await self._far.begun(generations))
+        except Exception as error:
+            self._say("a cached value could not be computed anew: %r", error, traceback=error)
+            await self._let_go(flight, wanted.key, token)
+            await asyncio.sleep(RETRY)
+        finally:
+            await self._let_go(flight, wanted.key, token)
+
+    async def _lock(self, flight: Flight, wanted: _Wanted, token: str) -> bool:
+        flight.holding = True  # from before it is asked for: who is cancelled meanwhile may have got it
+        flight.holding = await self._far.lock(wanted.key, token, wanted.compute_timeout)
+        return flight.holding
+
+    async def _let_go(self, flight: Flight, key: str, token: str) -> None:
+        if flight.holding:
+            flight.holding = False
+            await asyncio.shield(self._far.release(key, token))
+
+    async def _compute(self, wanted: _Wanted) -> tuple[str, float]:
+        """The value's JSON, and the seconds that it took."""
+        self._computes += 1
+        began = monotonic()
+        value = await wanted.compute()
+        return json.dumps(value, separators=(",", ":")), monotonic() - began
+
+    async def _compute_and_store(self, flight: Flight, wanted: _Wanted, token: str, generations: dict[str, str]) -> str:
+        payload, delta = await self._compute(wanted)
+        if len(payload) <= self._max_bytes:
+            packed = pack(payload, token, delta, generations, wanted.stale)
+            try:
+                await self._far.store(wanted.key, token, packed, wanted.ttl + wanted.stale)
+                flight.holding = False
+            except RedisError as error:
+                self._say("the cache cannot store: %s", error)
+        return payload
+
+    def _say(self, message: str, error: Exception, traceback: Exception | None = None) -> None:
+        """Log it, unless that was done a short while ago: an outage is not told once for each request."""
+        now = monotonic()
+        if now >= self._quiet_until.get(message, 0.0):
+            self._quiet_until[message] = now + QUIET
+            log.warning(message, error, exc_info=traceback)

@@ -4,7 +4,9 @@ import asyncio
 import random
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from .cache import Cache
 from .redis import UNAVAILABLE, connect, reason_it_is_away
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +177,11 @@ async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_star
             assert await pipe.get("k").execute() == [b"after"]
 
 
+async def count(counted: Counter[int], n: int) -> int:
+    counted[n] += 1
+    return n
+
+
 async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: Any) -> None:
     ports = [free_port() for _ in range(3)]
     for number, port in enumerate(ports):
@@ -198,4 +206,15 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: A
         assert await asyncio.gather(*(client.incr(f"k{n}") for n in range(50))) == list(range(1, 51))
         script = client.register_script("return redis.call('GET', KEYS[1])")
         assert [await script(keys=[f"k{n}"]) for n in range(10)] == [b"%d" % (n + 1) for n in range(10)]
+        cache, computed = Cache(client), Counter[int]()  # a value and its tags are in different slots
+
+        async def read(n: int) -> None:
+            tags = ("odd" if n % 2 else "even", "all")
+            assert await cache.get_or_compute(f"c{n}", partial(count, computed, n), ttl=60, tags=tags) == n
+
+        await asyncio.gather(*(read(n) for n in range(10) for _ in range(5)))
+        assert computed == dict.fromkeys(range(10), 1)
+        await cache.invalidate("odd")
+        await asyncio.gather(*(read(n) for n in range(10) for _ in range(5)))
+        assert sorted(computed.values()) == [1] * 5 + [2] * 5
     assert await reason_it_is_away(url, 2.0) is None

@@ -1,0 +1,195 @@
+"""The cache as Redis has it: values, their locks and the generations of their tags; and what of it is known near.
+
+    cache:{<key>}         a value, see entry.py
+    cache:{<key>}:lock    the token of who computes it
+    cache:tag:<tag>       the tag's generation
+
+A generation is a name that was never used before, and not a number: a counter that Redis evicted would begin again,
+and bring back what was stored under its old numbers. An unknown generation makes its values invalid. A script touches
+one key and its lock, in one slot; tags are read by commands of their own: so all of it runs on a Redis Cluster.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError, RedisError
+
+from .entry import Entry, unpack
+from .near import Near
+from .pipelined import PipelinedRedis
+
+# Seconds that a generation is kept, from its tag's first use or last invalidation: the tags of users who never come
+# back must go. What is stored under it is then computed anew.
+TAG_LIFE = 30 * 86400
+
+# KEYS: value. Returns it, and the ms it has to live.
+LOAD = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
+
+# KEYS: value, lock. ARGV: our token, the value, its life in ms. Stores the value and frees the lock, if it is still
+# ours: one that took too long must not overwrite what its successor stored.
+STORE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('DEL', KEYS[2])
+return 1
+"""
+
+# KEYS: lock. ARGV: our token. Frees the lock, if it is still ours.
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class Far:
+    """heard: called with the names of keys that changed, here or elsewhere, or with None when all may have.
+
+    On a pipelined connection Redis tells us of every write under the prefix but our own (CLIENT TRACKING BCAST
+    NOLOOP): so each of our own drops what it changes, as its answer is read.
+    """
+
+    def __init__(self, redis: Redis, prefix: str, heard: Callable[[Iterable[str] | None], object]) -> None:
+        self.near = Near(heard)
+        self._redis = redis
+        self._prefix = prefix
+        self._heard = heard
+        self._load = redis.register_script(LOAD)
+        self._store = redis.register_script(STORE)
+        self._release = redis.register_script(RELEASE)
+        # Pushes are of RESP3; an URL may ask for the older one.
+        self.tracked = isinstance(redis, PipelinedRedis) and _protocol(redis) != "2"
+        if isinstance(redis, PipelinedRedis) and self.tracked:
+            redis.listen(self.near, ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix))
+
+    def names(self, key: str, tags: Iterable[str]) -> list[str]:
+        """Of the keys in Redis that a value depends on."""
+        return [self._value_name(key), *(self._tag_name(tag) for tag in tags)]
+
+    def lock_name(self, key: str) -> str:
+        return f"{self._prefix}{{{key}}}:lock"  # the braces keep both keys in one slot of a Redis Cluster
+
+    def nearby(self, key: str, tags: tuple[str, ...], now: float) -> Entry | None:
+        """The value, if this worker knows it, and that it is valid."""
+        entry: Entry | None = self.near.get(self._value_name(key), now)
+        if entry is None or len(entry.generations) != len(tags):
+            return None
+        for tag in tags:
+            if (known := self.near.get(self._tag_name(tag), now)) is None or known != entry.generations.get(tag):
+                return None
+        return entry
+
+    async def load(self, key: str, tags: tuple[str, ...]) -> tuple[Entry | None, dict[str, str | None]]:
+        """The value, if it is valid, and the generations of `tags` now. Raises RedisError."""
+        now = monotonic()
+        generations = {tag: self.near.get(self._tag_name(tag), now) for tag in tags}
+        if unknown := [tag for tag, generation in generations.items() if generation is None]:
+            reading = asyncio.gather(*(self._generation(tag) for tag in unknown))
+            entry, read = await asyncio.gather(self._entry(key), reading)
+            generations.update(zip(unknown, read, strict=True))
+        else:  # a task costs more than a command
+            entry = await self._entry(key)
+        return entry if entry is not None and entry.generations == generations else None, generations
+
+    async def begun(self, generations: dict[str, str | None]) -> dict[str, str]:
+        """The generations to compute under: those given, and new ones of tags that have none. Raises RedisError."""
+        return {tag: generation or await self._first(tag) for tag, generation in generations.items()}
+
+    async def lock(self, key: str, token: str, life: float) -> bool:
+        """Take the lock for `life` seconds, if it is free. Raises RedisError."""
+        name, ms = self.lock_name(key), max(1, int(life * 1000))
+        return bool(await self._redis.set(name, token, nx=True, px=ms))
+
+    async def store(self, key: str, token: str, packed: str, life: float) -> None:
+        """Store a value for `life` seconds and free the lock; neither if the lock is lost. Raises RedisError."""
+        names = [self._value_name(key), self.lock_name(key)]
+        await self._run(self._store, names, token, packed, max(1, int(life * 1000)), then=self._written(names))
+
+    async def release(self, key: str, token: str) -> None:
+        """Free the lock, if it is still ours. While Redis is away it ends by itself."""
+        names = [self.lock_name(key)]
+        with suppress(RedisError):
+            await self._run(self._release, names, token, then=self._written(names))
+
+    async def forget(self, key: str) -> None:
+        """Drop a value, and its lock, so that one being computed is not stored. Raises RedisError."""
+        names = [self._value_name(key), self.lock_name(key)]
+        await self._in_order(self._written(names), "DEL", *names)
+
+    async def invalidate(self, tag: str) -> None:
+        """Begin a new generation. Raises RedisError."""
+        name = self._tag_name(tag)
+        await self._in_order(self._written([name]), *_set(name, secrets.token_hex(8)))
+
+    def _value_name(self, key: str) -> str:
+        return f"{self._prefix}{{{key}}}"
+
+    def _tag_name(self, tag: str) -> str:
+        return f"{self._prefix}tag:{tag}"
+
+    async def _entry(self, key: str) -> Entry | None:
+        name, now = self._value_name(key), monotonic()
+        entry: Entry | None = None
+
+        def keep(answer: Any) -> None:
+            nonlocal entry
+            raw, life = answer
+            entry = unpack(raw, life, now)
+            if entry is not None and self.tracked:
+                self.near.keep(name, entry, len(entry.payload), entry.until)
+            self.near.confirm(now)
+
+        await self._run(self._load, [name], then=keep)
+        return entry
+
+    async def _generation(self, tag: str) -> str | None:
+        name = self._tag_name(tag)
+        generation: str | None = None
+
+        def keep(answer: Any) -> None:
+            nonlocal generation
+            generation = answer.decode() if isinstance(answer, bytes) else answer
+            if generation is not None and self.tracked:
+                self.near.keep(name, generation, len(generation), float("inf"))
+
+        await self._in_order(keep, "GET", name)
+        return generation
+
+    async def _first(self, tag: str) -> str:
+        name, generation = self._tag_name(tag), secrets.token_hex(8)
+        await self._in_order(lambda answer: self.near.drop([name]), *_set(name, generation), "NX")
+        return await self._generation(tag) or generation
+
+    def _written(self, names: list[str]) -> Callable[[Any], None]:
+        def written(answer: Any) -> None:
+            self.near.drop(names)
+            self._heard(names)
+
+        return written
+
+    async def _run(self, script: AsyncScript, names: list[str], *args: Any, then: Callable[[Any], object]) -> None:
+        try:
+            await self._in_order(then, "EVALSHA", script.sha, len(names), *names, *args)
+        except NoScriptError:
+            await self._in_order(then, "EVAL", script.script, len(names), *names, *args)
+
+    async def _in_order(self, then: Callable[[Any], object], *command: Any) -> None:
+        """Send a command, call `then` with its answer: as it is read, where invalidations come on the same stream."""
+        redis: Any = self._redis
+        if self.tracked:
+            await redis.execute_command(*command, in_order=then)
+        else:
+            then(await redis.execute_command(*command))
+
+
+def _set(name: str, generation: str) -> tuple[Any, ...]:
+    return "SET", name, generation, "EX", TAG_LIFE
+
+
+def _protocol(redis: Redis) -> str:
+    return str(redis.connection_pool.connection_kwargs.get("protocol"))
