@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from .sessions import Lifetimes, Session, SessionStore, SessionTooLargeError
+from .sessions import Lifetimes, SessionStore, SessionTooLargeError
 
 pytestmark = pytest.mark.anyio
 
@@ -185,8 +185,9 @@ async def test_a_session_is_limited_in_size_and_the_rest_is_kept(redis: Redis) -
     assert dict(await store.load(cookie)) == {"small": "x" * 50}
 
 
-def test_a_value_that_is_no_json_is_refused_at_the_save() -> None:
-    session = Session(None, {})
-    session["when"] = object()
-    with pytest.raises(TypeError):
-        session.changes()
+async def test_a_value_that_is_no_json_is_refused_at_the_save(store: SessionStore) -> None:
+    for value, error in ((object(), TypeError), (float("nan"), ValueError)):
+        session = await store.load(None)
+        session["value"] = value
+        with pytest.raises(error):
+            await store.save(session)
