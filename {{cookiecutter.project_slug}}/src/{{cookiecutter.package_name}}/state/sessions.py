@@ -16,8 +16,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from .cookies import Signatures, hashed
-from .scripts import CREATE, END, LEAVE, SAVE, SWAP
-from .session import CREATED, TOUCHED, USER, Session, encode, field
+from .scripts import CREATE, END, LEAVE, SAVE, SWAP, Script
+from .session import CREATED, TOUCHED, USER, Session, as_json, field
 from .users import Users
 
 MOVED = b"moved"
@@ -51,7 +51,7 @@ class SessionRecord:
 class SessionStore:
     """Loads, saves and ends sessions, under `session:<hashed id>` and `session:user:<user>`.
 
-    secret_keys: the first signs, all verify, so a key can be rotated. max_bytes: of one session's keys and JSON values.
+    secret_keys: the first signs, all verify, so a key can be rotated. max_bytes: of one session's fields, JSON.
     While Redis is away all of it raises what redis-py raises, see UNAVAILABLE.
     """
 
@@ -69,9 +69,8 @@ class SessionStore:
         self.lifetimes = lifetimes or Lifetimes()
         self._max_bytes = max_bytes
         self._prefix = prefix
-        self._save, self._create, self._swap, self._leave, self._end = map(
-            redis.register_script, (SAVE, CREATE, SWAP, LEAVE, END)
-        )
+        self._save, self._create = Script(redis, SAVE), Script(redis, CREATE)
+        self._swap, self._leave, self._end = Script(redis, SWAP), Script(redis, LEAVE), Script(redis, END)
 
     def sign(self, id: str) -> str:
         return self._signatures.sign(id)
@@ -80,12 +79,14 @@ class SessionStore:
         """The visitor's session; a new, empty one for no cookie, a forged one, or an id that Redis does not know."""
         known = self._signatures.verified(cookie)
         if known is None:
-            return Session(None, {}, self._update)
+            return Session(None, "", {}, self._update)
         id, name = known
         stored = await self._fields(name)
-        if CREATED in stored and float(stored[CREATED]) + self.lifetimes.absolute > time.time():
-            return Session(id, stored, self._update)
-        session = Session(None, {}, self._update)
+        if CREATED in stored:
+            session = Session(id, name, stored, self._update)
+            if session.created + self.lifetimes.absolute > time.time():
+                return session
+        session = Session(None, "", {}, self._update)
         # Its successor's cookie is on the way to the browser: one of a new session would take its place.
         session.superseded = MOVED in stored
         return session
@@ -111,14 +112,13 @@ class SessionStore:
         life_ms = max(1, int(life * 1000))
         if session.id is None or session.moving:
             return await self._save_as_new(session, written, deleted, now, life_ms)
-        name = hashed(session.id)
         if due:
             written[TOUCHED] = b"%.3f" % now
         if session.user is not None and (due or USER in written):
-            await self._users.register(session.user, name, life_ms)
-        if not await self._write(self._save, name, written, deleted, life_ms if due else 0):
+            await self._users.register(session.user, session.name, life_ms)
+        if not await self._write(self._save, session.name, written, deleted, life_ms if due else 0):
             return False
-        await self._forget_former_user(session, name, written, deleted)
+        await self._forget_former_user(session, written, deleted)
         session.saved(written, deleted)
         return True
 
@@ -138,9 +138,9 @@ class SessionStore:
 
         No request still running brings one back, and a login that is being saved meanwhile is ended as well.
         """
-        kept = hashed(keep.id) if keep is not None and keep.id is not None else None
+        kept = keep.name if keep is not None else None
         names = [name for name in await self._users.sessions(user) if name != kept]
-        ends = [self._end(keys=[self._prefix + name], args=[NOTE_MS]) for name in names]
+        ends = [self._end(self._prefix + name, NOTE_MS) for name in names]
         ended = sum(map(int, await asyncio.gather(*ends)))
         await self._users.forget(user, *names)
         return ended
@@ -154,7 +154,7 @@ class SessionStore:
         parallel moves each makes a session, and the browser keeps the cookie that comes last: a login whose first
         answer was never read (a double click) is not lost. If the first one's was ended since, so is the second's.
         """
-        old, id = session.id, secrets.token_urlsafe(24)
+        old, id = session.name, secrets.token_urlsafe(24)
         name = hashed(id)
         kept = {key: raw for key, raw in session.stored.items() if key not in deleted}
         fields = {**kept, **written, CREATED: b"%.3f" % session.created, TOUCHED: b"%.3f" % now}
@@ -162,21 +162,21 @@ class SessionStore:
             await self._users.register(session.user, name, life_ms)
         if not await self._write(self._create, name, fields, [], life_ms):
             return False
-        if old is not None:
-            found = await self._left(session, hashed(old), name)
+        if old:
+            found = await self._left(session, old, name)
             if found is None:
                 await self._redis.delete(self._prefix + name)
                 return False
             await self._bring_along(session, name, found, written, life_ms)
             if USER in session.stored:
-                await self._users.forget(session.stored[USER].decode(), hashed(old))
-        session.id, session.moving = id, False
+                await self._users.forget(session.stored[USER].decode(), old)
+        session.id, session.name, session.moving = id, name, False
         session.saved(fields, deleted)
         return True
 
     async def _left(self, session: Session, old: str, new: str) -> dict[bytes, bytes] | None:
         """Leave the old id for the new one; return what was there, None if the session was ended meanwhile."""
-        answer = await self._leave(keys=[self._prefix + old], args=[new, NOTE_MS])
+        answer = await self._leave(self._prefix + old, new, NOTE_MS)
         found = dict(zip(answer[::2], answer[1::2], strict=True))
         if CREATED in found:
             return found
@@ -204,10 +204,9 @@ class SessionStore:
         value = session.replaced(key, before)
         while True:
             value = fn(value)
-            raw = encode(value).encode()
+            raw = as_json(value)
             self._check_size(session, {field(key): raw}, [])
-            args = [field(key), before or b"", raw]
-            answer = await self._swap(keys=[self._prefix + hashed(session.id)], args=args)
+            answer = await self._swap(self._prefix + session.name, field(key), before or b"", raw)
             if answer == 1:
                 return session.replaced(key, raw)
             if answer == 0:
@@ -218,25 +217,24 @@ class SessionStore:
 
     async def _destroy(self, session: Session) -> None:
         if session.id is not None:
-            await self._redis.delete(self._prefix + hashed(session.id))
+            await self._redis.delete(self._prefix + session.name)
             if USER in session.stored:
-                await self._users.forget(session.stored[USER].decode(), hashed(session.id))
+                await self._users.forget(session.stored[USER].decode(), session.name)
 
     async def _forget_former_user(
-        self, session: Session, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes]
+        self, session: Session, written: Mapping[bytes, bytes], deleted: Sequence[bytes]
     ) -> None:
         if USER in session.stored and (USER in written or USER in deleted):
-            await self._users.forget(session.stored[USER].decode(), name)
+            await self._users.forget(session.stored[USER].decode(), session.name)
 
     async def _fields(self, name: str) -> dict[bytes, bytes]:
         return cast("dict[bytes, bytes]", await self._redis.hgetall(self._prefix + name))
 
     async def _write(
-        self, script: Any, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
+        self, script: Script, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
     ) -> bool:
         fields = chain.from_iterable(written.items())
-        args = [life_ms, 2 * len(written), *fields, *deleted]
-        return bool(await script(keys=[self._prefix + name], args=args))
+        return bool(await script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted))
 
     def _check_size(self, session: Session, written: Mapping[bytes, bytes], deleted: Sequence[bytes]) -> None:
         if session.size_with(written, deleted) > self._max_bytes:

@@ -8,6 +8,8 @@ from typing import cast
 
 from redis.asyncio import Redis
 
+from .scripts import Script
+
 MARGIN_MS = 60_000  # a name outlives its session, whichever of the two commands came late
 
 CLOCK = """
@@ -33,15 +35,15 @@ class Users:
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis = redis
         self._prefix = prefix
-        self._register = redis.register_script(CLOCK + REGISTER)
-        self._list = redis.register_script(CLOCK + LIST)
+        self._register = Script(redis, CLOCK + REGISTER)
+        self._list = Script(redis, CLOCK + LIST)
 
     async def register(self, user: str, session: str, life_ms: int) -> None:
-        await self._register(keys=[self._prefix + user], args=[session, life_ms + MARGIN_MS])
+        await self._register(self._prefix + user, session, life_ms + MARGIN_MS)
 
     async def sessions(self, user: str) -> list[str]:
         """Those that may live; some may have ended meanwhile."""
-        return [name.decode() for name in cast("list[bytes]", await self._list(keys=[self._prefix + user]))]
+        return [name.decode() for name in cast("list[bytes]", await self._list(self._prefix + user))]
 
     async def forget(self, user: str, *sessions: str) -> None:
         if sessions:
