@@ -37,6 +37,19 @@ def test_a_redis_that_does_not_answer_is_one_line_without_the_password(cli: Any,
     assert "hunter2" not in ended.stderr
 
 
+def test_a_redis_that_would_lose_sessions_is_warned_of_once_and_in_production_only(
+    serve: Any, cli: Any, eventually: Any, ready: Any, tmp_path: Path
+) -> None:
+    production = {"APP_ENV": "production", "SECRET_KEY": "x" * 40}
+    checked = cli("check", **production)
+    assert (checked.returncode, checked.stdout) == (0, "ok\n")
+    assert re.search(r"^warning: Redis keeps nothing on disk", checked.stderr)
+    assert cli("check").stderr == ""
+    cluster = serve("--workers", "2", **production)
+    eventually(lambda: len(ready(cluster)) == 2)
+    assert (tmp_path / "cluster-0.log").read_text().count("Redis keeps nothing on disk") == 1
+
+
 def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:
     refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 1, "Redis does not answer at REDIS_URL")
 

@@ -40,19 +40,21 @@ def _lifespan_with(settings: Settings) -> Any:
         cache = Cache(redis)  # before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
-        # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
-        yield {
-            "redis": redis,
-            "counters": counters,
-            "limits": Limits(redis),
-            "cache": cache,
-            "broadcast": broadcast,
-            "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
-        }
-        await cache.aclose()
-        await broadcast.aclose()
-        await counters.aclose()
-        await redis.aclose()
+        try:
+            # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
+            yield {
+                "redis": redis,
+                "counters": counters,
+                "limits": Limits(redis),
+                "cache": cache,
+                "broadcast": broadcast,
+                "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
+            }
+        finally:
+            await cache.aclose()
+            await broadcast.aclose()
+            await counters.aclose()
+            await redis.aclose()
 
     return lifespan
 

@@ -60,6 +60,8 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     log.set_up(settings.log_level)
     if target == OWN_APP and not handover.under_way():
         require_redis(settings)
+        for sentence in advice(settings):
+            logging.getLogger(__name__).warning("%s", sentence)
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.usable()
     if not handover.under_way():
         logging.getLogger(__name__).info("%d workers: %s", count, reason)
@@ -84,6 +86,18 @@ def require_redis(settings: Settings) -> None:
 
     if reason := asyncio.run(reason_it_is_away(settings.redis_url, settings.redis_timeout)):
         fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
+
+
+def advice(settings: Settings) -> list[str]:
+    """On the Redis of production: the one of `dev` keeps nothing, and is not meant to."""
+    from .state.advice import advise
+    from .state.redis import connect
+
+    async def ask() -> list[str]:
+        async with connect(settings.redis_url, settings.redis_timeout) as redis:
+            return await advise(redis)
+
+    return asyncio.run(ask()) if settings.production else []
 
 
 def _without_password(url: str) -> str:
@@ -123,6 +137,8 @@ def check(target: str) -> None:
         fail(str(error), NEVER_READY)
     if target == OWN_APP:
         require_redis(settings)
+        for sentence in advice(settings):
+            click.echo(f"warning: {sentence}", err=True)
     click.echo("ok")
 
 

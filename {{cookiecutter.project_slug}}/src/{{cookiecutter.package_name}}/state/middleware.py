@@ -3,83 +3,122 @@
 Use it per route or mount, `Route(..., middleware=[Middleware(SessionMiddleware)])`: others pay nothing.
 """
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
+from .cookies import SessionCookie
 from .redis import UNAVAILABLE
-from .sessions import Session, SessionStore
+from .session import Session
+from .sessions import SessionStore
 
 RETRY_AFTER = "1"  # seconds
+TRY_AGAIN_LATER = 1013  # of RFC 6455's registry
+
+VARY = (b"vary", b"Cookie")
 
 
 class SessionMiddleware:
     """Reads the session before the handler runs and saves it before the response's headers leave.
 
-    state: the name of the `SessionStore` in the ASGI lifespan state. secure: sends the cookie over https only,
-    under the `__Host-` prefix (RFC 6265bis). While Redis is away it answers 503, never "logged out".
+    state: the name of the `SessionStore` in the ASGI lifespan state. secure: see SessionCookie. While Redis is away it
+    answers 503, never "logged out", also if the handler has run by then. A handler that raises saves nothing. A
+    websocket's session is saved when it ends, and a new one is not: no cookie could be set for it.
     """
 
     def __init__(self, app: ASGIApp, secure: bool = True, state: str = "sessions") -> None:
         self.app = app
         self.state = state
-        self.cookie = "__Host-session" if secure else "session"
-        self.attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+        self.cookie = SessionCookie(secure)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         store: SessionStore = scope["state"][self.state]
+        presented = self.cookie.found(scope["headers"])
+        run, away = (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
         try:
-            session = await store.load(self._presented(scope))
+            session = scope["session"] = await store.load(presented)
         except UNAVAILABLE:
-            await _unavailable(scope, receive, send)
+            await away(scope, receive, send)
             return
-        scope["session"] = session
-        if scope["type"] == "http":
-            await self._http(scope, receive, send, session)
-        else:
-            await self.app(scope, receive, send)
-            if session.id is not None:  # a new one could not be found again: no cookie can be set any more
-                await store.save(session)
+        await run(scope, receive, send, store, session)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send, session: Session) -> None:
-        store: SessionStore = scope["state"][self.state]
-        loaded_as = session.id
-        lost = False
+    async def _http(self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session) -> None:
+        begun = lost = False
 
         async def send_after_save(message: Message) -> None:
-            nonlocal lost
+            nonlocal begun, lost
             if message["type"] == "http.response.start":
                 try:
-                    alive = await store.save(session)
+                    fields = await self._saved(store, session)
                 except UNAVAILABLE:
                     lost = True
                     await _unavailable(scope, receive, send)
                     return
-                headers = MutableHeaders(raw=message.setdefault("headers", []))
-                headers.add_vary_header("Cookie")
-                if alive and session.id is not None and session.id != loaded_as:
-                    headers.append("set-cookie", self._set(store.sign(session.id), int(store.lifetimes.absolute)))
-                elif not alive and self._presented(scope) is not None:
-                    headers.append("set-cookie", self._set("", 0))
+                begun = True
+                # A list of its own: the handler may give the same Response to others, and it must not keep a cookie.
+                message = {**message, "headers": [*message.get("headers", ()), *fields]}
             if not lost:
                 await send(message)
 
-        await self.app(scope, receive, send_after_save)
+        try:
+            await self.app(scope, receive, send_after_save)
+        except UNAVAILABLE:  # an `update` in the handler, and nobody has answered
+            if begun:
+                raise
+            if not lost:
+                await _unavailable(scope, receive, send)
 
-    def _presented(self, scope: Scope) -> str | None:
-        return cookie_parser(Headers(scope=scope).get("cookie", "")).get(self.cookie)
+    async def _saved(self, store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
+        """Save; return the headers that say so.
 
-    def _set(self, value: str, age: int) -> str:
-        return f"{self.cookie}={value}; Max-Age={age}{self.attributes}"
+        Only who has ended the session himself takes the cookie back: while another request found it ended, the browser
+        may have been given a new one.
+        """
+        loaded_as = session.id
+        lives = await store.save(session)
+        session.settled = True
+        if lives and session.id is not None and session.id != loaded_as:
+            return [VARY, self.cookie.set(store.sign(session.id), store.lifetimes.absolute)]
+        if session.ended:
+            return [VARY, self.cookie.set("", 0)]
+        return [VARY]
+
+    async def _websocket(
+        self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session
+    ) -> None:
+        session.settled = True
+
+        async def saved() -> bool:
+            try:
+                if session.id is not None:
+                    await store.save(session)
+            except UNAVAILABLE:
+                return False
+            return True
+
+        async def send_after_save(message: Message) -> None:
+            if message["type"] == "websocket.close" and not await saved():
+                message = {"type": "websocket.close", "code": TRY_AGAIN_LATER}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_after_save)
+        except WebSocketDisconnect:
+            await saved()  # the client has left: there is nobody to tell
+            raise
+        await saved()
 
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1013})  # "try again later", RFC 6455's registry
-        return
     answer = PlainTextResponse("The session store is away. Try again.", 503, {"Retry-After": RETRY_AFTER})
     await answer(scope, receive, send)
+
+
+async def _try_again_later(scope: Scope, receive: Receive, send: Send) -> None:
+    # Accepted first: of a refused handshake a browser tells the page nothing, and servers say 403 for it.
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})

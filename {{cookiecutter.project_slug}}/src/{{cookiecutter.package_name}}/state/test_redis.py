@@ -182,7 +182,8 @@ async def count(counted: Counter[int], n: int) -> int:
     return n
 
 
-async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: Any) -> None:
+async def cluster_of_three(redis_start: Any) -> str:
+    """Start one; return its URL."""
     ports = [free_port() for _ in range(3)]
     for number, port in enumerate(ports):
         redis_start(f"node{number}", "--port", str(port), "--cluster-enabled", "yes")
@@ -200,7 +201,11 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: A
     await holds(agreed)
     for node in nodes:
         await node.aclose()
-    url = f"redis+cluster://{HOST}:{ports[0]},{HOST}:{ports[1]}"
+    return f"redis+cluster://{HOST}:{ports[0]},{HOST}:{ports[1]}"
+
+
+async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: Any) -> None:
+    url = await cluster_of_three(redis_start)
     async with connect(url, 2.0) as client:
         assert await asyncio.gather(*(client.set(f"k{n}", n) for n in range(50))) == [True] * 50
         assert await asyncio.gather(*(client.incr(f"k{n}") for n in range(50))) == list(range(1, 51))

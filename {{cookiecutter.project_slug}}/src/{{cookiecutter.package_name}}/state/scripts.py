@@ -1,0 +1,69 @@
+"""What Redis itself does to a session, in one step for all workers. Each script touches one key: Cluster takes it."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+# ARGV: new ttl in ms or 0, number of ARGV to set, field, value ..., then fields to delete. In pieces, for Lua unpacks
+# no more than 8,000 values. Redis' CPU for this and HGETALL together: 7.8 us where 8 come in one write, 5.5 of 32. HSET
+# and PEXPIRE without a script would take 2 less, and leave what an ended session's last request wrote.
+WRITE = """
+local last = ARGV[2] + 2
+for i = 3, last, 1000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, last))) end
+for i = last + 1, #ARGV, 1000 do redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
+if ARGV[1] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+# KEYS: the session. Returns 1 if written, 0 if it was ended meanwhile.
+SAVE = "if redis.call('HEXISTS', KEYS[1], 'created') == 0 then return 0 end" + WRITE
+
+# KEYS: a new session. Returns 1 if written, 0 if END was there before.
+CREATE = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end" + WRITE
+
+# KEYS: the session. ARGV: field, the value that was read or "", the new one. Returns 1 if written, 0 if the session was
+# ended meanwhile, else {the value that somebody else has written, nil for none}.
+SWAP = """
+if redis.call('HEXISTS', KEYS[1], 'created') == 0 then return 0 end
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if (found or '') ~= ARGV[2] then return {found} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+# KEYS: the session. ARGV: its successor, ms that this is told. Returns what was there.
+LEAVE = """
+local found = redis.call('HGETALL', KEYS[1])
+if redis.call('HEXISTS', KEYS[1], 'created') == 1 then
+    redis.call('DEL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'moved', ARGV[1])
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return found
+"""
+
+# KEYS: the session. ARGV: ms. Returns 1 if it is gone now; 0 if it was not there: one that is about to be created (its
+# user's set names it first) will not be.
+END = """
+if redis.call('DEL', KEYS[1]) == 1 then return 1 end
+redis.call('HSET', KEYS[1], 'ended', 1)
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 0
+"""
+
+
+class Script:
+    """Runs a script of one key by its digest, and sends its text where that is not known. redis-py's own does so too,
+    and takes 3 us more for it.
+    """
+
+    def __init__(self, redis: Redis, text: str) -> None:
+        self._send: Any = redis.execute_command
+        self._registered = redis.register_script(text)
+
+    async def __call__(self, key: str, *args: Any) -> Any:
+        try:
+            return await self._send("EVALSHA", self._registered.sha, 1, key, *args)
+        except NoScriptError:
+            return await self._registered(keys=[key], args=args)
