@@ -66,7 +66,8 @@ class Cache:
 
     While Redis is away each worker computes for itself, one at a time for a key, and keeps nothing.
 
-    With a plain redis.asyncio.Redis or a RedisCluster nothing is kept near, and all else is the same. max_bytes: of a
+    With a plain redis.asyncio.Redis or a RedisCluster nothing is kept near, and who asks for what is being computed in
+    its worker gets that, whatever other workers invalidated since it began; all else is the same. max_bytes: of a
     value's JSON; a larger one is returned and not stored. To be closed with `aclose` in the worker's lifespan.
     """
 

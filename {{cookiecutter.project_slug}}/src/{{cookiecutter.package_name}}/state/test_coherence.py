@@ -33,7 +33,8 @@ class Worker:
                 await asyncio.sleep(0)  # others change the world meanwhile
             return seen
 
-        return int(await self.cache.get_or_compute(key, compute, ttl=60, tags=tags, **options))
+        async with asyncio.timeout(DEADLINE):
+            return int(await self.cache.get_or_compute(key, compute, ttl=60, tags=tags, **options))
 
     async def caught_up(self) -> None:
         """What Redis pushed before now has been heard: its word comes before this answer."""
@@ -42,7 +43,7 @@ class Worker:
 
 @pytest.fixture
 async def workers(redis: Redis, redis_url: str) -> AsyncIterator[Callable[..., list[Worker]]]:
-    async with AsyncExitStack() as stack, asyncio.timeout(DEADLINE):
+    async with AsyncExitStack() as stack:
 
         def make(count: int, **options: Any) -> list[Worker]:
             made = [Worker(redis_url, **options) for _ in range(count)]
@@ -144,8 +145,9 @@ async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
     one.cache._far.near.invalidated = lambda keys: None  # what Redis says does not arrive
     world["k"] = 2
     await other.cache.forget("k")
-    while await one.read("k", world) == 1:
-        await redis.ping()
+    async with asyncio.timeout(DEADLINE):
+        while await one.read("k", world) == 1:
+            await redis.ping()
 
 
 async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, redis: Redis) -> None:
@@ -160,10 +162,9 @@ async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, red
         else:
             await redis.client_kill_filter(_id=await one.client.client_id())
             await other.cache.invalidate("t")
-        while one.cache.stats.entries:  # until it has heard
-            await asyncio.gather(one.client.ping(), return_exceptions=True)
-        while not one.client.stats.connected:
-            await asyncio.gather(one.client.ping(), return_exceptions=True)
+        async with asyncio.timeout(DEADLINE):
+            while one.cache.stats.entries or not one.client.stats.connected:  # until it has heard
+                await asyncio.gather(one.client.ping(), return_exceptions=True)
         assert await one.read("k", world, ("t",)) == value
 
 
