@@ -43,13 +43,16 @@ end
 return found
 """
 
-# KEYS: the session. ARGV: ms. Returns 1 if it is gone now; 0 if it was not there: one that is about to be created (its
-# user's set names it first) will not be.
-END = """
-if redis.call('DEL', KEYS[1]) == 1 then return 1 end
+# KEYS: the session. ARGV: whose it is to be, ms. One that has become another user's is left alone. One that is not
+# there may be about to be created (its user's set names it first), and will not be.
+LEFT_ALONE, NOT_THERE, ENDED = -1, 0, 1
+END = f"""
+local user = redis.call('HGET', KEYS[1], 'user')
+if user and user ~= ARGV[1] then return {LEFT_ALONE} end
+if redis.call('DEL', KEYS[1]) == 1 then return {ENDED} end
 redis.call('HSET', KEYS[1], 'ended', 1)
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return 0
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {NOT_THERE}
 """
 
 

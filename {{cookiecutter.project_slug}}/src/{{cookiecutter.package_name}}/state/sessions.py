@@ -16,7 +16,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from .cookies import Signatures, hashed
-from .scripts import CREATE, END, LEAVE, SAVE, SWAP, Script
+from .scripts import CREATE, END, ENDED, LEAVE, LEFT_ALONE, SAVE, SWAP, Script
 from .session import CREATED, TOUCHED, USER, Session, as_json, field
 from .users import Users
 
@@ -118,7 +118,6 @@ class SessionStore:
             await self._users.register(session.user, session.name, life_ms)
         if not await self._write(self._save, session.name, written, deleted, life_ms if due else 0):
             return False
-        await self._forget_former_user(session, written, deleted)
         session.saved(written, deleted)
         return True
 
@@ -140,10 +139,9 @@ class SessionStore:
         """
         kept = keep.name if keep is not None else None
         names = [name for name in await self._users.sessions(user) if name != kept]
-        ends = [self._end(self._prefix + name, NOTE_MS) for name in names]
-        ended = sum(map(int, await asyncio.gather(*ends)))
-        await self._users.forget(user, *names)
-        return ended
+        ends = await asyncio.gather(*(self._end(self._prefix + name, user, NOTE_MS) for name in names))
+        await self._users.forget(user, *(name for name, end in zip(names, ends, strict=True) if end != LEFT_ALONE))
+        return ends.count(ENDED)
 
     async def _save_as_new(
         self, session: Session, written: dict[bytes, bytes], deleted: list[bytes], now: float, life_ms: int
@@ -220,12 +218,6 @@ class SessionStore:
             await self._redis.delete(self._prefix + session.name)
             if USER in session.stored:
                 await self._users.forget(session.stored[USER].decode(), session.name)
-
-    async def _forget_former_user(
-        self, session: Session, written: Mapping[bytes, bytes], deleted: Sequence[bytes]
-    ) -> None:
-        if USER in session.stored and (USER in written or USER in deleted):
-            await self._users.forget(session.stored[USER].decode(), session.name)
 
     async def _fields(self, name: str) -> dict[bytes, bytes]:
         return cast("dict[bytes, bytes]", await self._redis.hgetall(self._prefix + name))

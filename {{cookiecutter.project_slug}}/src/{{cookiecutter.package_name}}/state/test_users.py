@@ -97,18 +97,25 @@ async def test_a_worker_that_dies_between_the_two_keys_leaves_no_session_that_is
     assert await store.sessions_of("ann") == []
 
 
-async def test_who_logs_out_or_becomes_another_is_forgotten(store: SessionStore, redis: Redis) -> None:
+async def test_whose_session_it_is_may_change_and_only_the_present_user_ends_it(store: SessionStore) -> None:
     session = await store.load(await made(store, "ann"))
     session.user = "bob"
     cookie = await saved(store, session)
     assert (await store.sessions_of("ann"), len(await store.sessions_of("bob"))) == ([], 1)
+    assert await store.end_all("ann") == 0
     session = await store.load(cookie)
+    assert session.user == "bob"
     session.user = None
-    cookie = await saved(store, session)
-    assert (await store.load(cookie)).user is None
-    session = await store.load(cookie)
-    session.user = "cleo"
-    session = await store.load(await saved(store, session))
+    assert (await store.load(await saved(store, session))).user is None
+    assert await store.sessions_of("bob") == []
+    session.user = "ann"
+    await saved(store, session)
+    assert await store.end_all("ann") == 1
+    assert not await store.load(cookie)
+
+
+async def test_logout_leaves_nothing_behind(store: SessionStore, redis: Redis) -> None:
+    session = await store.load(await made(store, "ann"))
     session.destroy()
     await store.save(session)
     assert await redis.keys() == []
