@@ -124,7 +124,7 @@ class Far:
     async def invalidate(self, tag: str) -> None:
         """Begin a new generation. Raises RedisError."""
         name = self._tag_name(tag)
-        await self._in_order(self._written([name]), *_set(name, secrets.token_hex(8)))
+        await self._in_order(self._written([name]), "SET", name, secrets.token_hex(8), "EX", TAG_LIFE)
 
     def _value_name(self, key: str) -> str:
         return f"{self._prefix}{{{key}}}"
@@ -140,7 +140,9 @@ class Far:
             nonlocal entry
             raw, life = answer
             entry = unpack(raw, life, now)
-            if entry is not None and self.tracked:
+            if entry is None:
+                self.near.drop([name])
+            elif self.tracked:
                 self.near.keep(name, entry, len(entry.payload), entry.until)
             self.near.confirm(now)
 
@@ -154,7 +156,9 @@ class Far:
         def keep(answer: Any) -> None:
             nonlocal generation
             generation = answer.decode() if isinstance(answer, bytes) else answer
-            if generation is not None and self.tracked:
+            if generation is None:
+                self.near.drop([name])
+            elif self.tracked:
                 self.near.keep(name, generation, len(generation), float("inf"))
 
         await self._in_order(keep, "GET", name)
@@ -162,7 +166,7 @@ class Far:
 
     async def _first(self, tag: str) -> str:
         name, generation = self._tag_name(tag), secrets.token_hex(8)
-        await self._in_order(lambda answer: self.near.drop([name]), *_set(name, generation), "NX")
+        await self._redis.set(name, generation, nx=True, ex=TAG_LIFE)  # another worker may be the first
         return await self._generation(tag) or generation
 
     def _written(self, names: list[str]) -> Callable[[Any], None]:
@@ -185,10 +189,6 @@ class Far:
             await redis.execute_command(*command, in_order=then)
         else:
             then(await redis.execute_command(*command))
-
-
-def _set(name: str, generation: str) -> tuple[Any, ...]:
-    return "SET", name, generation, "EX", TAG_LIFE
 
 
 def _protocol(redis: Redis) -> str:

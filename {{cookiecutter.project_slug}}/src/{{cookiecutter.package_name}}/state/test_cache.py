@@ -108,11 +108,14 @@ async def test_one_who_is_cancelled_at_any_moment_leaves_no_lock(worker: Any, re
     assert not await redis.exists("cache:{k}:lock")
 
 
-async def test_a_caller_who_is_cancelled_leaves_the_computation_to_the_others(worker: Any) -> None:
+async def test_a_caller_who_is_cancelled_leaves_the_computation_to_the_others(worker: Any, redis: Redis) -> None:
     cache, compute = worker(), Computation()
     compute.gate.clear()
     tasks = [asyncio.create_task(cache.get_or_compute("k", compute, ttl=60)) for _ in range(3)]
     await compute.started.wait()
+    async with asyncio.timeout(DEADLINE):
+        while cache.stats.misses < 3:
+            await redis.ping()
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     compute.gate.set()

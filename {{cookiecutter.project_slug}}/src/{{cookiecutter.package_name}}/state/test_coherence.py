@@ -56,7 +56,10 @@ async def workers(redis: Redis, redis_url: str) -> AsyncIterator[Callable[..., l
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["near", "plain"])
-async def test_what_was_computed_while_its_tag_was_invalidated_is_not_served(workers: Any, pipelined: bool) -> None:
+@pytest.mark.parametrize("end", ["invalidate", "forget"])
+async def test_what_was_computed_while_it_was_ended_elsewhere_is_for_those_before(
+    workers: Any, pipelined: bool, end: str
+) -> None:
     one, other = workers(2, pipelined=pipelined)
     computing, gate = asyncio.Event(), asyncio.Event()
 
@@ -70,7 +73,7 @@ async def test_what_was_computed_while_its_tag_was_invalidated_is_not_served(wor
 
     asked = asyncio.create_task(one.cache.get_or_compute("k", old, ttl=60, tags=("t",)))
     await computing.wait()
-    await other.cache.invalidate("t")
+    await (other.cache.invalidate("t") if end == "invalidate" else other.cache.forget("k"))
     await one.caught_up()
     after = asyncio.create_task(one.cache.get_or_compute("k", new, ttl=60, tags=("t",)))
     gate.set()

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from . import test_cache
+from .cache import _Wanted
 from .test_cache import DEADLINE, Computation
 
 pytestmark = pytest.mark.anyio
@@ -51,6 +52,16 @@ async def test_a_stale_value_is_served_at_once_while_one_worker_computes_it_anew
                 await redis.ping()
     assert new.calls == 1
     assert sum(cache.stats.stale for cache in caches) >= 60
+
+
+async def test_what_another_worker_has_computed_anew_is_left_alone(worker: Any) -> None:
+    cache, late = worker(), Computation("late")
+    await cache.get_or_compute("k", Computation("new"), ttl=60)
+    wanted = _Wanted("k", late, ttl=60, stale=0, tags=(), compute_timeout=30)
+    cache._start(cache._refreshes, wanted, lambda flight: cache._refresh(flight, wanted, "the old one's token"))
+    await cache._refreshes.join("k")
+    assert late.calls == 0
+    assert await cache.get_or_compute("k", late, ttl=60) == "new"
 
 
 async def test_a_value_near_its_end_is_computed_before_it(worker: Any, redis: Redis) -> None:
