@@ -73,6 +73,15 @@ def test_a_bad_setting_is_a_usage_error(cli: Any, arguments: list[str], environ:
     refused(cli("serve", *arguments, **environ), 2, "it must be")
 
 
+@pytest.mark.parametrize("bind", ["8000", "nonsense:x", ":8000", "unix:/tmp/x.sock?mode=9"])
+def test_what_is_no_address_is_a_usage_error(cli: Any, bind: str) -> None:
+    refused(cli("serve", "--bind", bind), 2, "bind address ")
+
+
+def test_the_longest_patience_is_no_trouble(serve: Any, get: Any) -> None:
+    assert get(serve("--workers", "1", HANG_TIMEOUT="9999999").url, "/healthz")[0] == 200
+
+
 def test_a_second_primary_does_not_take_the_run_directory_of_the_first(serve: Any, cli: Any, get: Any) -> None:
     cluster = serve("--workers", "1")
     assert get(cluster.url, "/healthz")[0] == 200

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 PACKAGE = next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
 APP = """
+import asyncio, pathlib
+from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -20,7 +23,17 @@ from starlette.routing import Route
 async def home(request):
     return PlainTextResponse("version {version}")
 
-app = Starlette(routes=[Route("/", home)])
+async def slow(request):
+    await asyncio.sleep(2)
+    return PlainTextResponse("slow")
+
+@asynccontextmanager
+async def lifespan(app):
+    if pathlib.Path(__file__).with_name("broken").exists():
+        raise RuntimeError("no database")
+    yield
+
+app = Starlette(routes=[Route("/", home), Route("/slow", slow)], lifespan=lifespan)
 """
 FAILS_TO_START = """
 from contextlib import asynccontextmanager
@@ -125,6 +138,43 @@ def test_stop_returns_when_everything_is_gone(cluster: Any, cli: Any, run_dir: d
     ended = cli("stop", **run_dir)
     assert ended.returncode == 0, ended.stderr
     assert cluster.process.wait(10) == 0
+
+
+def test_a_second_stop_waits_for_the_first_and_hurries_nobody(
+    cluster: Any, cli: Any, get: Any, snapshot: Any, run_dir: dict[str, str], eventually: Any
+) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(get, cluster.url, "/slow")
+        eventually(lambda: any(row.in_flight for row in snapshot(cluster).workers))
+        first = threads.submit(cli, "stop", **run_dir)
+        eventually(lambda: snapshot(cluster).draining)
+        assert cli("stop", **run_dir).returncode == 0
+        assert first.result().returncode == 0
+        assert slow.result()[1] == b"slow"
+
+
+def test_a_refused_reload_while_an_earlier_one_starts_does_not_hide_that_it_is_complete(
+    cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str], eventually: Any
+) -> None:
+    app.write_text(APP.format(version=2).replace("async def home", "import time; time.sleep(0)\n\nasync def home"))
+    cluster.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "generation 2 takes over" in cluster.log.read_text())
+    app.write_text("def broken(:")
+    assert cli("reload", **run_dir).returncode == 1
+    eventually(lambda: "generation 2 is complete" in cluster.log.read_text())
+    assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 2"}
+    assert status(cli, run_dir)["reload"] == "refused"
+
+
+def test_a_successor_that_cannot_start_says_why_though_its_predecessor_was_killed(
+    cluster: Any, ready: Any, app: Path, eventually: Any
+) -> None:
+    first = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)[0]
+    (app.parent / "broken").touch()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: "no database" in cluster.log.read_text())
+    (app.parent / "broken").unlink()
+    eventually(lambda: len(ready(cluster)) == 2)
 
 
 @pytest.mark.parametrize("command", [["reload"], ["scale", "2"], ["stop"], ["status", "--watch"]])

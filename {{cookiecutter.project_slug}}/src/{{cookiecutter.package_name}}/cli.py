@@ -14,7 +14,7 @@ import click
 
 from . import settings as settings_module
 from .cluster import cpus, handover, log
-from .cluster.listener import BindError
+from .cluster.listener import BindError, BindUsageError
 from .cluster.loading import LoadError, preload
 from .cluster.policy import Policy
 from .cluster.primary import NEVER_READY
@@ -49,7 +49,9 @@ def main() -> None:
 
 @main.command()
 @app_option
-@click.option("--bind", help="HOST:PORT, unix:PATH or fd://N; several with commas.  [default: 127.0.0.1:8000]")
+@click.option(
+    "--bind", help="HOST:PORT, unix:PATH[?mode=660] or fd://N; several with commas.  [default: 127.0.0.1:8000]"
+)
 @click.option("--workers", help="How many, or auto.  [default: auto]")
 def serve(target: str, bind: str | None, workers: str | None) -> None:
     """Run the primary in the foreground."""
@@ -77,7 +79,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     except LoadError as error:
         fail(str(error), NEVER_READY)
     except (BindError, RunDirError) as error:
-        fail(str(error))
+        fail(str(error), 2 if isinstance(error, BindUsageError) else 1)
     sys.exit(code)
 
 

@@ -21,10 +21,13 @@ def dev(arguments: list[str]) -> int:
         raise SystemExit("dev needs watchfiles: install the dev dependencies (make setup).") from None
     with redis_server() as redis_url:
         print(f"Redis: {redis_url}", file=sys.stderr)
+        # Held back until the primary hears: before, it has no handler, and a file saved now would end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         process = subprocess.Popen(
             command("serve", *arguments),
             env=environment(redis_url),
         )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             watching = False

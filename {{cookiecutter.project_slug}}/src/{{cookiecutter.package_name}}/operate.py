@@ -40,8 +40,8 @@ class Running:
     def reload(self) -> None:
         """Ask for a reload and wait for its end. Raises OperateError if the old generation serves on."""
         before = self.snapshot().generation
-        self._send(signal.SIGHUP)
         asked = time.monotonic()
+        self._send(signal.SIGHUP)
 
         def done() -> bool:
             seen = self.snapshot()
@@ -70,11 +70,19 @@ class Running:
         while (now := self.snapshot().wanted) != wanted:
             self._send(signal.SIGTTIN if now < wanted else signal.SIGTTOU)
             self._wait(heard(now), tell)
-        self._wait(lambda: ready(self.snapshot()) == wanted, tell)
+
+        def done() -> bool:
+            seen = self.snapshot()
+            if seen.reload == "starting" and seen.reload_reason:
+                raise OperateError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+            return ready(seen) == wanted
+
+        self._wait(done, tell)
 
     def stop(self) -> None:
         """Ask for a graceful stop and wait for its end."""
-        self._send(signal.SIGTERM)
+        if not self.snapshot().draining:  # a second signal would end it at once
+            self._send(signal.SIGTERM)
         self._wait(self.gone, lambda seen: f"draining: {len(seen.workers)} workers left")
 
     def watch(self, picture: Callable[[Snapshot], str]) -> None:
@@ -98,7 +106,7 @@ class Running:
         """Until `condition` holds; what `tell` says of the board is shown whenever it changes."""
         told = ""
         while not condition():
-            if self.gone():
+            if self.gone() and not condition():  # it may have gone since the line before
                 raise OperateError(f"primary {self.pid} is gone.")
             if (now := tell(self.snapshot())) != told:
                 told = now
@@ -107,15 +115,16 @@ class Running:
 
 
 def ready(seen: Snapshot) -> int:
-    """How many workers of the board's generation serve."""
-    return sum(worker.state in ("ready", "retiring") for worker in seen.workers)
+    """How many workers of the newest generation serve."""
+    current = [worker for worker in seen.workers if worker.generation == seen.generation]
+    return sum(worker.state in ("ready", "retiring") for worker in current)
 
 
 def table(seen: Snapshot) -> str:
     """The board for people."""
-    state = "draining" if seen.draining else "serving"
+    state = "draining" if seen.draining else "serving" if ready(seen) else "no worker ready"
     lines = [
-        f"primary {seen.primary} {state} for {seen.age_s:.0f} s, generation {seen.generation}, "
+        f"primary {seen.primary}, up {seen.age_s:.0f} s, {state}, generation {seen.generation}, "
         f"{seen.wanted} workers wanted, {seen.requests} requests, {seen.deaths} workers gone"
     ]
     if seen.reload != "none":

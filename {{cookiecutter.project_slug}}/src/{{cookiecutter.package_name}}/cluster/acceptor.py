@@ -43,7 +43,6 @@ class Acceptor:
         self._attach = attach
         self._mine = mine
         self._all_accepting = all_accepting
-        self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
         self.attaching: dict[socket.socket, asyncio.Task[None]] = {}
 
     def start(self) -> None:
@@ -58,8 +57,6 @@ class Acceptor:
         """
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
-            if timer := self._waiting.pop(listener, None):
-                timer.cancel()
             while last and self._accept(listener):
                 pass
             listener.close()
@@ -72,8 +69,8 @@ class Acceptor:
             task.cancel()
 
     def _watch(self, listener: socket.socket) -> None:
-        self._waiting.pop(listener, None)
-        self._loop.add_reader(listener.fileno(), self._readable, listener)
+        if listener.fileno() >= 0:  # it was not closed meanwhile
+            self._loop.add_reader(listener.fileno(), self._readable, listener)
 
     def _readable(self, listener: socket.socket) -> None:
         queued = _queued(listener)
@@ -86,13 +83,16 @@ class Acceptor:
 
     def _pause(self, listener: socket.socket, seconds: float, then: Callable[[socket.socket], None]) -> None:
         self._loop.remove_reader(listener.fileno())
-        self._waiting[listener] = self._loop.call_later(seconds, then, listener)
+        self._loop.call_later(seconds, then, listener)
 
     def _accept_after_all(self, listener: socket.socket) -> None:
+        if listener.fileno() < 0:
+            return
         self._watch(listener)
         workers, _ = self._all_accepting()
         for _ in range(math.ceil(_queued(listener) / workers)):
-            self._accept(listener)
+            if not self._accept(listener):
+                break
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one connection; False if none was there to take."""

@@ -35,7 +35,7 @@ def _live(config: uvicorn.Config, take_seat: Callable[[], Seat]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = worker.run(config, seat)
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         logger.exception("the worker failed")
     finally:

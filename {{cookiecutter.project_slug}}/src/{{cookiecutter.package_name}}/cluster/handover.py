@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .scoreboard import VERSION
@@ -52,13 +51,13 @@ def fits() -> bool:
     return os.environ[VARIABLE] == f"{CHECK}{VERSION}"
 
 
-def start_check(output: Path) -> int:
-    """Run this very command line as a check; return the pid. Its errors go to the file `output`."""
+def start_check(output: int) -> int:
+    """Run this very command line as a check; return the pid. Its errors go to the descriptor `output`."""
     return os.posix_spawn(
         sys.executable,
         sys.orig_argv,
         {**os.environ, VARIABLE: f"{CHECK}{VERSION}"},
-        file_actions=[(os.POSIX_SPAWN_OPEN, 2, output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)],
+        file_actions=[(os.POSIX_SPAWN_DUP2, output, 2)],
         setsigmask=(),
         setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     )

@@ -33,6 +33,10 @@ class BindError(Exception):
     """An address that cannot be listened on; the message says why and what to do."""
 
 
+class BindUsageError(BindError):
+    """What is no address at all: trying again would not mend it."""
+
+
 class Listener(socket.socket):
     """A listening socket. One that is `lent` belongs to another process, which may go on with it after us."""
 
@@ -85,7 +89,8 @@ def close(listener: Listener) -> None:
     if not listener.lent:
         hold_newcomers(listener)
         if listener.family == socket.AF_UNIX:  # or the next start would find a stale path
-            Path(listener.getsockname()).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(listener.getsockname()).unlink()
     listener.close()
 
 
@@ -107,20 +112,20 @@ def hold_newcomers(listener: socket.socket) -> None:
 
 def _number(text: str, bind: str) -> int:
     if not text.isdecimal() or int(text) > HIGHEST_PORT:
-        raise BindError(f"bind address {bind!r} is not HOST:PORT, unix:PATH or fd://N.")
+        raise BindUsageError(f"bind address {bind!r} is not HOST:PORT, unix:PATH or fd://N.")
     return int(text)
 
 
 def _mode(option: str, bind: str) -> int:
     found = re.fullmatch(r"mode=0?([0-7]{3})", option)
     if not found:
-        raise BindError(f"bind address {bind!r} ends in {option!r}, which is not a mode such as mode=660.")
+        raise BindUsageError(f"bind address {bind!r} ends in {option!r}, which is not a mode such as mode=660.")
     return int(found[1], 8)
 
 
 def _tcp(host: str, port: int, bind: str) -> Listener:
     if not host:  # every interface is asked for by name, never by an omission
-        raise BindError(f"bind address {bind!r} has no host. All interfaces are 0.0.0.0:{port}.")
+        raise BindUsageError(f"bind address {bind!r} has no host. All interfaces are 0.0.0.0:{port}.")
     try:
         found = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE

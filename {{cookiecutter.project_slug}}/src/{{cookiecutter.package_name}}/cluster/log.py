@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from time import time
 
 _identity = {"who": "primary"}
-_terminal = sys.stderr.isatty()
+_terminal = sys.stderr is not None and sys.stderr.isatty()
 
 
 def set_up(level: str) -> None:

@@ -1,6 +1,6 @@
 """How long, how often, how soon: the primary's decisions as data, without a clock and without a process."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import uniform
 
 
@@ -32,7 +32,7 @@ class Policy:
     @property
     def drain_limit(self) -> float:
         """Seconds from SIGTERM to SIGKILL: the worker keeps the deadline itself, this is for one that cannot."""
-        return self.graceful_timeout + 2.0
+        return self.graceful_timeout + 4.0
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Backoff:
     ceiling: float = 15.0
     good_life: float = 60.0
     young_deaths: int = 0
-    not_before: float = field(default=0.0)
+    unborn: bool = False  # the last one died before it was ready, and the log has its traceback
+    not_before: float = 0.0
 
     def died(self, now: float, lived: float) -> float:
         """Note a death at `now` (monotonic) after `lived` seconds; return how long to wait, in seconds."""

@@ -28,6 +28,7 @@ from .worker import Seat
 
 NEVER_READY = 3  # exit code
 FORK_RETRY = 1.0  # seconds
+LONGEST_SLEEP = 3600.0  # seconds; epoll(7) counts milliseconds in an int
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,14 @@ class Primary:
     `config` is None when a re-executed primary could not load the new code: then the inherited workers serve on.
     """
 
-    def __init__(self, config: uvicorn.Config | None, resources: Resources, slots: Slots, policy: Policy) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config | None,
+        resources: Resources,
+        slots: Slots,
+        policy: Policy,
+        signals: SignalQueue,
+    ) -> None:
         self.config = config
         self.resources = resources
         self.board = resources.board
@@ -51,7 +59,7 @@ class Primary:
         self.boot_deaths = 0
         self.exit_code = 0
         self.patience = Patience(policy)
-        self.signals = SignalQueue()
+        self.signals = signals
         self.reloading = Reloading(resources, slots, self.signals, policy)
         self.service = Service(Notifier(os.environ), self.board.header, slots, self.patience.ends)
         self.selector = DefaultSelector()
@@ -139,13 +147,12 @@ class Primary:
 
     def mourn(self, child: Child, status: int, now: float) -> None:
         lived = now - child.since
-        if child.state is State.DRAINING and as_asked(status):
-            logger.info("%s left after %.1f s", child, lived)
-            return
-        if self.stopping:
-            logger.warning("%s %s", child, manner(status))
+        if child.state is State.DRAINING or self.stopping:  # nobody waits for its successor
+            how, level = ("left", logging.INFO) if as_asked(status) else (manner(status), logging.WARNING)
+            logger.log(level, "%s %s after %.1f s", child, how, lived)
             return
         delay = self.backoff[child.slot].died(now, lived)
+        self.backoff[child.slot].unborn = child.state is State.STARTING
         logger.warning("%s %s after %.1f s, next one in %.1f s", child, manner(status), lived, delay)
         if child.state is State.STARTING:
             self.reloading.hear_of_a_worker(child, manner(status))
@@ -153,8 +160,14 @@ class Primary:
             self.boot_deaths += 1
             if self.boot_deaths >= self.policy.boot_attempts:
                 logger.error("%d workers died before any was ready: giving up", self.boot_deaths)
-                self.exit_code = NEVER_READY
-                self.stop_at_once()
+                self.give_up()
+        elif self.config is None and not len(self.slots):
+            logger.error("no worker is left, and the new code does not load: giving up")
+            self.give_up()
+
+    def give_up(self) -> None:
+        self.exit_code = NEVER_READY
+        self.stop_at_once()
 
     def heed_the_bell(self) -> None:
         """Some worker turned: got ready, or asks for a successor. The board says which."""
@@ -169,7 +182,7 @@ class Primary:
                 self.slots.ready(child.pid, now)
                 self.ever_ready = True
                 logger.info("%s ready after %.0f ms", child, (now - child.since) * 1000)
-            if row[scoreboard.STATE] == State.RETIRING:
+            if row[scoreboard.STATE] in (State.RETIRING, State.DRAINING):  # or somebody sent it SIGTERM
                 self.slots.retiring(child.pid)
         self.reloading.finish_when_complete()
 
@@ -208,21 +221,20 @@ class Primary:
         """In the child: what was the primary's goes, what the worker needs stays."""
         self.signals.reset_in_child()
         self.selector.close()
-        again = self.backoff[slot].young_deaths > 0
-        return self.resources.seat(slot, self.slots.generation, row, self.policy, again)
+        return self.resources.seat(slot, self.slots.generation, row, self.policy, self.backoff[slot].unborn)
 
     def retire_the_surplus(self, now: float) -> None:
         for child in self.slots.surplus():
             child.state = State.DRAINING
-            child.deadline = now + self.policy.drain_limit
+            child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit)
             self.send(child, signal.SIGTERM)
 
     # The loop's own needs
 
     def wait(self, now: float) -> list[int]:
         """Sleep until something happens or is due; return the signals that came. Nothing is polled."""
-        timeout = self.next_due() - monotonic()
-        self.selector.select(None if timeout == NEVER else max(0.0, timeout))
+        timeout = min(self.next_due() - monotonic(), LONGEST_SLEEP)
+        self.selector.select(max(0.0, timeout))
         self.patience.woke(monotonic() - now, timeout)
         return self.signals.take()
 

@@ -6,8 +6,10 @@ How far it came is on the board, for `status` and `reload`; it is the one thing 
 import logging
 import os
 import signal
+import tempfile
 from contextlib import suppress
 from time import monotonic
+from typing import IO
 
 from . import handover, scoreboard
 from .endings import manner
@@ -31,6 +33,8 @@ class Reloading:
         self._signals = signals
         self._policy = policy
         self._check: int | None = None  # pid
+        self._said: IO[bytes]  # its stderr
+        self.handed_over = False  # this image is the outcome of a reload that is not complete yet
         self._asked_again = False
         self.deadline: float | None = None  # of the check, monotonic
         self.scaled: int | None = None  # workers wanted by signal, which the new image should keep
@@ -43,7 +47,8 @@ class Reloading:
             return
         logger.info("reload: checking the new code")
         try:
-            self._check = handover.start_check(self._resources.run_dir.check)
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the check runs
+            self._check = handover.start_check(self._said.fileno())
             self.deadline = monotonic() + self._policy.boot_timeout
         except OSError as error:
             self.refuse(f"the check cannot be started: {error.strerror}")
@@ -78,21 +83,20 @@ class Reloading:
 
     def hear_of_a_worker(self, child: Child, how: str) -> None:
         """A worker of the new generation died before it was ready: `status` should say so. It will be tried again."""
-        if self._started() and child.generation == self._slots.generation:
+        if self.handed_over and child.generation == self._slots.generation and self._check is None:
             self._resources.board.tell_reload(Reload.STARTING, f"{child} {how}; the old generation serves on")
 
     def finish_when_complete(self) -> None:
         """The new generation serves every slot, and no older worker accepts any more."""
-        if self._started() and len(self._slots.served()) == self._slots.wanted and not self._old_ones_accept():
+        if self.handed_over and len(self._slots.served()) == self._slots.wanted and not self._old_ones_accept():
             logger.info("reload: generation %d is complete", self._slots.generation)
-            self._resources.board.tell_reload(Reload.DONE)
+            self.handed_over = False
+            if self._resources.board.header[scoreboard.RELOAD] == Reload.STARTING:  # and no later one since
+                self._resources.board.tell_reload(Reload.DONE)
 
     def refuse(self, reason: str) -> None:
         logger.error("reload refused: %s Generation %d serves on.", reason, self._slots.generation)
         self._resources.board.tell_reload(Reload.REFUSED, reason)
-
-    def _started(self) -> bool:
-        return self._resources.board.header[scoreboard.RELOAD] == Reload.STARTING
 
     def _old_ones_accept(self) -> bool:
         board, now = self._resources.board, self._slots.generation
@@ -102,11 +106,15 @@ class Reloading:
 
     def _reason(self, status: int) -> str:
         """What the check said last, or how it ended. All of what it said goes to the log."""
-        said = self._resources.run_dir.check.read_bytes()[-LONGEST_OUTPUT:].decode(errors="replace").strip()
+        with self._said:
+            self._said.seek(0)
+            said = self._said.read()[-LONGEST_OUTPUT:].decode(errors="replace").strip()
         *before, last = said.splitlines() or [""]
         if before:
             logger.error("the check said: %s", said)
-        return last.removeprefix("error: ") if last else f"the check {manner(status)}."
+        if last.startswith("error: "):
+            return last.removeprefix("error: ")
+        return f"the check {manner(status)}: {last}." if last else f"the check {manner(status)}."
 
     def _hand_over(self) -> None:
         baton = self._resources.baton(self._slots, self.scaled)

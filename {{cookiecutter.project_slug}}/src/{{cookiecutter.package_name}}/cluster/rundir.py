@@ -21,7 +21,6 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.board = path / "board"
-        self.check = path / "check"  # what the last check said
         self._lock = path / "lock"
 
     def prepare(self) -> None:
@@ -37,7 +36,10 @@ class RunDir:
 
     def lock(self) -> int:
         """Take the lock for this process and return its fd, which must stay open; RunDirError if it is taken."""
-        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:  # a primary that leaves has just removed the directory
+            raise RunDirError(f"RUN_DIR {self.path} cannot be used: {error.strerror}. Try again.") from None
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -66,7 +68,7 @@ class RunDir:
         return None
 
     def remove(self) -> None:
-        for path in (self.board, self.check, self._lock):
+        for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may hold what others put there
             self.path.rmdir()

@@ -13,6 +13,7 @@ from .policy import Policy
 from .primary import Primary
 from .resources import Resources, children_of
 from .rundir import RunDir
+from .signals import SignalQueue
 from .slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         preload(target, **options)
         return 0
     baton = handover.take()
+    # A re-executed primary starts with all signals blocked; another has none yet that they could be for.
+    signals = SignalQueue() if baton else None
     if sockets := systemd.take_sockets(os.environ):
         logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
         binds = [f"fd://{fd}" for fd in sockets]
@@ -40,6 +43,7 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
             raise
         config, refusal = None, str(error)
     if baton is None:
+        signals = SignalQueue()  # from here on others can find us
         resources = Resources.acquire(RunDir(run_dir), binds)
         slots = Slots(workers)
         scheme = "https" if config and config.is_ssl else "http"
@@ -51,13 +55,15 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         for child in children_of(baton):
             slots.register(child)
     log.flush()
-    primary = Primary(config, resources, slots, policy)
+    assert signals is not None
+    primary = Primary(config, resources, slots, policy, signals)
     if baton is not None:
         primary.reloading.scaled = baton.scaled
         if config is None:
             # The check passed and this did not: the code changed in between. The old workers know how to serve.
             primary.reloading.refuse(refusal)
         else:
+            primary.reloading.handed_over = True
             logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
     try:
         return primary.run()

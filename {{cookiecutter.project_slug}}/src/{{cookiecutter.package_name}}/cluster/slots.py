@@ -79,7 +79,6 @@ class Slots:
         if child.state is State.STARTING:
             child.state = State.READY
             child.heard = now
-            child.deadline = None
 
     def retiring(self, pid: int) -> None:
         child = self._children[pid]

@@ -36,3 +36,12 @@ def test_without_a_smaller_quota_the_affinity_decides(tmp_path: Path, text: str)
 
 def test_v1_spells_no_limit_as_minus_one(tmp_path: Path) -> None:
     assert "usable" in usable(v1(tmp_path, -1))[1]
+
+
+def test_a_service_managers_quota_is_found_in_the_process_own_cgroup_or_above_it(tmp_path: Path) -> None:
+    own = tmp_path / "system.slice" / "app.service"
+    own.mkdir(parents=True)
+    (tmp_path / "ours").write_text("0::/system.slice/app.service\n")
+    v2(own, "max 100000")
+    v2(own.parent, "50000 100000")
+    assert usable(tmp_path, tmp_path / "ours") == (1, "the cgroup allows 0.5 CPUs")

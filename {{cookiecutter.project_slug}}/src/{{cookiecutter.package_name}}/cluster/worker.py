@@ -49,7 +49,7 @@ class Seat:
     policy: Policy
     lifeline: int  # read end: end of file when the primary is gone
     doorbell: int  # write end: a byte tells the primary to look at the board
-    again: bool  # one before it in this slot died young
+    again: bool  # the one before it in this slot died before it was ready
 
 
 def run(config: uvicorn.Config, seat: Seat) -> int:
