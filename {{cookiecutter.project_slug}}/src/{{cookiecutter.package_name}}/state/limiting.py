@@ -73,7 +73,9 @@ class LimitMiddleware:
 
         async def send_with_fields(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._tell(verdict, MutableHeaders(raw=message.setdefault("headers", [])))
+                # A list of its own: the handler may give the same Response to others, where the fields would pile up.
+                message = {**message, "headers": list(message.get("headers", ()))}
+                self._tell(verdict, MutableHeaders(raw=message["headers"]))
             await send(message)
 
         if not verdict.allowed:

@@ -13,6 +13,7 @@ from redis.exceptions import (
     ClusterDownError,
     ConnectionError,
     MasterDownError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -23,9 +24,17 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from .pipelined import PipelinedRedis
 
-# Redis is away, not ready yet, or changing its primary: the request may be tried again later. A ConnectionError is also
-# BusyLoadingError and our QueueFullError.
-UNAVAILABLE = (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+# Redis is away, not ready yet, full, or changing its primary: the request may be tried again later. A ConnectionError
+# is also BusyLoadingError and our QueueFullError.
+UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    MasterDownError,
+    ClusterDownError,
+    TryAgainError,
+)
 
 MAX_CONNECTIONS = 50  # of the pool, for what cannot share a connection
 REDIS_PORT, SENTINEL_PORT = 6379, 26379

@@ -26,6 +26,13 @@ async def hello(request: Request) -> Response:
     return PlainTextResponse("hello")
 
 
+SHARED = PlainTextResponse("the same object for all")
+
+
+async def shared(request: Request) -> Response:
+    return SHARED
+
+
 async def socket(websocket: WebSocket) -> None:
     await websocket.accept()
     await websocket.close()
@@ -49,6 +56,7 @@ def app(url: str) -> Starlette:
         Route("/free", hello),
         Route("/twice", hello, middleware=[twice]),
         Route("/both", hello, middleware=[twice, burst]),
+        Route("/shared", shared, middleware=[burst]),
         Route("/closed", hello, middleware=[closed]),
         Route("/burst", hello, middleware=[burst]),
         WebSocketRoute("/socket", socket, middleware=[twice]),
@@ -149,3 +157,8 @@ def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_says_503() -> None:
 )
 def test_a_client_is_its_address_and_of_ipv6_its_network(client: tuple[str, int] | None, one: str) -> None:
     assert client_address(HTTPConnection({"type": "http", "client": client})) == one
+
+
+def test_a_response_that_a_handler_gives_to_all_does_not_pile_the_fields_up(client: TestClient) -> None:
+    for _ in range(3):
+        assert len(client.get("/shared").headers.get_list("ratelimit")) == 1

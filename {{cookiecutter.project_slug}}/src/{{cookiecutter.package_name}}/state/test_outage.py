@@ -95,3 +95,11 @@ async def test_killed_and_started_again_it_is_right_again_by_itself(
     assert len(said) == 2
     assert said[0] == "Redis is away"
     assert said[1].startswith("Redis is back after")
+
+
+async def test_a_full_redis_is_to_be_tried_again_later_and_still_read(redis_start: Any, tmp_path: Path) -> None:
+    redis_start("full", "--maxmemory", "1")
+    async with connect(f"unix://{tmp_path}/full/redis.sock", 2.0) as client:
+        with pytest.raises(UNAVAILABLE):
+            await client.set("k", "v")
+        assert await client.get("k") is None
