@@ -82,6 +82,16 @@ def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running
     assert running(project) == []
 
 
+@pytest.mark.xdist_group("port 8000")  # the same project
+def test_its_state_is_right_on_redis_6_2_too(bake, bare_path):
+    project = fresh(bake, "demo")
+    assert run(["make", "setup", f"PYTHON={sys.executable}"], project, PATH=bare_path).returncode == 0
+    (Path(bare_path) / "openssl").symlink_to(shutil.which("openssl"))
+    ended = run([project / ".venv/bin/pytest", "-n", "auto", "-rs", "src/cluster_app/state"], project, PATH=bare_path)
+    assert ended.returncode == 0
+    assert all("has no TLS" in line for line in re.findall(r"^SKIPPED .*", ended.stdout, re.M))
+
+
 def test_uv_alone_runs_it_too(bake, tmp_path):
     project = bake()
     uv = [sys.executable, "-m", "uv", "--no-progress"]

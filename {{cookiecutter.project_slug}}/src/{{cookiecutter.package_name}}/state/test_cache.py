@@ -190,11 +190,10 @@ async def test_waiters_of_a_worker_share_one_poll(worker: Any, redis: Redis) -> 
     assert (await redis.info("commandstats"))["cmdstat_set"]["calls"] < 40
 
 
+@pytest.mark.parametrize("worker", ["near"], indirect=True)  # nothing wakes a plain client: it polls
 async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
-    worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "plain" in request.node.name:
-        pytest.skip("nothing wakes a plain client: it polls")
     monkeypatch.setattr(cache_module, "POLL_LONGEST", 3600.0)
     for end in ("value", "error"):
         compute = Computation()
