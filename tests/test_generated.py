@@ -45,6 +45,7 @@ def fresh(bake, name, **answers):
     return bake(into=KEPT / name, **answers)
 
 
+@pytest.mark.xdist_group("whole bakes")  # one after the other: each uses every core
 @pytest.mark.parametrize("python", pythons())
 def test_its_own_lint_types_import_rules_and_tests_pass(bake, python):
     project = fresh(bake, f"python-{Path(python).resolve().name}")
