@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,8 @@ async def test_a_leader_cut_off_ends_its_job_before_another_starts(
                 assert record.events == [("start", 1), ("end", 1), ("start", 2)]
                 whole.set()
         await cut_off.aclose()
-    assert [event for event in record.events if event[0] == "start"] == [("start", 1), ("start", 2)]
+    # The first may lead again once the second is gone: one at a time.
+    assert all(before != after for (before, _), (after, _) in pairwise(record.events))
 
 
 async def test_a_lease_that_somebody_else_has_ends_the_job(redis: Redis) -> None:
