@@ -49,8 +49,7 @@ class Running:
                 return False  # told before we asked
             if seen.reload == "refused":
                 raise OperateError(f"reload refused: {seen.reload_reason} Generation {before} serves on.")
-            if seen.reload == "starting" and seen.reload_reason:
-                raise OperateError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+            refuse_to_wait_for(seen)
             return seen.reload == "done" and seen.generation > before
 
         self._wait(done, lambda seen: f"generation {seen.generation}, reload: {seen.reload}")
@@ -73,8 +72,7 @@ class Running:
 
         def done() -> bool:
             seen = self.snapshot()
-            if seen.reload == "starting" and seen.reload_reason:
-                raise OperateError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+            refuse_to_wait_for(seen)
             return ready(seen) == wanted
 
         self._wait(done, tell)
@@ -112,6 +110,12 @@ class Running:
                 told = now
                 print(told, file=sys.stderr)
             time.sleep(LOOK_AGAIN)
+
+
+def refuse_to_wait_for(seen: Snapshot) -> None:
+    """Raise OperateError if a new generation does not start: nobody knows when it will."""
+    if seen.reload == "starting" and seen.reload_reason:
+        raise OperateError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
 
 
 def ready(seen: Snapshot) -> int:
