@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from .access import AccessLog
+from .protocol import JoiningProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Co
     config = uvicorn.Config(
         _find(target),
         loop="uvloop",
-        http="httptools",
+        http=JoiningProtocol,
         log_config=None,
         server_header=False,
         access_log=False,  # ours is cheaper and tells the milliseconds
