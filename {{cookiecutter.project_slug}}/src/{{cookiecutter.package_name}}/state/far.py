@@ -11,18 +11,18 @@ one key and its lock, in one slot; tags are read by commands of their own: so al
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from .entry import Entry, unpack
 from .near import Near
 from .pipelined import PipelinedRedis
+from .script import Script
 
 # Seconds that a generation is kept, from its tag's first use or last invalidation: the tags of users who never come
 # back must go. What is stored under it is then computed anew.
@@ -57,11 +57,12 @@ class Far:
     def __init__(self, redis: Redis, prefix: str, heard: Callable[[Iterable[str] | None], object]) -> None:
         self.near = Near(heard)
         self._redis = redis
+        self._send: Any = redis.execute_command
         self._prefix = prefix
         self._heard = heard
-        self._load = redis.register_script(LOAD)
-        self._store = redis.register_script(STORE)
-        self._release = redis.register_script(RELEASE)
+        self._load = Script(redis, LOAD)
+        self._store = Script(redis, STORE, keys=2)
+        self._release = Script(redis, RELEASE)
         # Pushes are of RESP3; an URL may ask for the older one.
         self.tracked = isinstance(redis, PipelinedRedis) and _protocol(redis) != "2"
         if isinstance(redis, PipelinedRedis) and self.tracked:
@@ -108,23 +109,23 @@ class Far:
     async def store(self, key: str, token: str, packed: str, life: float) -> None:
         """Store a value for `life` seconds and free the lock; neither if the lock is lost. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
-        await self._run(self._store, names, token, packed, max(1, int(life * 1000)), then=self._written(names))
+        await self._in_order(self._written(names), self._store, *names, token, packed, max(1, int(life * 1000)))
 
     async def release(self, key: str, token: str) -> None:
         """Free the lock, if it is still ours. While Redis is away it ends by itself."""
         names = [self.lock_name(key)]
         with suppress(RedisError):
-            await self._run(self._release, names, token, then=self._written(names))
+            await self._in_order(self._written(names), self._release, *names, token)
 
     async def forget(self, key: str) -> None:
         """Drop a value, and its lock, so that one being computed is not stored. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
-        await self._in_order(self._written(names), "DEL", *names)
+        await self._in_order(self._written(names), self._send, "DEL", *names)
 
     async def invalidate(self, tag: str) -> None:
         """Begin a new generation. Raises RedisError."""
         name = self._tag_name(tag)
-        await self._in_order(self._written([name]), "SET", name, secrets.token_hex(8), "EX", TAG_LIFE)
+        await self._in_order(self._written([name]), self._send, "SET", name, secrets.token_hex(8), "EX", TAG_LIFE)
 
     def _value_name(self, key: str) -> str:
         return f"{self._prefix}{{{key}}}"
@@ -146,7 +147,7 @@ class Far:
                 self.near.keep(name, entry, len(entry.payload), entry.until)
             self.near.confirm(now)
 
-        await self._run(self._load, [name], then=keep)
+        await self._in_order(keep, self._load, name)
         return entry
 
     async def _generation(self, tag: str) -> str | None:
@@ -161,7 +162,7 @@ class Far:
             elif self.tracked:
                 self.near.keep(name, generation, len(generation), float("inf"))
 
-        await self._in_order(keep, "GET", name)
+        await self._in_order(keep, self._send, "GET", name)
         return generation
 
     async def _first(self, tag: str) -> str:
@@ -176,19 +177,12 @@ class Far:
 
         return written
 
-    async def _run(self, script: AsyncScript, names: list[str], *args: Any, then: Callable[[Any], object]) -> None:
-        try:
-            await self._in_order(then, "EVALSHA", script.sha, len(names), *names, *args)
-        except NoScriptError:
-            await self._in_order(then, "EVAL", script.script, len(names), *names, *args)
-
-    async def _in_order(self, then: Callable[[Any], object], *command: Any) -> None:
-        """Send a command, call `then` with its answer: as it is read, where invalidations come on the same stream."""
-        redis: Any = self._redis
+    async def _in_order(self, then: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Call `then` with the answer as it is read: invalidations come on the same stream."""
         if self.tracked:
-            await redis.execute_command(*command, in_order=then)
+            await send(*args, in_order=then)
         else:
-            then(await redis.execute_command(*command))
+            then(await send(*args))
 
 
 def _protocol(redis: Redis) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from .redis import UNAVAILABLE
+from .script import Script
 
 # Lua's numbers are doubles: integers are exact up to here, and this file counts in integers only.
 EXACT = 2**53
@@ -109,7 +110,7 @@ class Limits:
 
     def __init__(self, redis: Redis, prefix: str = "limit:") -> None:
         self._prefix = prefix
-        self._take = redis.register_script(CLOCK + TAKE)
+        self._take = Script(redis, CLOCK + TAKE)
 
     async def take(self, rule: Rule, who: str, cost: int = 1) -> Verdict:
         """Take `cost` from what the rule allows `who`, if there is as much; a refusal takes nothing.
@@ -121,7 +122,7 @@ class Limits:
             raise ValueError(f"rule {rule.name}: a cost is from 1 to {rule.size}, not {cost}")
         full, pour = rule.size * rule.per_us, cost * rule.per_us
         try:
-            taken, level = await self._take(keys=[self._key(rule, who)], args=[rule.limit, full, pour])
+            taken, level = await self._take(self._key(rule, who), rule.limit, full, pour)
         except UNAVAILABLE:
             if rule.when_away == "closed":
                 raise

@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
+
+from .script import Script
 
 # In parts of the lease: how often it is renewed, how long before its end the job is cancelled, and how often a free
 # one is looked for. What is left after a cancel must do for two clocks that run unevenly, and for the job to end.
@@ -80,9 +81,9 @@ class _Leadership:
         # The braces keep both keys in one slot of a Redis Cluster.
         self._key, self._fence = f"leader:{{{name}}}", f"leader:{{{name}}}:fence"
         self._ms = int(lease * 1000)
-        self._take = redis.register_script(TAKE)
-        self._renew = redis.register_script(RENEWAL)
-        self._release = redis.register_script(RELEASE)
+        self._take = Script(redis, TAKE, keys=2)
+        self._renew = Script(redis, RENEWAL)
+        self._release = Script(redis, RELEASE)
 
     async def lead(self, job: Callable[[int], Awaitable[None]]) -> float:
         """Run the job for as long as the lease can be had; return the seconds after which it may be free."""
@@ -90,7 +91,7 @@ class _Leadership:
         token = secrets.token_hex(8)
         asked = asyncio.get_running_loop().time()
         try:
-            fence = await _ask(self._take, [self._key, self._fence], token, self._ms)
+            fence = await _ask(self._take(self._key, self._fence, token, self._ms))
             if fence <= 0:
                 return -fence / 1000
             log.info("leader %s: fence=%d leads", self._name, fence)
@@ -102,7 +103,7 @@ class _Leadership:
                 await asyncio.wait([running])
         except asyncio.CancelledError:
             with suppress(RedisError):
-                await self._release(keys=[self._key], args=[token])
+                await self._release(self._key, token)
             raise
         if running.cancelled():
             log.warning("leader %s: fence=%d lost its lease", self._name, fence)
@@ -123,20 +124,20 @@ class _Leadership:
             asked = loop.time()
             with suppress(RedisError, TimeoutError):  # away: there may be time to try again
                 async with asyncio.timeout_at(until):
-                    if not await _ask(self._renew, [self._key], token, self._ms):
+                    if not await _ask(self._renew(self._key, token, self._ms)):
                         return
                 until = asked + safe
 
 
-async def _ask(script: AsyncScript, keys: list[str], *args: str | int) -> int:
-    """What the script answers, unless this task was cancelled meanwhile.
+async def _ask(answer: Awaitable[int]) -> int:
+    """What a script answers, unless this task was cancelled meanwhile.
 
     Python 3.11's `wait_for`, in which redis-py writes, drops a cancel that comes just as the write ends (cpython
     #86296, mended in 3.12): the loop above would go on leading in a worker that wants to stop.
     """
     task = asyncio.current_task()
     try:
-        return int(await script(keys=keys, args=args))
+        return int(await answer)
     finally:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError

@@ -1,10 +1,5 @@
 """What Redis itself does to a session, in one step for all workers. Each script touches one key: Cluster takes it."""
 
-from typing import Any
-
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
-
 # ARGV: new ttl in ms or 0, number of ARGV to set, field, value ..., then fields to delete. In pieces, for Lua unpacks
 # no more than 8,000 values. Redis' CPU for this and HGETALL together: 8.8 us where 8 come in one write, 7.2 of 32. HSET
 # alone would take 3 less, and leave for ever what an ended session's last request wrote.
@@ -54,19 +49,3 @@ redis.call('HSET', KEYS[1], 'ended', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {NOT_THERE}
 """
-
-
-class Script:
-    """Runs a script of one key by its digest, and sends its text where that is not known. redis-py's own does so too,
-    and takes 3 us more for it.
-    """
-
-    def __init__(self, redis: Redis, text: str) -> None:
-        self._send: Any = redis.execute_command
-        self._registered = redis.register_script(text)
-
-    async def __call__(self, key: str, *args: Any) -> Any:
-        try:
-            return await self._send("EVALSHA", self._registered.sha, 1, key, *args)
-        except NoScriptError:
-            return await self._registered(keys=[key], args=args)

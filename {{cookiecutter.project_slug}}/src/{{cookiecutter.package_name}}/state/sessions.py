@@ -16,7 +16,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from .cookies import Signatures, hashed
-from .scripts import CREATE, END, ENDED, LEAVE, LEFT_ALONE, SAVE, SWAP, Script
+from .script import Script
+from .scripts import CREATE, END, ENDED, LEAVE, LEFT_ALONE, SAVE, SWAP
 from .session import CREATED, TOUCHED, USER, Session, as_json, field
 from .users import Users
 

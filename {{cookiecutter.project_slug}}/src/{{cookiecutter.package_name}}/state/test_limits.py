@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 from .limits import LONGEST_WHO, TAKE, Limits, Rule, Verdict
+from .script import Script
 from .redis import connect
 
 pytestmark = pytest.mark.anyio
@@ -27,10 +28,10 @@ class Clocked(Limits):
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self.now = START
-        script = redis.register_script("local now = tonumber(ARGV[4])" + TAKE)
+        script = Script(redis, "local now = tonumber(ARGV[4])" + TAKE)
 
-        async def take(keys: list[str], args: list[Any]) -> Any:
-            return await script(keys=keys, args=[*args, self.now])
+        async def take(*args: Any) -> Any:
+            return await script(*args, self.now)
 
         self._take = take  # type: ignore[assignment]
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from .scripts import Script
+from .script import Script
 
 MARGIN_MS = 60_000  # a name outlives its session, whichever of the two commands came late
 

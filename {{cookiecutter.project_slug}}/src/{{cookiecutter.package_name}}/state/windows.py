@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis
 
+from .script import Script
+
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 
 # KEYS: the window. ARGV: amount, Unix time at which it means nothing. Together in a script, so that a worker that
@@ -59,12 +61,12 @@ class Window:
         self._redis = redis
         # The braces keep a name's windows in one slot of a Redis Cluster, so that one command reads them.
         self._windows = Windows(f"{prefix}{{{name}}}", length, keep)
-        self._count = redis.register_script(COUNT)
+        self._count = Script(redis, COUNT)
 
     async def add(self, amount: int = 1) -> int:
         """Add `amount` to the open window and return its new count."""
         key, until = self._windows.now()
-        return int(await self._count(keys=[key], args=[amount, until]))
+        return int(await self._count(key, amount, until))
 
     async def series(self, last: int | None = None) -> list[tuple[int, int]]:
         """(Unix time of its start, count) of the last windows, all that are kept by default, the open one at the end.
@@ -87,7 +89,7 @@ class Uniques:
         self._redis = redis
         self._key = f"{prefix}{{{name}}}:uniques"
         self._windows = None if length is None else Windows(self._key, length, keep)
-        self._see = redis.register_script(SEE)
+        self._see = Script(redis, SEE)
 
     async def add(self, *who: str | bytes) -> None:
         """Count those of `who` that were not there before."""
@@ -95,7 +97,7 @@ class Uniques:
             await self._redis.pfadd(self._key, *who)
         else:
             key, until = self._windows.now()
-            await self._see(keys=[key], args=[until, *who])
+            await self._see(key, until, *who)
 
     async def count(self, last: int = 1) -> int:
         """How many in all, or in the last windows together: who came in several of them counts once.
