@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 from .limits import LONGEST_WHO, TAKE, Limits, Rule, Verdict
-from .script import Script
 from .redis import connect
+from .script import Script
 
 pytestmark = pytest.mark.anyio
 
