@@ -67,11 +67,22 @@ def test_text_with_quotes_braces_and_backslashes_is_taken_word_for_word(bake, te
         assert described["authors"] == [{"name": f"A {text}"}]
 
 
-@pytest.mark.parametrize("license", ["MIT", "none"])
-def test_the_licence_is_there_or_not(bake, license):
-    project = bake(license=license)
+@pytest.mark.parametrize(
+    ("license", "title"),
+    [
+        ("MIT", "MIT License"),
+        ("BSD-3-Clause", "BSD 3-Clause License"),
+        ("Apache-2.0", "Apache License"),
+        ("none", None),
+    ],
+)
+def test_the_licence_is_the_one_that_was_chosen(bake, license, title):
+    project = bake(license=license, author_name="Zoë")
     described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    assert (project / "LICENSE").exists() == (license != "none")
+    text = (project / "LICENSE").read_text() if title else None
+    assert (project / "LICENSE").exists() == bool(title)
+    assert text is None or text.split("\n")[0].strip() == title
+    assert text is None or "Zoë" in text or license == "Apache-2.0"  # that one names no holder
     assert described.get("license") == (None if license == "none" else license)
 
 
