@@ -122,7 +122,7 @@ def test_check_says_ok(cli: Any) -> None:
 def test_the_console_script_has_the_same_commands(cli: Any) -> None:
     script = next(path for path in Path(sys.executable).parent.iterdir() if path.name == PROJECT_NAME)
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ("serve", "dev", "demo", "status", "check", "reload", "scale", "stop"):
+    for command in ("serve", "dev", "status", "check", "reload", "scale", "stop"):
         assert f"  {command} " in shown
 
 

@@ -44,13 +44,13 @@ def tls(tmp_path: Path) -> dict[str, str]:
 
 
 def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: Any, tls: dict[str, str]) -> None:
-    cluster = serve("--workers", "2", **tls)
-    url = cluster.url.replace("http:", "https:") + "/demo/hit"
+    cluster = serve("--workers", "2", "--app", "examples.ordinary:app", **tls)
+    url = cluster.url.replace("http:", "https:") + "/"
     context = ssl.create_default_context(cafile=tls["TLS_CERT"])
 
     def worker(_: int) -> int:
         with urllib.request.urlopen(url, context=context, timeout=20) as answer:  # noqa: S310 - https
-            return int(json.load(answer)["worker"]["pid"])
+            return int(json.load(answer)["worker"])
 
     with ThreadPoolExecutor(8) as threads:
         first = set(threads.map(worker, range(60)))

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,26 @@ from urllib.parse import urlsplit
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
+
+SLOW = """
+import asyncio
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+async def slow(request):
+    await asyncio.sleep(float(request.query_params["s"]))
+    return PlainTextResponse("done")
+
+app = Starlette(routes=[Route("/slow", slow)])
+"""
+
+
+@pytest.fixture
+def serve_slow(serve: Any, tmp_path: Path) -> Any:
+    """Start clusters of an app that takes as long as it is asked to: `/slow?s=1.5`."""
+    (tmp_path / "slowly.py").write_text(SLOW)
+    return partial(serve, "--app", "slowly:app", PYTHONPATH=str(tmp_path))
 
 
 def connect(url: str) -> socket.socket:
@@ -51,10 +72,10 @@ def in_flight(seen: Any) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
-    serve: Any, snapshot: Any, get: Any, eventually: Any, number: signal.Signals
+    serve_slow: Any, snapshot: Any, get: Any, eventually: Any, number: signal.Signals
 ) -> None:
-    cluster = serve("--workers", "2")
-    answer = get_in_background(get, cluster.url, "/demo/slow?ms=1500")
+    cluster = serve_slow("--workers", "2")
+    answer = get_in_background(get, cluster.url, "/slow?s=1.5")
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.send_signal(number)
     assert answer.result()[0] == 200
@@ -62,11 +83,11 @@ def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
 
 
 def test_a_request_in_flight_is_told_to_close_also_when_it_began_long_before(
-    serve: Any, snapshot: Any, eventually: Any
+    serve_slow: Any, snapshot: Any, eventually: Any
 ) -> None:
-    cluster = serve("--workers", "1")
+    cluster = serve_slow("--workers", "1")
     with connect(cluster.url) as client:
-        client.sendall(b"GET /demo/slow?ms=3000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n")
         eventually(lambda: in_flight(snapshot(cluster)))
         # uvicorn makes its default headers anew each second: this request holds older ones.
         requests_began = snapshot(cluster).workers[0].age_s
@@ -94,10 +115,10 @@ def test_a_websocket_is_told_1012_and_does_not_hold_the_stop(serve: Any, eventua
 
 
 def test_late_clients_are_refused_at_once_while_the_last_request_is_finished(
-    serve: Any, snapshot: Any, get: Any, eventually: Any
+    serve_slow: Any, snapshot: Any, get: Any, eventually: Any
 ) -> None:
-    cluster = serve("--workers", "2")
-    answer = get_in_background(get, cluster.url, "/demo/slow?ms=3000")
+    cluster = serve_slow("--workers", "2")
+    answer = get_in_background(get, cluster.url, "/slow?s=3")
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.terminate()
     eventually(lambda: refused(cluster.url))
@@ -119,17 +140,19 @@ def test_a_connection_that_was_open_before_the_stop_is_still_answered_and_told_t
     assert b"connection: close" in answer.lower()
 
 
-def test_a_stuck_request_does_not_outlive_the_deadline(serve: Any, snapshot: Any, get: Any, eventually: Any) -> None:
-    cluster = serve("--workers", "1", GRACEFUL_TIMEOUT="0.5")
-    get_in_background(get, cluster.url, "/demo/slow?ms=60000")
+def test_a_stuck_request_does_not_outlive_the_deadline(
+    serve_slow: Any, snapshot: Any, get: Any, eventually: Any
+) -> None:
+    cluster = serve_slow("--workers", "1", GRACEFUL_TIMEOUT="0.5")
+    get_in_background(get, cluster.url, "/slow?s=60")
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.terminate()
     assert cluster.process.wait(10) == 0
 
 
-def test_a_second_signal_ends_it_at_once(serve: Any, snapshot: Any, get: Any, eventually: Any) -> None:
-    cluster = serve("--workers", "2")
-    stuck = get_in_background(get, cluster.url, "/demo/slow?ms=60000")
+def test_a_second_signal_ends_it_at_once(serve_slow: Any, snapshot: Any, get: Any, eventually: Any) -> None:
+    cluster = serve_slow("--workers", "2")
+    stuck = get_in_background(get, cluster.url, "/slow?s=60")
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.terminate()
     eventually(lambda: snapshot(cluster).draining)

@@ -1,17 +1,15 @@
-"""`demo` and `dev`, as somebody who tries the project for the first time runs them."""
+"""`demo`, as somebody who tries the project for the first time runs it."""
 
-import contextlib
 import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGE = next(path.parent for path in (Path(__file__).parents[1] / "src").glob("*/__main__.py"))
+PACKAGE = next(path.parent for path in (Path(__file__).parents[2] / "src").glob("*/__main__.py"))
 
 
 def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:
@@ -66,47 +64,3 @@ def test_the_demo_says_so_when_nobody_or_somebody_else_answers(serve: Any, cli: 
         assert ended.returncode == 1
         assert "does not answer as the demo" in ended.stderr
         assert "Traceback" not in ended.stderr
-
-
-def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
-    bare = serve("--app", "examples.bare:app", "--workers", "2")
-    assert get(bare.url, "/")[1].startswith(b"Handled by worker ")
-    ordinary = serve("--app", "examples.ordinary:app", "--workers", "2")
-    assert b'"visits":1' in get(ordinary.url, "/")[1]
-
-
-def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventually: Any, tmp_path: Path) -> None:
-    started = tmp_path / "log"
-    with contextlib.closing(_free_port()) as free:
-        port = free.getsockname()[1]
-    process = _dev(port, started, tmp_path)
-    touched = PACKAGE / "web" / "demo" / "page.css"
-    before = touched.stat()
-    try:
-        eventually(lambda: "ready after" in started.read_text())
-        assert (tmp_path / "run" / "board").exists()  # what the user sets holds in dev, too
-        assert get(f"http://127.0.0.1:{port}", "/demo/hit")[0] == 200
-        eventually(lambda: "Watching " in started.read_text())
-        os.utime(touched)
-        eventually(lambda: "generation 2 takes over" in started.read_text())
-        eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
-        assert process.wait(20) == 0
-    finally:
-        os.utime(touched, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _free_port() -> socket.socket:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    return listener
-
-
-def _dev(port: int, log: Path, run_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", PACKAGE.name, "dev", "--bind", f"127.0.0.1:{port}"]
-    env = {**os.environ, "RUN_DIR": str(run_dir / "run")}
-    with log.open("wb") as stderr:
-        return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)
