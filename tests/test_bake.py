@@ -46,7 +46,7 @@ def test_the_names_are_the_ones_that_were_asked_for(bake):
     project = bake(project_name="Bücher & Co", project_slug="my-shop", package_name="shop", author_name="Zoë")
     described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     assert described["name"] == "my-shop"
-    assert described["scripts"] == {"my-shop": "shop.cli:main"}
+    assert described["scripts"] == {"my-shop": "shop.__main__:main"}
     assert described["authors"] == [{"name": "Zoë"}]
     assert (project / "src" / "shop" / "cli.py").exists()
     assert (project / "README.md").read_text().startswith("# Bücher & Co\n")

@@ -1,6 +1,9 @@
-"""`python -m <package>`: the same commands as the console script."""
+"""All commands: `python -m <package>`, and the console script."""
 
 from .cli import main
+from .demo import demo
+
+main.add_command(demo)
 
 if __name__ == "__main__":
     main()

@@ -159,23 +159,6 @@ def dev(bind: str, workers: str) -> None:
 
 
 @main.command()
-@click.option("--url", help="A running cluster to fire at, instead of one of our own.")
-@click.option("--requests", default=200, show_default=True, type=click.IntRange(1, 100_000))
-@click.option("--workers", default=4, show_default=True, type=click.IntRange(2, 64))
-@click.option("--chaos", is_flag=True, help="Kill and reload workers meanwhile (of our own cluster).")
-def demo(url: str | None, requests: int, workers: int, chaos: bool) -> None:
-    """Show what each worker counted in memory beside what Redis counted; exit 1 if Redis is not exact."""
-    from .demo import NoAnswerError, own_cluster, show
-    from .embedded import RedisServerError
-
-    try:
-        exact = show(url, requests) if url else own_cluster(requests, workers, chaos)
-    except (RedisServerError, NoAnswerError) as error:
-        fail(str(error))
-    sys.exit(0 if exact else 1)
-
-
-@main.command()
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:

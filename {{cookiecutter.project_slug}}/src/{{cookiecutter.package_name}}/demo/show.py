@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from ..embedded import redis_server
+from ..local import cluster, development
 from .chaos import Chaos
-from .embedded import redis_server
-from .local import cluster, development
 
 AT_ONCE = 8
 STEPS = 12  # of the visitor whose session is followed

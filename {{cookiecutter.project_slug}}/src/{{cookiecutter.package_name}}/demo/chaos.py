@@ -6,8 +6,8 @@ import signal
 import threading
 from pathlib import Path
 
-from .cluster.rundir import RunDir
-from .cluster.scoreboard import Board
+from ..cluster.rundir import RunDir
+from ..cluster.scoreboard import Board
 
 PAUSE = 0.3  # seconds between two blows
 RELOAD_EVERY = 5  # blows
