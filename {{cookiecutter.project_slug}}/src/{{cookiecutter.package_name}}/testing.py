@@ -1,4 +1,4 @@
-"""Fixtures for every test of this project: a real Redis, real clusters, real load. pyproject.toml loads them.
+"""Fixtures for every test of this project: real clusters, real load, and a real Redis. pyproject.toml loads them.
 
 Nothing here sleeps for luck: `eventually` waits on a condition, with a deadline.
 """
@@ -7,81 +7,19 @@ import http.client
 import os
 import subprocess
 import threading
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from redis.asyncio import Redis
 
 from .cluster.rundir import RunDir
 from .cluster.scoreboard import Board, BoardError, Snapshot
-from .embedded import redis_server, start
 from .local import LocalCluster, cluster, command, development
-from .state.redis import connect
-
-DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A private server for this test process."""
-    with redis_server() as url:
-        yield url
-
-
-@pytest.fixture
-def own_redis_url() -> Iterator[str]:
-    """A private server for one test, which may pause or kill it."""
-    with redis_server() as url:
-        yield url
-
-
-LOOPS = [("asyncio", {"use_uvloop": chosen}) for chosen in (False, True)]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run async tests on both loops: workers have uvloop, a script asyncio's own; timers and transports differ.
-
-    By a mark, not a fixture: anyio's own `anyio_backend`, from a plugin that is loaded later, would win.
-    """
-    if "anyio_backend" in metafunc.fixturenames:
-        both = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"], scope="module")
-        metafunc.definition.add_marker(both)
-
-
-@pytest.fixture
-async def redis(redis_url: str, anyio_backend: object) -> AsyncIterator[Redis]:
-    """A client of an empty database."""
-    client = connect(redis_url, 5.0)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def redis_start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start servers of the test's own: `redis_start("name", "--port", "7000")` listens on tmp_path/name/redis.sock.
-
-    They end with the test, also when it has stopped one with SIGSTOP. A name started again has its old address.
-    """
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start_one(name: str, *options: str, config: Path | None = None) -> subprocess.Popen[bytes]:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        started.append(start(folder, *options, config=config))
-        return started[-1]
-
-    yield start_one
-    for process in started:
-        process.kill()
-        process.wait()
+from .testing_redis import DEADLINE, wait_until
 
 
 @pytest.fixture
@@ -122,14 +60,7 @@ def cli(redis_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedPro
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds: `eventually(lambda: ...)` returns its value, or fails at the deadline."""
 
-    def wait(condition: Callable[[], Any], within: float = DEADLINE) -> Any:
-        until = time.monotonic() + within
-        while not (value := condition()):
-            assert time.monotonic() < until, f"not true within {within} s"
-            time.sleep(0.01)
-        return value
-
-    return wait
+    return wait_until
 
 
 @pytest.fixture

@@ -130,8 +130,10 @@ class Broadcast:
 
     async def _read(self) -> None:
         while not self._closed:  # asked, because Python 3.11 may drop a cancel: see once.py
-            pubsub = self._redis.pubsub()
+            pubsub: PubSub | None = None
             try:
+                await self._redis.initialize()  # of a Redis Cluster the nodes have to be known
+                pubsub = self._redis.pubsub()
                 await pubsub.connect()  # type: ignore[no-untyped-call]
                 self._pubsub, self._unconfirmed = pubsub, set(self._channels)
                 if self._channels:
@@ -142,7 +144,8 @@ class Broadcast:
                     log.warning("broadcast lost its connection: %s", error)
             finally:
                 self._pubsub = None
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                if pubsub is not None:
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
             if not self._closed:
                 await asyncio.sleep(random.uniform(*RECONNECT))
 

@@ -1,10 +1,12 @@
 """How a worker gets its one Redis client: the forms of the URL, with every default that bites said explicitly."""
 
+import asyncio
+import builtins
 from typing import Any, Self, cast
 from urllib.parse import SplitResult, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, ClusterPubSub
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -65,7 +67,7 @@ def connect(url: str, timeout: float) -> Redis:
     }
     parts = urlsplit(url)
     if parts.scheme == "redis+cluster":
-        return _cluster(parts, options)
+        return _cluster(parts, timeout, options)
     # The ordinary pool raises at once when it has no free connection.
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
     if parts.scheme == "redis+sentinel":
@@ -105,7 +107,26 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 class Cluster(RedisCluster):
-    """Says ConnectionError when no node can be reached: redis-py raises there what is no RedisError."""
+    """Waits for a free connection, and says ConnectionError when no node can be reached.
+
+    redis-py raises at once in both cases, and in the second what is no RedisError.
+    """
+
+    def __init__(self, timeout: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._timeout = timeout
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)  # of the 100 that redis-py has for each node
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._free.acquire()
+        except builtins.TimeoutError as error:
+            raise TimeoutError("no connection to the Redis Cluster was free in time") from error
+        try:
+            return await super().execute_command(*args, **options)
+        finally:
+            self._free.release()
 
     async def initialize(self, *args: Any, **options: Any) -> Self:
         try:
@@ -113,6 +134,12 @@ class Cluster(RedisCluster):
         except RedisClusterException as error:
             raise ConnectionError(str(error)) from error
         return self
+
+    def pubsub(
+        self, node: ClusterNode | None = None, host: str | None = None, port: int | None = None, **options: Any
+    ) -> ClusterPubSub:
+        """On any node, unless one is given: what is published on one is heard on all. After `initialize`."""
+        return super().pubsub(node if node or host else self.get_random_node(), host, port, **options)
 
 
 def _sentinel_pool(parts: SplitResult, timeout: float, options: dict[str, Any]) -> SentinelPool:
@@ -127,11 +154,11 @@ def _sentinel_pool(parts: SplitResult, timeout: float, options: dict[str, Any]) 
     return SentinelPool(service, sentinel, **_common(parts, db), **options)  # type: ignore[no-untyped-call]
 
 
-def _cluster(parts: SplitResult, options: dict[str, Any]) -> Redis:
+def _cluster(parts: SplitResult, timeout: float, options: dict[str, Any]) -> Redis:
     nodes = [ClusterNode(host, port) for host, port in _nodes(parts, REDIS_PORT)]
     try:
         # Not a `Redis` by inheritance, but by its methods: the same commands.
-        return cast(Redis, Cluster(startup_nodes=nodes, **_common(parts, parts.path.strip("/")), **options))
+        return cast(Redis, Cluster(timeout, startup_nodes=nodes, **_common(parts, parts.path.strip("/")), **options))
     except (TypeError, RedisClusterException) as error:
         raise ValueError(f"the Redis Cluster URL cannot be used: {error}") from error
 

@@ -9,7 +9,6 @@ from redis.exceptions import ResponseError
 
 from .advice import _on_version, advise
 from .redis import connect
-from .test_redis import cluster_of_three
 
 pytestmark = pytest.mark.anyio
 
@@ -57,8 +56,8 @@ async def test_where_nothing_can_be_asked_it_says_nothing(redis_start: Any, tmp_
         assert await advise(client) == []
 
 
-async def test_of_a_cluster_one_node_is_asked(redis_start: Any) -> None:
-    async with connect(await cluster_of_three(redis_start), 2.0) as client:
+async def test_of_a_cluster_one_node_is_asked(redis_cluster_url: str) -> None:
+    async with connect(redis_cluster_url, 2.0) as client:
         (sentence,) = await advise(client)
     assert "appendonly yes" in sentence
 

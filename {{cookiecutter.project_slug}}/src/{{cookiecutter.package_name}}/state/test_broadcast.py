@@ -115,6 +115,7 @@ async def test_a_message_reaches_each_listener_of_each_worker_in_order(here: Bro
         assert await following(d) == []
 
 
+@pytest.mark.one_server("asks one server who is connected")
 async def test_a_worker_has_one_connection_and_leaves_a_channel_with_its_last_listener(
     here: Broadcast, redis: Redis
 ) -> None:

@@ -18,6 +18,7 @@ from .redis import connect
 pytestmark = pytest.mark.anyio
 
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
+NEAR = pytest.param("near", marks=pytest.mark.one_server("nothing is kept near of a Redis Cluster"))
 
 
 class Computation:
@@ -50,13 +51,13 @@ class Impatient(Cache):
             return await super().get_or_compute(*arguments, **options)
 
 
-@pytest.fixture(params=["near", "plain"])
-async def worker(request: Any, redis: Redis, redis_url: str) -> AsyncIterator[Callable[..., Cache]]:
+@pytest.fixture(params=[NEAR, "plain"])
+async def worker(request: Any, redis: Redis, redis_url: str, plain: Any) -> AsyncIterator[Callable[..., Cache]]:
     """Make caches as so many workers have them: with a near cache, and without."""
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> Cache:
-            client = connect(redis_url, 5.0) if request.param == "near" else Redis.from_url(redis_url)
+            client = connect(redis_url, 5.0) if request.param == "near" else plain()
             stack.push_async_callback(client.aclose)
             cache = Impatient(client, **options)
             stack.push_async_callback(cache.aclose)
@@ -181,6 +182,7 @@ async def test_many_ask_and_one_computes(worker: Any) -> None:
     assert sum(cache.stats.misses for cache in caches) == 40
 
 
+@pytest.mark.one_server("asks one server how often it was asked")
 async def test_waiters_of_a_worker_share_one_poll(worker: Any, redis: Redis) -> None:
     await redis.set("cache:{k}:lock", "busy", px=400)
     cache = worker()
@@ -190,7 +192,7 @@ async def test_waiters_of_a_worker_share_one_poll(worker: Any, redis: Redis) -> 
     assert (await redis.info("commandstats"))["cmdstat_set"]["calls"] < 40
 
 
-@pytest.mark.parametrize("worker", ["near"], indirect=True)  # nothing wakes a plain client: it polls
+@pytest.mark.parametrize("worker", [NEAR], indirect=True)  # nothing wakes a plain client: it polls
 async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
     worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The decorator, from the side of who uses it."""
 
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ async def count(connection: object, limit: int) -> int:
 
 
 @pytest.fixture
-def cache(redis: Redis, redis_url: str) -> Cache:
+async def cache(redis: Redis, plain: Callable[[], Redis]) -> AsyncIterator[Cache]:
     calls.clear()
-    return Cache(Redis(connection_pool=redis.connection_pool))
+    async with plain() as client:
+        yield Cache(client)
 
 
 async def test_what_makes_no_key_is_refused_and_says_what_to_do(cache: Cache) -> None:

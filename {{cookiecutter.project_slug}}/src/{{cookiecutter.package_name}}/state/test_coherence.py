@@ -16,15 +16,15 @@ from .redis import connect
 
 pytestmark = pytest.mark.anyio
 
+NEAR = pytest.mark.one_server("nothing is kept near of a Redis Cluster")
 DEADLINE = 30.0  # seconds, generous: only a test that fails waits so long
 
 
 class Worker:
     """A cache, its client, and what the client hears in order."""
 
-    def __init__(self, url: str, pipelined: bool = True) -> None:
-        self.client: Any = connect(url, 5.0) if pipelined else Redis.from_url(url)
-        self.cache = Cache(self.client)
+    def __init__(self, client: Any) -> None:
+        self.client, self.cache = client, Cache(client)
 
     async def read(self, key: str, world: dict[str, int], tags: tuple[str, ...] = (), **options: Any) -> int:
         async def compute() -> int:
@@ -42,11 +42,11 @@ class Worker:
 
 
 @pytest.fixture
-async def workers(redis: Redis, redis_url: str) -> AsyncIterator[Callable[..., list[Worker]]]:
+async def workers(redis: Redis, redis_url: str, plain: Any) -> AsyncIterator[Callable[..., list[Worker]]]:
     async with AsyncExitStack() as stack:
 
-        def make(count: int, **options: Any) -> list[Worker]:
-            made = [Worker(redis_url, **options) for _ in range(count)]
+        def make(count: int, pipelined: bool = True) -> list[Worker]:
+            made = [Worker(connect(redis_url, 5.0) if pipelined else plain()) for _ in range(count)]
             for worker in made:
                 stack.push_async_callback(worker.client.aclose)
                 stack.push_async_callback(worker.cache.aclose)
@@ -55,7 +55,7 @@ async def workers(redis: Redis, redis_url: str) -> AsyncIterator[Callable[..., l
         yield make
 
 
-@pytest.mark.parametrize("pipelined", [True, False], ids=["near", "plain"])
+@pytest.mark.parametrize("pipelined", [pytest.param(True, id="near", marks=NEAR), pytest.param(False, id="plain")])
 @pytest.mark.parametrize("end", ["invalidate", "forget"])
 async def test_what_was_computed_while_it_was_ended_elsewhere_is_for_those_before(
     workers: Any, pipelined: bool, end: str
@@ -123,6 +123,7 @@ async def test_other_tags_than_it_was_stored_with_do_not_find_it(workers: Any) -
         assert await worker.read("k", world, tags) == value
 
 
+@NEAR
 async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_module, "TRUST", 3600.0)
     (worker,) = workers(1)
@@ -137,6 +138,7 @@ async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.M
     assert (stats.near_hits, stats.far_hits, stats.misses, stats.computes, stats.entries) == (100, 1, 1, 1, 2)
 
 
+@NEAR
 async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
     workers: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,7 @@ async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
             await redis.ping()
 
 
+@NEAR
 async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, redis: Redis) -> None:
     one, other = workers(2)
     world = {"k": 1}
@@ -171,6 +174,7 @@ async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, red
         assert await one.read("k", world, ("t",)) == value
 
 
+@NEAR
 async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: Any, redis: Redis) -> None:
     readers = workers(3)
     keys = [f"k{number}" for number in range(5)]
@@ -204,6 +208,7 @@ async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: A
     assert kept > 30  # it was not empty all the time
 
 
+@pytest.mark.one_server("only a client that is told of it joins nothing that others have ended")
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_read_gets_less_than_was_promised_whatever_happens_meanwhile(workers: Any, seed: int) -> None:
     """The world's versions only grow; `floors` are those below which a worker has been promised to see nothing."""
@@ -243,15 +248,3 @@ async def test_no_read_gets_less_than_was_promised_whatever_happens_meanwhile(wo
         await worker.caught_up()
     for key in keys:
         assert {await worker.read(key, world, tags[key]) for worker in three for _ in range(2)} == {world[key]}
-
-
-async def test_a_redis_that_takes_no_pushes_has_no_near_cache_and_all_else(redis: Redis, redis_url: str) -> None:
-    async with connect(f"{redis_url}{'&' if '?' in redis_url else '?'}protocol=2", 5.0) as client:
-        cache = Cache(client)
-
-        async def compute() -> int:
-            return 1
-
-        for _ in range(3):
-            assert await cache.get_or_compute("k", compute, ttl=60, tags=("t",)) == 1
-        assert (cache.stats.far_hits, cache.stats.computes, cache.stats.entries) == (2, 1, 0)

@@ -31,6 +31,7 @@ async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) ->
     assert await counters.get("stock") == 0
 
 
+@pytest.mark.one_server("asks one server how often it was asked")
 async def test_what_is_added_lazily_arrives_by_itself_in_one_command_for_each_name(redis: Redis) -> None:
     counters = Counters(redis)
     await redis.config_resetstat()

@@ -7,7 +7,7 @@ import pytest
 
 from .redis import connect
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_server("is about the pipelined connection")]
 
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 

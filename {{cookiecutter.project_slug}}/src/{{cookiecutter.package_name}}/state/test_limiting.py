@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
@@ -66,9 +65,7 @@ def app(url: str) -> Starlette:
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[TestClient]:
-    with redis.Redis.from_url(redis_url) as database:
-        database.flushall()
+def client(redis_url: str, database: Any) -> Iterator[TestClient]:
     with TestClient(app(redis_url), client=("203.0.113.7", 5000)) as client:
         yield client
 

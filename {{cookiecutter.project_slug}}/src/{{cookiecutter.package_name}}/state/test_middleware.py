@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-import redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -18,6 +17,7 @@ from .middleware import SessionMiddleware
 from .redis import connect
 from .sessions import SessionStore
 
+CLOSED = pytest.mark.one_server("a client of a Redis Cluster that was closed opens again")
 KEY = "a-key-of-more-than-thirty-two-characters"
 
 
@@ -161,12 +161,10 @@ def test_a_websocket_has_the_same_session(client: TestClient, eventually: Any) -
     assert client.get("/count").json() == {"n": 3}
 
 
-def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, redis_url: str) -> None:
-    with redis.Redis.from_url(redis_url) as database:
-        before = database.dbsize()
-        with client.websocket_connect("/socket") as websocket:
-            assert websocket.receive_json() == {"n": 1}
-        assert database.dbsize() == before
+def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, database: Any) -> None:
+    with client.websocket_connect("/socket") as websocket:
+        assert websocket.receive_json() == {"n": 1}
+    assert [*database.scan_iter()] == []
 
 
 def test_a_websocket_whose_client_leaves_is_saved(client: TestClient, eventually: Any) -> None:
@@ -186,11 +184,10 @@ def test_a_response_that_a_handler_gives_to_all_keeps_nobodys_cookie(client: Tes
     assert b"set-cookie" not in dict(SHARED.raw_headers)
 
 
-def test_the_redirect_leaves_only_after_the_save(client: TestClient, redis_url: str) -> None:
+def test_the_redirect_leaves_only_after_the_save(client: TestClient, database: Any) -> None:
     client.get("/count")
     answer = client.get("/login", follow_redirects=False)
-    with redis.Redis.from_url(redis_url) as database:
-        assert database.exists("session:user:ann")
+    assert database.exists("session:user:ann")
     assert answer.status_code == 303
     assert client.get("/look").json() == {"n": 1}
 
@@ -206,6 +203,7 @@ def test_a_handler_that_raises_saves_nothing(client: TestClient) -> None:
     assert client.get("/look").json() == {"n": 1}
 
 
+@CLOSED
 @pytest.mark.parametrize("what", ["", "?assign"])
 def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, what: str) -> None:
     client.get("/count")
@@ -215,6 +213,7 @@ def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, 
     assert answer.text.startswith("The session store is away")
 
 
+@CLOSED
 def test_redis_gone_while_a_websocket_runs_is_try_again_later(client: TestClient) -> None:
     client.get("/count")
     with pytest.raises(WebSocketDisconnect) as left, client.websocket_connect("/stranded") as websocket:
@@ -222,9 +221,10 @@ def test_redis_gone_while_a_websocket_runs_is_try_again_later(client: TestClient
     assert left.value.code == 1013
 
 
-def test_redis_away_is_503_and_never_logged_out() -> None:
+@pytest.mark.parametrize("nowhere", ["unix:///nowhere/redis.sock", "redis+cluster://127.0.0.1:1"])
+def test_redis_away_is_503_and_never_logged_out(nowhere: str) -> None:
     signed = SessionStore(connect("redis://x", 1), [KEY]).sign("known")
-    with TestClient(app("unix:///nowhere/redis.sock", secure=False), cookies={"session": signed}) as client:
+    with TestClient(app(nowhere, secure=False), cookies={"session": signed}) as client:
         for path in ("/count", "/look", "/logout", "/login"):
             answer = client.get(path)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

@@ -131,6 +131,7 @@ async def test_a_leader_that_is_killed_is_succeeded(redis: Redis, redis_url: str
         await process.communicate()
 
 
+@pytest.mark.one_server("its network is a wire to one server")
 async def test_a_leader_cut_off_ends_its_job_before_another_starts(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Pa
         assert await client.get("n") == b"3"  # sent, not answered, and not sent again
 
 
+@pytest.mark.one_server("asks the pipelined connection")
 async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
     async with connect(redis_url, 0.3) as connected:
         client: Any = connected

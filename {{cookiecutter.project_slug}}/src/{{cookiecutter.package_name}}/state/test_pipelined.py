@@ -13,7 +13,7 @@ from .link import QueueFullError
 from .pipelined import PipelinedRedis
 from .redis import connect
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_server("is about the pipelined connection")]
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Every form of the URL, on real servers: TLS, a Sentinel failover, a Redis Cluster; and a clear word for a bad one."""
 
 import asyncio
-import random
-import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -21,19 +19,6 @@ from .redis import UNAVAILABLE, connect, reason_it_is_away
 pytestmark = pytest.mark.anyio
 
 HOST = "127.0.0.1"
-
-
-def free_port() -> int:
-    """A free one, below those that the kernel gives out, whose cluster bus (10,000 above) is free as well."""
-    while True:
-        port = random.randrange(10_000, 20_000)
-        with socket.socket() as one, socket.socket() as bus:
-            try:
-                one.bind((HOST, port))
-                bus.bind((HOST, port + 10_000))
-            except OSError:
-                continue
-            return port
 
 
 async def holds(condition: Callable[[], Any]) -> None:
@@ -74,7 +59,7 @@ async def test_a_bad_url_is_a_value_error_that_says_why(url: str, says: str) -> 
 
 
 @pytest.mark.parametrize("url", ["redis://{}", "rediss://{}", "redis+sentinel://{}/service", "redis+cluster://{}"])
-async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str) -> None:
+async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str, free_port: Any) -> None:
     reason = await asyncio.wait_for(reason_it_is_away(url.format(f"{HOST}:{free_port()}"), 1.0), 20)
     assert reason
     client = connect(url.format(f"{HOST}:{free_port()}"), 1.0)
@@ -83,7 +68,9 @@ async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str) ->
     await client.aclose()
 
 
-async def test_an_old_url_with_name_password_and_database_works(redis_start: Any, tmp_path: Path) -> None:
+async def test_an_old_url_with_name_password_and_database_works(
+    redis_start: Any, free_port: Any, tmp_path: Path
+) -> None:
     port = free_port()
     redis_start("server", "--port", str(port))
     async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
@@ -107,7 +94,9 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
-async def test_tls_by_url_and_only_with_a_certificate_that_holds(redis_start: Any, certificate: Path) -> None:
+async def test_tls_by_url_and_only_with_a_certificate_that_holds(
+    redis_start: Any, free_port: Any, certificate: Path
+) -> None:
     port = free_port()
     key = str(certificate.with_name("key.pem"))
     tls = [
@@ -136,41 +125,20 @@ async def test_tls_by_url_and_only_with_a_certificate_that_holds(redis_start: An
     assert "certificate" in str(reason)
 
 
-async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_start: Any, tmp_path: Path) -> None:
-    ports, asked = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
-    fast = ("--repl-diskless-sync-delay", "0")
-    primary = redis_start("server0", "--port", str(ports[0]), *fast)
-    for number in (1, 2):
-        of = ("--replicaof", HOST, str(ports[0]))
-        redis_start(f"server{number}", "--port", str(ports[number]), *of, *fast)
-    for number, port in enumerate(asked):
-        config = tmp_path / f"sentinel{number}.conf"
-        config.write_text(
-            f"sentinel monitor service {HOST} {ports[0]} 2\n"
-            "sentinel down-after-milliseconds service 500\n"
-            "sentinel failover-timeout service 3000\n"
-        )
-        redis_start(f"sentinel{number}", "--sentinel", "--port", str(port), config=config)
-    url = f"redis+sentinel://{','.join(f'{HOST}:{port}' for port in asked)}/service/0"
-    async with connect(url, 1.0) as connected, Redis(port=asked[0]) as asking:
+async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_under_sentinels: Any) -> None:
+    servers = redis_under_sentinels
+    async with connect(servers.url, 1.0) as connected:
         client: Any = connected
-        sentinel: Any = asking
-
-        async def all_known() -> bool:
-            state = (await sentinel.sentinel_masters())["service"]
-            return bool(state["num-slaves"] == 2 and state["num-other-sentinels"] == 2)
-
-        await holds(all_known)
         assert await client.set("k", "before")
         assert await client.wait(2, 5000) == 2
-        primary.kill()
-        primary.wait()
+        servers.primary.kill()
+        servers.primary.wait()
         killed = monotonic()
         with pytest.raises(UNAVAILABLE):
             await client.set("k", "lost")
         await holds(lambda: client.set("k", "after"))
         print(f"right again {monotonic() - killed:.1f} s after the primary was killed")
-        assert (await client.info("server"))["tcp_port"] in ports[1:]
+        assert (await client.info("server"))["tcp_port"] in servers.ports[1:]
         assert await client.get("k") == b"after"
         async with client.pipeline() as pipe:  # the pool has found it too
             assert await pipe.get("k").execute() == [b"after"]
@@ -181,31 +149,9 @@ async def count(counted: Counter[int], n: int) -> int:
     return n
 
 
-async def cluster_of_three(redis_start: Any) -> str:
-    """Start one; return its URL."""
-    ports = [free_port() for _ in range(3)]
-    for number, port in enumerate(ports):
-        redis_start(f"node{number}", "--port", str(port), "--cluster-enabled", "yes")
-    nodes: list[Any] = [Redis(port=port) for port in ports]
-    bounds = [0, 5461, 10923, 16384]
-    for number, node in enumerate(nodes):
-        await node.execute_command("CLUSTER ADDSLOTS", *range(bounds[number], bounds[number + 1]))
-        await node.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-        await nodes[0].execute_command("CLUSTER MEET", HOST, ports[number])
-
-    async def agreed() -> bool:
-        infos = [await node.execute_command("CLUSTER INFO") for node in nodes]
-        return all(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3" for info in infos)
-
-    await holds(agreed)
-    for node in nodes:
-        await node.aclose()
-    return f"redis+cluster://{HOST}:{ports[0]},{HOST}:{ports[1]}"
-
-
-async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: Any) -> None:
-    url = await cluster_of_three(redis_start)
-    async with connect(url, 2.0) as client:
+async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_cluster_url: str) -> None:
+    async with connect(redis_cluster_url, 2.0) as client:
+        await client.flushall()
         assert await asyncio.gather(*(client.set(f"k{n}", n) for n in range(50))) == [True] * 50
         assert await asyncio.gather(*(client.incr(f"k{n}") for n in range(50))) == list(range(1, 51))
         script = client.register_script("return redis.call('GET', KEYS[1])")
@@ -221,4 +167,6 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_start: A
         await cache.invalidate("odd")
         await asyncio.gather(*(read(n) for n in range(10) for _ in range(5)))
         assert sorted(computed.values()) == [1] * 5 + [2] * 5
-    assert await reason_it_is_away(url, 2.0) is None
+        many = await asyncio.gather(*(client.incr("many") for _ in range(300)))  # of one node, at once
+        assert sorted(many) == list(range(1, 301))
+    assert await reason_it_is_away(redis_cluster_url, 2.0) is None

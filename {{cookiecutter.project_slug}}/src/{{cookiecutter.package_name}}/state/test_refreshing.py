@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from . import test_cache
-from .cache import _Wanted
+from .cache import Cache, _Wanted
+from .redis import connect
 from .test_cache import DEADLINE, Computation
 
 pytestmark = pytest.mark.anyio
@@ -110,3 +111,15 @@ async def test_what_a_reader_changes_no_other_one_sees(worker: Any) -> None:
 async def test_a_value_lives_as_long_as_its_ttl_and_its_time_as_stale(worker: Any, redis: Redis) -> None:
     await worker().get_or_compute("k", Computation(), ttl=60, stale=30)
     assert 89_000 < await redis.pttl("cache:{k}") <= 90_000
+
+
+async def test_a_redis_that_takes_no_pushes_has_no_near_cache_and_all_else(redis: Redis, redis_url: str) -> None:
+    async with connect(f"{redis_url}{'&' if '?' in redis_url else '?'}protocol=2", 5.0) as client:
+        cache = Cache(client)
+
+        async def compute() -> int:
+            return 1
+
+        for _ in range(3):
+            assert await cache.get_or_compute("k", compute, ttl=60, tags=("t",)) == 1
+        assert (cache.stats.far_hits, cache.stats.computes, cache.stats.entries) == (2, 1, 0)

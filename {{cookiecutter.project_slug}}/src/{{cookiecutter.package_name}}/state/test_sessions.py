@@ -159,6 +159,7 @@ async def test_thousands_of_keys_are_saved_and_deleted(store: SessionStore) -> N
     assert len(await store.load(store.sign(session.id))) == 4501
 
 
+@pytest.mark.one_server("counts the writes of the pipelined connection")
 async def test_a_session_takes_one_round_trip_and_two_if_it_changed(store: SessionStore, redis: Any) -> None:
     cookie = await made(store, a=1)
 

@@ -9,7 +9,6 @@ from redis.asyncio import Redis
 from .redis import connect
 from .sessions import Lifetimes, SessionRecord, SessionStore
 from .test_moving import before, made, saved
-from .test_redis import cluster_of_three
 
 pytestmark = pytest.mark.anyio
 
@@ -142,8 +141,11 @@ async def test_a_session_that_is_touched_stays_known(redis: Any) -> None:
     assert await redis.zscore("session:user:ann", session.name) >= known_until
 
 
-async def test_all_of_it_works_on_a_redis_cluster_where_a_user_and_a_session_are_on_two_nodes(redis_start: Any) -> None:
-    async with connect(await cluster_of_three(redis_start), 2.0) as client:
+async def test_all_of_it_works_on_a_redis_cluster_where_a_user_and_a_session_are_on_two_nodes(
+    redis_cluster_url: str,
+) -> None:
+    async with connect(redis_cluster_url, 2.0) as client:
+        await client.flushall()
         store = SessionStore(client, [KEY])
         cookies = [await made(store, "ann", n=0) for _ in range(10)]
         first = await store.load(cookies[0])
