@@ -93,6 +93,14 @@ def test_its_state_is_right_on_redis_6_2_too(bake, bare_path):
     assert all("has no TLS" in line for line in re.findall(r"^SKIPPED .*", ended.stdout, re.M))
 
 
+@pytest.mark.xdist_group("whole bakes")
+def test_its_state_is_right_on_a_redis_cluster_too(bake):
+    project = fresh(bake, "redis-cluster")
+    assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
+    tests = [project / ".venv/bin/pytest", "-n", "auto", "--redis-cluster", "src/cluster_app/state"]
+    assert run(tests, project).returncode == 0
+
+
 def test_uv_alone_runs_it_too(bake, tmp_path):
     project = bake()
     uv = [sys.executable, "-m", "uv", "--no-progress"]

@@ -124,6 +124,7 @@ class Cluster(RedisCluster):
         except builtins.TimeoutError as error:
             raise TimeoutError("no connection to the Redis Cluster was free in time") from error
         try:
+            await self.initialize()  # first, or commands that come together break each other's connections
             return await super().execute_command(*args, **options)
         finally:
             self._free.release()

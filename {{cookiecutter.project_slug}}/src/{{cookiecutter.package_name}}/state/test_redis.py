@@ -170,3 +170,10 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_cluster_
         many = await asyncio.gather(*(client.incr("many") for _ in range(300)))  # of one node, at once
         assert sorted(many) == list(range(1, 301))
     assert await reason_it_is_away(redis_cluster_url, 2.0) is None
+
+
+async def test_the_first_commands_to_a_cluster_may_come_together(redis_cluster_url: str) -> None:
+    for _ in range(3):
+        client = connect(redis_cluster_url, 5.0)
+        assert await asyncio.gather(*(client.get("nothing") for _ in range(40))) == [None] * 40
+        await client.aclose()
