@@ -89,6 +89,7 @@ async def test_redis_away_is_waited_for_and_a_close_ends_the_wait() -> None:
     await client.aclose()
 
 
+@pytest.mark.one_server("two channels have an order on one server only")
 async def test_a_listener_that_is_too_slow_is_told_what_it_missed(here: Broadcast) -> None:
     async with here.listen("news") as slow, here.listen("end") as end:
         for number in range(MOST_WAITING + 3):

@@ -172,10 +172,16 @@ async def test_a_key_that_cannot_be_read_is_computed_and_said_once(
     assert "WRONGTYPE" in caplog.text
 
 
-async def test_many_ask_and_one_computes(worker: Any) -> None:
+async def test_many_ask_and_one_computes(worker: Any, redis: Redis) -> None:
     caches = [worker() for _ in range(4)]
     compute = Computation({"n": [1, 2]})
-    answers = await asyncio.gather(*(cache.get_or_compute("k", compute, ttl=60) for cache in caches for _ in range(10)))
+    compute.gate.clear()
+    asking = [asyncio.create_task(cache.get_or_compute("k", compute, ttl=60)) for cache in caches for _ in range(10)]
+    async with asyncio.timeout(DEADLINE):
+        while sum(cache.stats.misses for cache in caches) < 40:
+            await redis.ping()
+    compute.gate.set()
+    answers = await asyncio.gather(*asking)
     assert compute.calls == 1
     assert answers == [{"n": [1, 2]}] * 40
     assert sum(cache.stats.computes for cache in caches) == 1
