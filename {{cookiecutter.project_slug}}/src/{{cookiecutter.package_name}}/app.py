@@ -5,8 +5,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import settings as settings_module
 from .settings import Settings
@@ -14,9 +17,12 @@ from .state.broadcast import Broadcast
 from .state.cache import Cache
 from .state.counters import Counters
 from .state.limits import Limits
+from .state.presence import Presence
 from .state.redis import UNAVAILABLE, connect
 from .state.sessions import Lifetimes, SessionStore
-from .web import demo, health, home
+from .web import cluster, demo, health, home, metrics
+from .web.reporting import reporting
+from .web.security import SecurityHeaders
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -26,11 +32,25 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """
     settings = settings or settings_module.read()
     pages = demo.routes(settings) if settings.demo else home.routes(settings)
-    return Starlette(
-        routes=[*health.routes(), *pages],
+    return App(
+        routes=[*health.routes(), *cluster.routes(settings), *metrics.routes(settings), *pages],
         lifespan=_lifespan_with(settings),
-        exception_handlers={error: _try_again for error in UNAVAILABLE},
+        middleware=[Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False)],
+        exception_handlers={ClientDisconnect: _nobody_hears, **dict.fromkeys(UNAVAILABLE, _try_again)},
+        max_body_size=settings.max_body or None,
     )
+
+
+class App(Starlette):
+    """Starlette, whose own answers to errors have the security headers too, and whose lifespan may know the cluster."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return SecurityHeaders(super().build_middleware_stack())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self.state.cluster = scope.get("state", {}).get("cluster")
+        await super().__call__(scope, receive, send)
 
 
 def _lifespan_with(settings: Settings) -> Any:
@@ -39,17 +59,19 @@ def _lifespan_with(settings: Settings) -> Any:
         redis = connect(settings.redis_url, settings.redis_timeout)
         cache = Cache(redis)  # before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
-        lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
+        lifetimes, hosts = Lifetimes(settings.session_idle, settings.session_absolute), Presence(redis)
         try:
-            # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
-            yield {
-                "redis": redis,
-                "counters": counters,
-                "limits": Limits(redis),
-                "cache": cache,
-                "broadcast": broadcast,
-                "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
-            }
+            async with reporting(app.state.cluster, redis, cache, hosts):
+                # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
+                yield {
+                    "redis": redis,
+                    "counters": counters,
+                    "limits": Limits(redis),
+                    "cache": cache,
+                    "broadcast": broadcast,
+                    "hosts": hosts,
+                    "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
+                }
         finally:
             await cache.aclose()
             await broadcast.aclose()
@@ -62,3 +84,8 @@ def _lifespan_with(settings: Settings) -> Any:
 async def _try_again(request: Request, error: Exception) -> Response:
     """Redis is away, and with it what this route needs. Routes that touch no state go on."""
     return PlainTextResponse("The state is away. Try again.", 503, {"Retry-After": "1"})
+
+
+async def _nobody_hears(request: Request, error: Exception) -> Response:
+    """The client left before its request was complete. That is no error of ours, and no traceback in the log."""
+    return PlainTextResponse("", 400)

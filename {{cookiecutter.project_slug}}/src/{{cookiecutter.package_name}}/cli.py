@@ -114,6 +114,8 @@ def _policy(settings: Settings) -> Policy:
         linger=settings.linger,
         boot_timeout=settings.boot_timeout,
         hang_timeout=settings.hang_timeout or None,
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
         max_requests=settings.max_requests,
         max_growth=settings.max_rss_mb * 2**20,
     )

@@ -1,6 +1,7 @@
 """Every knob, read once, from the environment. `.env.example` lists them, and a test holds that list to this file."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
-SHORTEST_KEY = 32  # characters
+SHORTEST_KEY, SHORTEST_TOKEN = 32, 16  # characters
 MOST_WORKERS = 128
 PRODUCTION, DEVELOPMENT = "production", "development"
 
@@ -25,11 +26,16 @@ class Settings:
     bind: tuple[str, ...]
     workers: int | None  # None: as many as there are usable CPUs
     run_dir: Path
+    allowed_hosts: tuple[str, ...]
     forwarded_allow_ips: str
     redis_url: str
     redis_timeout: float
     secret_keys: tuple[str, ...]  # the first signs, all verify
+    ops_token: str | None
     demo: bool
+    max_body: int  # bytes; 0: any
+    header_timeout: float
+    body_timeout: float
     graceful_timeout: float
     drain_delay: float
     linger: float
@@ -72,11 +78,16 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
             env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"
         ),
         run_dir=Path(env.get("RUN_DIR") or _default_run_dir()),
+        allowed_hosts=_parsed(env, "ALLOWED_HOSTS", ("*",), _hosts, "host names without ports, such as a.com,*.b.com"),
         forwarded_allow_ips=env.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1",
         redis_url=env.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
         redis_timeout=number("REDIS_TIMEOUT", 1.0),
         secret_keys=_secret_keys(env, app_env),
+        ops_token=_ops_token(env, app_env),
         demo=_parsed(env, "DEMO", app_env == DEVELOPMENT, _switch, "on or off"),
+        max_body=_parsed(env, "MAX_BODY", 2**20, _count, "a whole number of bytes, 0 or more"),
+        header_timeout=number("HEADER_TIMEOUT", 10.0),
+        body_timeout=number("BODY_TIMEOUT", 60.0),
         graceful_timeout=number("GRACEFUL_TIMEOUT", 30.0),
         drain_delay=number("DRAIN_DELAY", 0.0),
         linger=number("LINGER", 5.0),
@@ -137,6 +148,20 @@ def _log_level(text: str) -> str:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError(text)
     return text.upper()
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in names):
+        raise ValueError(text)
+    return names
+
+
+def _ops_token(env: Mapping[str, str], app_env: str) -> str | None:
+    token = env.get("OPS_TOKEN") or None
+    if app_env == PRODUCTION and token and len(token) < SHORTEST_TOKEN:
+        raise SettingsError(f"OPS_TOKEN has fewer than {SHORTEST_TOKEN} characters. Make one with: {MAKE_A_KEY}")
+    return token
 
 
 def _secret_keys(env: Mapping[str, str], app_env: str) -> tuple[str, ...]:

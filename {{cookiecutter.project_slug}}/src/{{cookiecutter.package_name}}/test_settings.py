@@ -40,6 +40,11 @@ def test_the_demo_is_off_in_production_and_on_in_development() -> None:
         ("REDIS_TIMEOUT", "inf"),
         ("DEMO", "yes"),
         ("LOG_LEVEL", "loud"),
+        ("MAX_BODY", "1M"),
+        ("HEADER_TIMEOUT", "never"),
+        ("ALLOWED_HOSTS", "shop.com:8000"),
+        ("ALLOWED_HOSTS", "shop.*"),
+        ("ALLOWED_HOSTS", ","),
     ],
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
@@ -53,6 +58,20 @@ def test_an_empty_value_is_the_default() -> None:
 
 def test_secrets_are_not_printed() -> None:
     assert KEY not in repr(read({"SECRET_KEY": KEY}))
+
+
+def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> None:
+    with pytest.raises(SettingsError, match="OPS_TOKEN has fewer than 16 characters"):
+        read({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
+    settings = read({"SECRET_KEY": KEY, "OPS_TOKEN": "correct-horse-battery"})
+    assert settings.ops_token == "correct-horse-battery"
+    assert "horse" not in repr(settings)
+    assert read({"APP_ENV": "development", "OPS_TOKEN": "x"}).ops_token == "x"
+
+
+def test_hosts_are_names_with_commas() -> None:
+    hosts = ("shop.com", "*.shop.com", "[::1]")
+    assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
 
 
 def test_the_example_lists_every_knob_and_no_other() -> None:

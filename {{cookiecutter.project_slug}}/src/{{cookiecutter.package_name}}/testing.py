@@ -71,7 +71,7 @@ def snapshot() -> Callable[[LocalCluster], Snapshot]:
         try:
             return Board.read(RunDir(cluster.run_dir).board).snapshot()
         except (OSError, BoardError):
-            return Snapshot(0, 0.0, 0, 0, False, 0, 0, "none", 0.0, "", [])
+            return Snapshot(0, 0.0, 0, 0, False, 0, 0, "none", 0.0, "", [], [])
 
     return read
 

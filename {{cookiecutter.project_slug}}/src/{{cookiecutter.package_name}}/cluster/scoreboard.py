@@ -18,21 +18,24 @@ from typing import Self
 
 from .slots import ACCEPTING, State
 
-VERSION = 2  # of this layout and of the handover's baton; to be raised with either
+VERSION = 3  # of this layout and of the handover's baton; to be raised with either
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # live workers at most, the old ones of a reload among them
 
 # The header's cells.
 FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS, DEATHS = range(10)
 RELOAD, RELOAD_AT = range(10, 12)
-HEADER_CELLS = 16
+PAST_COUNTS = 12  # the first of COUNTS
+HEADER_CELLS = 24
 
 # A row's cells. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
 PID, SLOT, ROW_GENERATION, STATE, SINCE, BEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG = range(11)
-ROW_CELLS = 16
+OWN = 11  # the first of the app's own: counts, which only grow, and levels. What they mean the app knows
+COUNTS, LEVELS = 8, 4
+ROW_CELLS = 24
 
 LARGEST = 2**64 - 1
-MOST_REQUESTS = 2**48  # of one worker, in 300 years at 30,000 a second: more was never counted
+LARGEST_COUNT = 2**48  # of one worker, in 300 years at 30,000 a second: more was never counted
 SNAPSHOT_TRIES = 1000  # each some microseconds; a primary clears a row in less
 
 STATE_NAMES = {state.value: state.name.lower() for state in State}
@@ -73,11 +76,13 @@ class WorkerRow:
     requests: int
     rss_bytes: int
     lag_ms: float
+    counts: list[int]
+    levels: list[int]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole board at one moment. `requests` counts the dead workers' too, so it never runs backwards."""
+    """The whole board at one moment. `requests` and `counts` have the dead workers' too: they never run backwards."""
 
     primary: int
     age_s: float
@@ -89,6 +94,7 @@ class Snapshot:
     reload: str
     reload_age_s: float
     reload_reason: str
+    counts: list[int]
     workers: list[WorkerRow]
 
 
@@ -164,10 +170,13 @@ class Board:
 
     def fold(self, index: int) -> None:
         """Primary: its worker died. Keep its count, clear its row; readers see both or neither."""
-        requests = self.row(index)[REQUESTS]
+        row = self.row(index)
+        counted = [(PAST_REQUESTS, row[REQUESTS])]
+        counted += [(PAST_COUNTS + number, row[OWN + number]) for number in range(COUNTS)]
         with self._changing():
-            if requests <= MOST_REQUESTS:
-                self.header[PAST_REQUESTS] += requests
+            for past, count in counted:
+                if count <= LARGEST_COUNT:
+                    self.header[past] += count
             self.header[DEATHS] += 1
             self._clear(index)
 
@@ -213,6 +222,8 @@ class Board:
                 requests=row[REQUESTS],
                 rss_bytes=row[RSS],
                 lag_ms=row[LAG] / 1e6,
+                counts=list(row[OWN : OWN + COUNTS]),
+                levels=list(row[OWN + COUNTS : OWN + COUNTS + LEVELS]),
             )
             for row in live
         ]
@@ -227,6 +238,10 @@ class Board:
             reload=RELOAD_NAMES.get(cells[RELOAD], "unknown"),
             reload_age_s=_seconds_since(cells[RELOAD_AT], now),
             reload_reason=copy[REASON_AT:].rstrip(b"\0").decode(errors="replace"),
+            counts=[
+                cells[PAST_COUNTS + number] + sum(worker.counts[number] for worker in workers)
+                for number in range(COUNTS)
+            ],
             workers=sorted(workers, key=lambda worker: (worker.slot, worker.generation, worker.pid)),
         )
 

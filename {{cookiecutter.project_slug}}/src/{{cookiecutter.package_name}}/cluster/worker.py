@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 
 import uvicorn
 import uvloop
@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import lifeline, log, scoreboard
 from .acceptor import Acceptor
+from .dawdlers import Dawdlers
 from .policy import Policy, Recycling
 from .scoreboard import Board
 from .slots import State
@@ -80,6 +81,7 @@ class Worker(uvicorn.Server):
         self.seat = seat
         self.row = seat.board.row(seat.row)
         self.joining: set[object] = set()  # protocols being attached; uvicorn knows some of them already
+        self.dawdlers = Dawdlers(seat.policy.header_timeout, seat.policy.body_timeout)
         self._ticked = 0
         self._since = self.row[scoreboard.BEAT] = monotonic_ns()
         self._turn(State.STARTING)
@@ -146,6 +148,7 @@ class Worker(uvicorn.Server):
         if counter % TICKS_A_SECOND == 0:
             self._weigh()
             self._retire_when_due()
+            self.dawdlers.close(self.server_state.connections, monotonic())
         return await super().on_tick(counter)
 
     def _beat(self) -> None:

@@ -1,0 +1,38 @@
+"""`/cluster`: every worker of every host as JSON, the same whoever answers."""
+
+import json
+import socket
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..settings import Settings
+from . import operators
+from .reporting import identity
+
+
+def routes(settings: Settings) -> list[Route]:
+    return [Route("/cluster", cluster, middleware=operators.only(settings))]
+
+
+async def cluster(request: Request) -> Response:
+    return JSONResponse(await picture(request), headers={"Cache-Control": "no-store"})
+
+
+async def picture(request: Request) -> dict[str, Any]:
+    """The board of each host that uses this Redis, as `Snapshot` has it; `host` is the one that answers.
+
+    The other hosts' are up to a second old, and left out while Redis is away. Under plain uvicorn there are none.
+    """
+    cluster = getattr(request.state, "cluster", None)
+    if cluster is None:
+        return {"host": socket.gethostname(), "hosts": {}}
+    own = identity(cluster)
+    others = await request.state.hosts.others(own)
+    return {
+        "host": own,
+        "hosts": {own: asdict(cluster.snapshot())} | {host: json.loads(board) for host, board in others.items()},
+    }
