@@ -31,6 +31,32 @@ async def app(scope, receive, send):
 
 
 @pytest.fixture
+def package() -> str:
+    """The name of the package, for the code of an app."""
+    return next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
+
+
+@pytest.fixture
+def ask() -> Callable[..., Any]:
+    """One request with all of its answer: `ask(url, "/metrics", {"Authorization": "..."})`, a body as `data=`.
+
+    The answer is http.client's, and its `text` is what it said.
+    """
+
+    def send(url: str, path: str, headers: dict[str, str] | None = None, method: str = "GET", data: Any = None) -> Any:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)
+        try:
+            connection.request(method, path, data, {"Connection": "close", **(headers or {})})
+            response: Any = connection.getresponse()
+            response.text = response.read().decode()
+            return response
+        finally:
+            connection.close()
+
+    return send
+
+
+@pytest.fixture
 def puppets(serve: Any, tmp_path: Path) -> Any:
     """Start clusters whose workers do what they are told: `tell(puppets(), "os._exit(3)")`."""
     (tmp_path / "puppet.py").write_text(PUPPET)
