@@ -1,10 +1,9 @@
-"""`reload`, `scale`, `stop` and `status --watch`, as an operator or a deploy script runs them."""
+"""`reload`, `scale` and `stop`, as an operator or a deploy script runs them."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,20 +182,6 @@ def test_without_a_primary_every_command_says_so(cli: Any, command: list[str]) -
     assert ended.returncode == 1
     assert "no primary is running" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_status_watch_shows_the_board_until_the_primary_is_gone(
-    cluster: Any, cli: Any, run_dir: dict[str, str]
-) -> None:
-    command = [sys.executable, "-m", PACKAGE, "status", "--watch"]
-    with subprocess.Popen(command, env={**os.environ, **run_dir}, stdout=subprocess.PIPE) as watching:
-        try:
-            assert watching.stdout
-            assert b"workers wanted" in watching.stdout.readline()
-            assert cli("stop", **run_dir).returncode == 0
-            assert watching.wait(20) == 0
-        finally:
-            watching.kill()
 
 
 def test_a_primary_killed_meanwhile_ends_the_wait(cluster: Any, cli: Any, app: Path, run_dir: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from .state.redis import UNAVAILABLE, connect
 from .state.sessions import Lifetimes, SessionStore
 from .web import cluster, demo, health, home, metrics
 from .web.reporting import reporting
-from .web.security import SecurityHeaders
+from .web.security import BodyLimit, SecurityHeaders
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -35,10 +35,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
     return App(
         routes=[*health.routes(), *cluster.routes(settings), *metrics.routes(settings), *pages],
         lifespan=_lifespan_with(settings),
-        middleware=[Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False)],
+        middleware=_middleware(settings),
         exception_handlers={ClientDisconnect: _nobody_hears, **dict.fromkeys(UNAVAILABLE, _try_again)},
-        max_body_size=settings.max_body or None,
     )
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    hosts = Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False)
+    return [hosts, Middleware(BodyLimit, settings.max_body)] if settings.max_body else [hosts]
 
 
 class App(Starlette):

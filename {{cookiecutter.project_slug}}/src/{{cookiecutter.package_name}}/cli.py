@@ -20,7 +20,7 @@ from .cluster.policy import Policy
 from .cluster.primary import NEVER_READY
 from .cluster.rundir import RunDirError
 from .cluster.serve import serve as serve_cluster
-from .operate import OperateError, Running, table
+from .operate import OperateError, Running, headline, table
 from .settings import Settings, SettingsError
 
 OWN_APP = f"{__package__}.app:create_app"
@@ -162,12 +162,14 @@ def dev(bind: str, workers: str) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-@click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
     """Show the running cluster, as its scoreboard has it."""
     with operating() as running:
         if watch:
-            running.watch(table)
+            from .watch import watch as watch_board
+
+            watch_board(running.snapshot, running.gone, headline)
         else:
             seen = running.snapshot()
             click.echo(json.dumps(asdict(seen)) if as_json else table(seen))

@@ -11,8 +11,6 @@ from .cluster.rundir import RunDir
 from .cluster.scoreboard import Board, BoardError, Snapshot
 
 LOOK_AGAIN = 0.02  # seconds
-WATCH_EVERY = 1.0  # seconds
-HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
 class OperateError(Exception):
@@ -83,15 +81,6 @@ class Running:
             self._send(signal.SIGTERM)
         self._wait(self.gone, lambda seen: f"draining: {len(seen.workers)} workers left")
 
-    def watch(self, picture: Callable[[Snapshot], str]) -> None:
-        """Show `picture` of the board again and again, until the primary is gone or Ctrl-C."""
-        try:
-            while not self.gone():
-                print(HOME_AND_CLEAR + picture(self.snapshot()), flush=True)
-                time.sleep(WATCH_EVERY)
-        except KeyboardInterrupt:
-            pass
-
     def _send(self, number: signal.Signals) -> None:
         try:
             os.kill(self.pid, number)
@@ -124,8 +113,8 @@ def ready(seen: Snapshot) -> int:
     return sum(worker.state in ("ready", "retiring") for worker in current)
 
 
-def table(seen: Snapshot) -> str:
-    """The board for people."""
+def headline(seen: Snapshot) -> str:
+    """The whole cluster, and how its last reload went."""
     state = "draining" if seen.draining else "serving" if ready(seen) else "no worker ready"
     lines = [
         f"primary {seen.primary}, up {seen.age_s:.0f} s, {state}, generation {seen.generation}, "
@@ -134,6 +123,12 @@ def table(seen: Snapshot) -> str:
     if seen.reload != "none":
         reason = f": {seen.reload_reason}" if seen.reload_reason else ""
         lines.append(f"last reload {seen.reload} {seen.reload_age_s:.0f} s ago{reason}")
+    return "\n".join(lines)
+
+
+def table(seen: Snapshot) -> str:
+    """The board for people."""
+    lines = [headline(seen)]
     lines.append(
         f"{'worker':<8}{'pid':>9}{'gen':>5}  {'state':<9}{'age s':>8}{'conns':>7}{'in flight':>11}"
         f"{'requests':>10}{'MiB':>7}{'lag ms':>8}"
