@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -61,3 +62,23 @@ def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):
     assert float(unit["TimeoutStopSec"]) > stop + 10
     assert float(unit["WatchdogSec"]) >= 2 * float(settings["HANG_TIMEOUT"])
     assert unit["RuntimeDirectory"] == unit["Environment"].removeprefix("RUN_DIR=/run/") == "cluster-app"
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do(bake):
+    alerts = yaml.safe_load((bake() / "deploy/monitoring/alerts.yml").read_text())
+    (group,) = alerts["groups"]
+    assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
+    for rule in group["rules"]:
+        assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"\d+m", rule["for"])
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"].keys() == {"summary"}
+        assert rule["annotations"]["summary"].count(".") >= 2  # what is, and what to do
+
+
+def test_prometheus_takes_the_alerts(bake):
+    if not shutil.which("promtool"):
+        pytest.skip("no promtool. On Debian: apt install prometheus")
+    command = ["promtool", "check", "rules", "--lint-fatal", bake() / "deploy/monitoring/alerts.yml"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
