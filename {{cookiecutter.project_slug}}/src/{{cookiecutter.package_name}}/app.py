@@ -41,8 +41,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    hosts = Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False)
-    return [hosts, Middleware(BodyLimit, settings.max_body)] if settings.max_body else [hosts]
+    """What every request pays for, and so only what is set."""
+    chosen = []
+    if "*" not in settings.allowed_hosts:
+        chosen.append(Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False))
+    if settings.max_body:
+        chosen.append(Middleware(BodyLimit, settings.max_body))
+    return chosen
 
 
 class App(Starlette):

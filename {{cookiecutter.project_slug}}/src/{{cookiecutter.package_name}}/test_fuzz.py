@@ -96,7 +96,7 @@ def served(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Served]:
     served.close()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), method=st.sampled_from(METHODS), query=queries, fields=headers, body=st.binary(max_size=200))
 def test_no_request_makes_the_app_fail(
     served: Served, data: st.DataObject, method: str, query: bytes, fields: list[tuple[bytes, bytes]], body: bytes

@@ -24,7 +24,7 @@ TELL_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class SecurityHeaders:
-    """Adds FIELDS to every answer, around all else: to errors too. 1.5 us for each."""
+    """Adds FIELDS to every answer, around all else: to errors too. 1.5 us for each, and 4 in uvicorn, which checks them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
