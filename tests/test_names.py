@@ -14,6 +14,8 @@ REFUSED = [
     ("package_name", "tests", "would hide the module"),
     ("package_name", "redis", "would hide the module"),
     ("package_name", "starlette", "would hide the module"),
+    ("package_name", "prometheus_client", "would hide the module"),
+    ("package_name", "rich", "would hide the module"),
     ("package_name", "1app", "must be lower-case letters"),
     ("package_name", "my-app", "must be lower-case letters"),
     ("package_name", "../app", "must be lower-case letters"),

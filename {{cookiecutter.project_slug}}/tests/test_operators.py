@@ -164,9 +164,11 @@ def test_without_redis_a_host_sees_itself_and_says_so_once(
 ) -> None:
     server = redis_start("own")
     url = f"unix://{tmp_path}/own/redis.sock"
-    cluster = serve("--workers", "1", REDIS_URL=url)
+    cluster = serve("--workers", "1", REDIS_URL=url, REDIS_TIMEOUT="60")
     eventually(lambda: ready(cluster))
     assert ask(cluster.url, "/cluster").status == 200
+    server.send_signal(signal.SIGSTOP)
+    assert ask(cluster.url, "/cluster").status == 200  # sooner than Redis' timeout
     server.kill()
     server.wait()
     errors = "cluster_redis_errors_total"

@@ -1,7 +1,9 @@
 """`/cluster`: every worker of every host as JSON, the same whoever answers."""
 
+import asyncio
 import json
 import socket
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +14,8 @@ from starlette.routing import Route
 from ..settings import Settings
 from . import operators
 from .reporting import identity
+
+PATIENCE = 0.5  # seconds for Redis to tell of the other hosts: our own needs none, and somebody looks
 
 
 def routes(settings: Settings) -> list[Route]:
@@ -25,13 +29,16 @@ async def cluster(request: Request) -> Response:
 async def picture(request: Request) -> dict[str, Any]:
     """The board of each host that uses this Redis, as `Snapshot` has it; `host` is the one that answers.
 
-    The other hosts' are up to a second old, and left out while Redis is away. Under plain uvicorn there are none.
+    The other hosts' are up to a second old, and left out while Redis is away or slow. Under plain uvicorn is none.
     """
     cluster = getattr(request.state, "cluster", None)
     if cluster is None:
         return {"host": socket.gethostname(), "hosts": {}}
     own = identity(cluster)
-    others = await request.state.hosts.others(own)
+    others: dict[str, bytes] = {}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            others = await request.state.hosts.others(own)
     return {
         "host": own,
         "hosts": {own: asdict(cluster.snapshot())} | {host: json.loads(board) for host, board in others.items()},
