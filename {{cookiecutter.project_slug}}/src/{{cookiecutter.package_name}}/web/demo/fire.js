@@ -25,8 +25,10 @@ export async function fire() {
     const { answers, failed } = await hits();
     const results = [answers.length ? counted(answers, failed) : "Nobody answered."];
     results.push(await session(), await cache());
+    element("fired").classList.add("spoken"); // the panels show it
     say(element("fired"), results.join(" "));
   } catch (error) {
+    element("fired").classList.remove("spoken");
     say(element("fired"), `Stopped: ${error.message}. Fire again.`);
   } finally {
     element("fire").disabled = false;
@@ -60,7 +62,7 @@ async function hits() {
   return { answers, failed };
 }
 
-// What each worker's memory says, beside what Redis says, drawn to one scale.
+// What each worker's memory says, drawn to the scale of all of them, beside what Redis says.
 function bars(answers) {
   const workers = new Map();
   for (const { worker, memory } of answers) {
@@ -70,8 +72,9 @@ function bars(answers) {
   const total = Math.max(...answers.map(({ redis }) => redis.hits));
   const seen = [...workers.values()].sort((a, b) => a.worker.slot - b.worker.slot || a.worker.pid - b.worker.pid);
   const hostnames = new Set(seen.map(({ worker }) => worker.host));
+  const all = seen.reduce((sum, { memory }) => sum + memory, 0);
   const rows = seen.map(({ worker, memory }) =>
-    bar(`Worker ${worker.slot}${hostnames.size > 1 ? `, ${worker.host}` : ""}`, memory, total));
+    bar(`Worker ${worker.slot}${hostnames.size > 1 ? `, ${worker.host}` : ""}`, memory, all));
   element("bars").replaceChildren(...rows);
   element("truth").replaceChildren(bar("Redis", total, total));
   return { figures: seen.map(({ memory }) => memory), total };
