@@ -61,7 +61,7 @@ def open_page(url, chrome):
         page.on("console", lambda said: page.complaints.append(f"{said.type}: {said.text}"))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("requestfailed", lambda request: page.failures.append(request.failure))
-        page.on("load", page.loads.append)
+        page.on("load", lambda: page.loads.append(page.url))
         opened.append(page)
         page.goto(url)
         expect(page.locator(".card[data-state=ready]")).to_have_count(WORKERS)

@@ -24,7 +24,7 @@ from .worker import answering
 TOKEN_HEADER = "x-control-token"  # noqa: S105 - its name
 SIGNED = b"controls"
 MOST_WORKERS = 12  # by this way; the page has a card for each
-BLOCK_S = 3.0
+BLOCK_S = 5.0
 PAUSE_MS = 2000
 
 
@@ -124,7 +124,8 @@ def _primary(request: Request) -> int:
 
 def _done(text: str, strike: Callable[..., Awaitable[None]] | None = None, *arguments: Any) -> Response:
     background = BackgroundTask(strike, *arguments) if strike else None
-    return JSONResponse({"done": text}, background=background)
+    # Closed, or the browser would send its next request to the very worker that was struck.
+    return JSONResponse({"done": text}, headers={"Connection": "close"}, background=background)
 
 
 async def _send(pid: int, number: signal.Signals) -> None:

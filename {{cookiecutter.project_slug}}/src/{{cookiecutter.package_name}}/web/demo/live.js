@@ -1,7 +1,7 @@
 // The stream: pictures of the cluster as they come. It outlives the worker that sends it.
 
-const SILENCE_MS = 2500; // a worker says something each second: one that does not is stuck, and another is asked
-const LOOK_MS = 500;
+const SILENCE_MS = 2000; // a worker says something each second: one that does not is stuck, and another is asked
+const LOOK_MS = 250;
 
 // Calls `hello` when a worker begins to tell, `picture` for each picture, and `link` with "live" or "lost".
 export function follow({ hello, picture, link }) {

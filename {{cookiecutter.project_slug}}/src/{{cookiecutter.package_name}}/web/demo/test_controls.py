@@ -123,7 +123,7 @@ def test_a_get_does_nothing(client: TestClient, sent: Any) -> None:
     ("verb", "expected"),
     [
         ("kill", (KNOWN, signal.SIGKILL)),
-        ("block", (0, 3.0)),
+        ("block", (0, 5.0)),
         ("reload", (os.getppid(), signal.SIGHUP)),
         ("more", (os.getppid(), signal.SIGTTIN)),
         ("fewer", (os.getppid(), signal.SIGTTOU)),
