@@ -31,15 +31,20 @@ if not chromium():
 expect.set_options(timeout=DEADLINE_MS)
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    """A cluster of the default bake in development."""
-    folder = tmp_path_factory.mktemp("page")
+def installed(folder):
+    """The default bake, in a folder that is kept; what cookiecutter wants to keep goes to `folder`."""
     project = fresh(partial(baked, folder), "page")
     uv = [sys.executable, "-m", "uv", "--no-progress", "sync", "--quiet", "--group", "embedded"]
     environ = {"UV_PYTHON": sys.executable, "UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     assert run(uv, project, **environ).returncode == 0
-    with development(project, folder, WORKERS) as address:
+    return project
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A cluster in development, as `make run` starts it."""
+    folder = tmp_path_factory.mktemp("page")
+    with development(installed(folder), folder, WORKERS) as address:
         yield address
 
 

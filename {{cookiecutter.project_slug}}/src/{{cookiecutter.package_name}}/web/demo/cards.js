@@ -1,4 +1,4 @@
-// One card for each worker, grouped by host; they come and go as the workers do.
+// One card for each worker, by host and slot; they come and go as the workers do.
 
 import { age, copy, element, make, number, plural, say } from "./dom.js";
 
@@ -35,7 +35,7 @@ function hostNamed(name) {
   say(parts.name, name);
   if (!hosts.size) element("hosts").replaceChildren();
   element("hosts").append(root);
-  return { root, parts, list: root.querySelector(".cards"), cards: new Map() };
+  return { root, parts, list: root.querySelector(".slots"), cards: new Map() };
 }
 
 function update(host, board) {
@@ -65,20 +65,32 @@ function reloading(board) {
 
 function enter(host, worker) {
   const { root, parts } = copy("card-template");
-  root.dataset.slot = worker.slot;
   root.dataset.pid = worker.pid;
   say(parts.name, `Worker ${worker.slot}`);
   say(parts.who, `pid ${worker.pid} · generation ${worker.generation}`);
-  const next = [...host.list.children].find((other) => Number(other.dataset.slot) > worker.slot);
-  host.list.insertBefore(root, next ?? null);
+  slotOf(host, worker.slot).prepend(root); // an old one that drains is below its successor
   return { root, parts, line: root.querySelector("polyline"), samples: [], at: 0, requests: 0 };
+}
+
+function slotOf(host, slot) {
+  const slots = [...host.list.children];
+  const found = slots.find((other) => Number(other.dataset.slot) === slot);
+  if (found) return found;
+  const made = make("li", "slot");
+  made.dataset.slot = slot;
+  host.list.insertBefore(made, slots.find((other) => Number(other.dataset.slot) > slot) ?? null);
+  return made;
 }
 
 function leave(host, pid, card) {
   host.cards.delete(pid);
   card.root.dataset.state = "gone";
   say(card.parts.state, "gone");
-  setTimeout(() => card.root.remove(), GONE_MS);
+  setTimeout(() => {
+    const slot = card.root.parentElement;
+    card.root.remove();
+    if (!slot.childElementCount) slot.remove();
+  }, GONE_MS);
 }
 
 function fill(card, worker) {
