@@ -1,5 +1,6 @@
 """The live page in a real Chromium, on a real cluster: what people see is what is true."""
 
+import json
 import os
 import re
 import sys
@@ -206,6 +207,42 @@ def test_the_page_lives_through_an_outage_of_redis(open_page):
     page.get_by_label("Keep asking").uncheck()
     fire(page)
     expect(page.locator("#cure")).to_contain_text("200 of 200, exactly")
+
+
+def told(page, url, **hosts):
+    """Open the page with a stream that tells about these hosts, and ends: the page asks again."""
+    hello = {"worker": {"host": "here", "slot": 0, "pid": 7, "generation": 1}, "token": None}
+    events = f"event: hello\ndata: {json.dumps(hello)}\n\ndata: {json.dumps({'host': 'here', 'hosts': hosts})}\n\n"
+    page.route("**/demo/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
+    page.goto(url)
+
+
+def board(*workers):
+    row = {"generation": 1, "state": "ready", "age_s": 1, "beat_age_s": 0, "connections": 1, "in_flight": 0}
+    row |= {"requests": 1, "rss_bytes": 2**20, "lag_ms": 0.1}
+    own = {"age_s": 1, "generation": 1, "wanted": 1, "draining": False, "requests": 1, "deaths": 0}
+    own |= {"reload": "refused", "reload_reason": "<img src=x onerror=alert(1)>"}
+    return own | {"workers": [{**row, "slot": slot, "pid": pid} for slot, pid in workers]}
+
+
+def test_several_hosts_are_shown_apart_and_markup_is_text(url, chrome):
+    page = chrome.new_page()
+    told(page, url, here=board((0, 7), (1, 8)), there=board((0, 7)))
+    expect(page.locator(".host")).to_have_count(2)
+    expect(page.get_by_role("heading", name="there")).to_be_visible()
+    expect(page.locator(".host").first.locator(".card")).to_have_count(2)
+    expect(page.locator(".host").last).to_contain_text("<img src=x")
+    assert page.locator("#hosts img").count() == 0
+    expect(page.locator("#harm")).to_be_hidden()  # without a token, as in production
+    page.close()
+
+
+def test_without_a_cluster_it_says_that_there_is_one_process(url, chrome):
+    page = chrome.new_page()
+    told(page, url)
+    expect(page.locator("#hosts")).to_contain_text("one process, pid 7")
+    expect(page.locator("#harm")).to_be_hidden()
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
