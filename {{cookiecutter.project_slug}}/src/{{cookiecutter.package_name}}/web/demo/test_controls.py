@@ -102,7 +102,7 @@ def test_a_pid_that_is_not_on_the_board_is_not_killed(client: TestClient, sent: 
 
 
 def test_garbage_gets_an_error_as_json(client: TestClient) -> None:
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
     @given(st.text(min_size=1).filter(lambda text: text not in VERBS), st.text(), st.binary())
     def refused(verb: str, pid: str, body: bytes) -> None:
         answer = client.post(f"/control/{verb.encode().hex()}", params={"pid": pid}, content=body, headers=ADMITTED)
