@@ -21,7 +21,7 @@ STOP_DEADLINE = 60.0
 
 def chromium():
     """Path of the browser, None if there is none."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @contextmanager
