@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,22 @@ MINORS = range(11, 15)
 @pytest.fixture
 def bake(tmp_path: Path) -> Callable[..., Path]:
     """Generate a project from `answers` into a folder of this test; return its root."""
+    return partial(baked, tmp_path)
 
-    def run(into: Path = tmp_path / "baked", **answers: str) -> Path:
-        own = {"cookiecutters_dir": str(tmp_path / "cookiecutters"), "replay_dir": str(tmp_path / "replay")}
-        return Path(
-            cookiecutter(
-                str(ROOT),
-                no_input=True,
-                output_dir=str(into),
-                overwrite_if_exists=True,
-                extra_context=answers,
-                default_config=own,
-            )
+
+def baked(folder: Path, into: Path | None = None, **answers: str) -> Path:
+    """Generate a project from `answers`, by default into `folder`, where cookiecutter keeps what is its own."""
+    own = {"cookiecutters_dir": str(folder / "cookiecutters"), "replay_dir": str(folder / "replay")}
+    return Path(
+        cookiecutter(
+            str(ROOT),
+            no_input=True,
+            output_dir=str(into or folder / "baked"),
+            overwrite_if_exists=True,
+            extra_context=answers,
+            default_config=own,
         )
-
-    return run
+    )
 
 
 def pythons() -> list[str]:
