@@ -11,25 +11,20 @@ HERE = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PARTS = ("page.css", "favicon.svg", "page.js", "dom.js", "live.js", "cards.js", "fire.js", "harm.js", "asking.js")
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
 
 def page() -> Route:
-    return Route("/", _file("page.html", {"Content-Security-Policy": CSP}))
+    return Route("/", _file("page.html"))
 
 
 def parts() -> list[Route]:
-    return [Route(f"/{name}", _file(name, {})) for name in PARTS]
+    return [Route(f"/{name}", _file(name)) for name in PARTS]
 
 
-def _file(name: str, headers: dict[str, str]) -> Callable[[Request], Response]:
+def _file(name: str) -> Callable[[Request], Response]:
     content = (HERE / name).read_bytes()
     media_type = TYPES[Path(name).suffix]
 
     async def serve(request: Request) -> Response:
-        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache", **headers})
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
     return serve  # type: ignore[return-value]
