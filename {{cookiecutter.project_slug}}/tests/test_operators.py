@@ -81,10 +81,10 @@ def test_a_token_that_can_be_guessed_is_refused_and_not_said(cli: Any) -> None:
 
 
 def test_all_workers_give_the_same_metrics(serve: Any, ready: Any, eventually: Any, ask: Any) -> None:
-    cluster = serve("--workers", "2")
+    cluster = serve("--workers", "2", DEMO="off")
     pids = eventually(lambda: len(found := ready(cluster)) == 2 and set(found))
     for _ in range(20):
-        assert ask(cluster.url, "/demo/hit").status == 200
+        assert ask(cluster.url, "/").status == 200
     answered: dict[int, dict[str, float]] = {}
     shown = 0.0
 
@@ -110,9 +110,9 @@ def test_all_workers_give_the_same_metrics(serve: Any, ready: Any, eventually: A
 def test_no_total_runs_backwards_when_workers_die(
     serve: Any, ready: Any, snapshot: Any, eventually: Any, ask: Any, load: Any
 ) -> None:
-    cluster = serve("--workers", "2", LINGER="0")
+    cluster = serve("--workers", "2", DEMO="off", LINGER="0")
     eventually(lambda: len(ready(cluster)) == 2)
-    fire = load(cluster.url, "/demo/cached?ms=0", clients=2)
+    fire = load(cluster.url, "/", clients=2)
     highest: dict[str, float] = {}
 
     def look() -> None:

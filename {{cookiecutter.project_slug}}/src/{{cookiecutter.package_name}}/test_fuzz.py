@@ -90,7 +90,7 @@ class Served:
 
 @pytest.fixture(scope="module", params=["development", "production"])
 def served(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Served]:
-    environ = {"APP_ENV": request.param, "SECRET_KEY": "x" * 40, "OPS_TOKEN": "y" * 40, "DEMO": "on"}
+    environ = {"APP_ENV": request.param, "SECRET_KEY": "x" * 40, "OPS_TOKEN": "y" * 40}
     served = Served({**environ, "REDIS_URL": redis_url})
     yield served
     served.close()
