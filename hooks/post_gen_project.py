@@ -19,11 +19,7 @@ if answers["demo"] == "no":
     shutil.copytree(WITHOUT_DEMO, ".", dirs_exist_ok=True)
 shutil.rmtree(WITHOUT_DEMO)
 
-demo = (
-    "    make demo    # set up, and see every worker disagree while Redis is exact\n"
-    if answers["demo"] == "yes"
-    else ""
-)
+demo = "    make demo    # set up, and see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
 print(f"""
 {answers["project_slug"]} is ready. Next:
 

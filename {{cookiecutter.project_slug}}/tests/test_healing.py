@@ -37,7 +37,7 @@ def slowest_beat(seen: Any) -> float:
 def test_a_killed_worker_is_replaced_under_load_and_redis_loses_no_answered_count(
     serve: Any, ready: Any, get: Any, load: Any, eventually: Any, keep_alive: bool
 ) -> None:
-    cluster = serve("--workers", "2", DEMO="off")
+    cluster = serve("--workers", "2", APP_ENV="production")
     before = json.loads(get(cluster.url, "/")[1])["all_visits"]
     fire = load(cluster.url, "/", clients=4, keep_alive=keep_alive)
     for _ in range(3):

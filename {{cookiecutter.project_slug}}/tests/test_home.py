@@ -5,7 +5,7 @@ from typing import Any
 
 
 def test_it_counts_this_visitor_and_all_and_keeps_what_was_computed(serve: Any, get: Any) -> None:
-    url = serve("--workers", "2", DEMO="off").url
+    url = serve("--workers", "2", APP_ENV="production").url
     status, body, cookie = get(url, "/")
     assert status == 200
     first, again, stranger = json.loads(body), json.loads(get(url, "/", cookie)[1]), json.loads(get(url, "/")[1])

@@ -20,7 +20,7 @@ from .state.limits import Limits
 from .state.presence import Presence
 from .state.redis import UNAVAILABLE, connect
 from .state.sessions import Lifetimes, SessionStore
-from .web import cluster, demo, health, home, metrics
+from .web import cluster, health, metrics, pages
 from .web.reporting import reporting
 from .web.security import BodyLimit, SecurityHeaders
 
@@ -31,9 +31,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     settings: read from the environment by default. Raises SettingsError.
     """
     settings = settings or settings_module.read()
-    pages = demo.routes(settings) if settings.demo else home.routes(settings)
     return App(
-        routes=[*health.routes(), *cluster.routes(settings), *metrics.routes(settings), *pages],
+        routes=[*health.routes(), *cluster.routes(settings), *metrics.routes(settings), *pages.routes(settings)],
         lifespan=_lifespan_with(settings),
         middleware=_middleware(settings),
         exception_handlers={ClientDisconnect: _nobody_hears, **dict.fromkeys(UNAVAILABLE, _try_again)},

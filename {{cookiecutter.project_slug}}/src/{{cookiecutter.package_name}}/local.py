@@ -1,4 +1,4 @@
-"""A cluster of our own on this machine, for `dev`, `demo` and the tests: the real command in a real process."""
+"""A cluster of our own on this machine, for commands and tests that need one: the real command in a real process."""
 
 import os
 import secrets

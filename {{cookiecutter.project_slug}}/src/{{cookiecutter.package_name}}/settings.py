@@ -32,7 +32,6 @@ class Settings:
     redis_timeout: float
     secret_keys: tuple[str, ...]  # the first signs, all verify
     ops_token: str | None
-    demo: bool
     max_body: int  # bytes; 0: any
     header_timeout: float
     body_timeout: float
@@ -69,23 +68,20 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
 
     def number(name: str, default: float) -> float:
-        return float(_parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
+        return float(parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
 
     return Settings(
         app_env=app_env,
         bind=tuple((env.get("BIND") or "127.0.0.1:8000").split(",")),
-        workers=_parsed(
-            env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"
-        ),
+        workers=parsed(env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"),
         run_dir=Path(env.get("RUN_DIR") or _default_run_dir()),
-        allowed_hosts=_parsed(env, "ALLOWED_HOSTS", ("*",), _hosts, "host names without ports, such as a.com,*.b.com"),
+        allowed_hosts=parsed(env, "ALLOWED_HOSTS", ("*",), _hosts, "host names without ports, such as a.com,*.b.com"),
         forwarded_allow_ips=env.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1",
         redis_url=env.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
         redis_timeout=number("REDIS_TIMEOUT", 1.0),
         secret_keys=_secret_keys(env, app_env),
         ops_token=_ops_token(env, app_env),
-        demo=_parsed(env, "DEMO", app_env == DEVELOPMENT, _switch, "on or off"),
-        max_body=_parsed(env, "MAX_BODY", 2**20, _count, "a whole number of bytes, 0 or more"),
+        max_body=parsed(env, "MAX_BODY", 2**20, _count, "a whole number of bytes, 0 or more"),
         header_timeout=number("HEADER_TIMEOUT", 10.0),
         body_timeout=number("BODY_TIMEOUT", 60.0),
         graceful_timeout=number("GRACEFUL_TIMEOUT", 30.0),
@@ -93,10 +89,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         linger=number("LINGER", 5.0),
         boot_timeout=number("BOOT_TIMEOUT", 60.0),
         hang_timeout=number("HANG_TIMEOUT", 30.0),
-        max_requests=_parsed(env, "MAX_REQUESTS", 0, _count, "a whole number, 0 or more"),
-        max_rss_mb=_parsed(env, "MAX_RSS_MB", 0, _count, "a whole number, 0 or more"),
-        log_level=_parsed(env, "LOG_LEVEL", "INFO", _log_level, "debug, info, warning or error"),
-        access_log=_parsed(env, "ACCESS_LOG", False, _switch, "on or off"),
+        max_requests=parsed(env, "MAX_REQUESTS", 0, _count, "a whole number, 0 or more"),
+        max_rss_mb=parsed(env, "MAX_RSS_MB", 0, _count, "a whole number, 0 or more"),
+        log_level=parsed(env, "LOG_LEVEL", "INFO", _log_level, "debug, info, warning or error"),
+        access_log=parsed(env, "ACCESS_LOG", False, switch, "on or off"),
         tls_cert=env.get("TLS_CERT") or None,
         tls_key=env.get("TLS_KEY") or None,
         session_idle=number("SESSION_IDLE", 14 * 86400.0),
@@ -114,7 +110,8 @@ def workers(text: str) -> int | None:
     return count
 
 
-def _parsed(env: Mapping[str, str], name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
+def parsed(env: Mapping[str, str], name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
+    """What `parse` makes of the variable; `default` if it is empty. Raises SettingsError: `expected`, it says."""
     text = env.get(name)
     if not text:
         return default
@@ -137,7 +134,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _switch(text: str) -> bool:
+def switch(text: str) -> bool:
+    """True for "on", False for "off". Raises ValueError."""
     try:
         return {"on": True, "off": False}[text.lower()]
     except KeyError:

@@ -140,8 +140,8 @@ def exchange(client: socket.socket, garbage: bytes) -> bytes:
 def mutations(chance: random.Random) -> Iterator[bytes]:
     """Requests with something wrong, and now and then nothing right."""
     requests = [
-        b"GET /demo/hit?ms=1 HTTP/1.1\r\nHost: a\r\nCookie: session=a.b; x\r\n\r\n",
-        b"POST /demo/hit HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+        b"GET /?ms=1 HTTP/1.1\r\nHost: a\r\nCookie: session=a.b; x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
         b"GET /metrics HTTP/1.0\r\nAuthorization: Bearer x\r\n\r\n",

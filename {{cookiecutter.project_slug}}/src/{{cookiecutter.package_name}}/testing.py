@@ -148,7 +148,7 @@ def load() -> Iterator[Callable[..., Load]]:
 
 @pytest.fixture
 def get() -> Callable[..., Any]:
-    """GET over a fresh connection: `get(url, "/demo/hit", cookie)` returns (status, body, cookie)."""
+    """GET over a fresh connection: `get(url, "/", cookie)` returns (status, body, cookie)."""
 
     def fetch(url: str, path: str, cookie: str = "") -> tuple[int, bytes, str]:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)

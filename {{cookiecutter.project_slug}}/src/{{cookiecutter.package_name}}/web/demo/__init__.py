@@ -1,5 +1,6 @@
-"""The demo: the gotcha of clustering and its cure, side by side. Delete this folder to be rid of it."""
+"""The demo: the gotcha of clustering and its cure, side by side. web/pages.py puts it in the place of the home page."""
 
 from .routes import routes
+from .switch import on
 
-__all__ = ["routes"]
+__all__ = ["on", "routes"]
