@@ -91,15 +91,21 @@ def engine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bake, with things beside it that must not get into an image."""
+def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A bake, with things beside it that must not get into an image; its layers are kept for all tests."""
     into = tmp_path_factory.mktemp("docker")
     run(sys.executable, "-m", "cookiecutter", ROOT, "--no-input", "--output-dir", into)
     baked = into / "cluster-app"
     (baked / "secrets").mkdir(mode=0o700)
     for place in ("secrets/secret_key", ".env.production", "src/cluster_app/.env"):
         (baked / place).write_text(SECRET)
-    return baked
+    kept = [f"kept-{os.getpid()}:{target}" for target in ("development", "production")]
+    try:
+        for tag in kept:
+            run("docker", "build", "--target", tag.partition(":")[2], "--tag", tag, baked, DOCKER_BUILDKIT="0")
+        yield baked
+    finally:
+        subprocess.run(["docker", "rmi", *kept], capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import socket
 import sys
 
@@ -53,6 +55,35 @@ def test_three_hosts_share_one_state_and_one_may_go_under_load(project):
         assert load.result.ok > 0
         assert load.result.failures() == {}
         assert stack.state("web2")["Running"]
+
+
+def test_the_docker_commands_of_its_readme_work_word_for_word(project, tmp_path):
+    project = shutil.copytree(project, tmp_path / "word-for-word", ignore=shutil.ignore_patterns("secrets"))
+    (section,) = re.findall(r"^## With Docker\n(.*?)^## ", (project / "README.md").read_text(), re.S | re.M)
+    lines = [
+        line.split("  #")[0] for block in re.findall(r"```sh\n(.*?)```", section, re.S) for line in block.splitlines()
+    ]
+    assert len(lines) == 9
+    lines.remove("make container")  # it has a test of its own
+    docker_compose = shlex.join(COMPOSES["v2"]())
+    environ = {
+        "COMPOSE_PROJECT_NAME": f"readme{os.getpid()}",
+        "PORT": "0",
+        "BALANCER_PORT": "0",
+        "DOCKER_BUILDKIT": "0",
+    }
+    script = [re.sub(r"( up| up balancer)$", r"\1 -d", line) for line in lines]  # or it would not come back
+    status = next(line for line in script if line.endswith("status"))
+    script.insert(
+        script.index(status), f"until {status} >/dev/null 2>&1; do sleep 0.2; done"
+    )  # a person is not so quick
+    script = [line.replace("docker compose", docker_compose) for line in script]
+    try:
+        said = run("bash", "-ec", "\n".join(script), cwd=project, **environ)
+        assert re.search(r"^primary \d+, up", said, re.M)
+    finally:
+        gone = f"{docker_compose} --profile hosts down -v --rmi local --remove-orphans"
+        run("bash", "-ec", gone, cwd=project, **environ)
 
 
 @pytest.mark.parametrize("version", COMPOSES)
