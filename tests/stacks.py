@@ -175,7 +175,7 @@ def eventually(condition: Callable[[], Any], within: float = 60.0) -> Any:
             if value := condition():
                 return value
             why = "it is not so"
-        except (OSError, AssertionError, ValueError) as error:
+        except (OSError, AssertionError, TypeError, ValueError) as error:
             why = str(error)
         assert time.monotonic() < until, f"not within {within} s: {why}"
         time.sleep(0.1)
