@@ -99,11 +99,25 @@ def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (baked / "secrets").mkdir(mode=0o700)
     for place in ("secrets/secret_key", ".env.production", "src/cluster_app/.env"):
         (baked / place).write_text(SECRET)
-    kept = [f"kept-{os.getpid()}:{target}" for target in ("development", "production")]
-    try:
-        for tag in kept:
-            run("docker", "build", "--target", tag.partition(":")[2], "--tag", tag, baked, DOCKER_BUILDKIT="0")
+    with layers(baked, "development", "production"):
         yield baked
+
+
+@pytest.fixture(scope="session")
+def clone(engine: None) -> Iterator[Path]:
+    """This repository, whose demo is built once."""
+    with layers(ROOT, "demo"):
+        yield ROOT
+
+
+@contextlib.contextmanager
+def layers(folder: Path, *targets: str) -> Iterator[None]:
+    """What the old builder makes of these, kept for the `with` block: it has no cache but images that are there."""
+    kept = [f"kept-{os.getpid()}-{folder.name}:{target}" for target in targets]
+    try:
+        for tag, target in zip(kept, targets, strict=True):
+            run("docker", "build", "--target", target, "--tag", tag, folder, DOCKER_BUILDKIT="0")
+        yield
     finally:
         subprocess.run(["docker", "rmi", *kept], capture_output=True)
 
@@ -160,7 +174,14 @@ def running(stack: Stack, *up: str) -> Iterator[Stack]:
         yield stack
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "60"))
-        stack.compose("--profile", "hosts", "--profile", "tests", "down", "-v", "--rmi", "local", "--remove-orphans")
+        stack.compose("--profile", "hosts", "--profile", "tests", "down", "-v", "--remove-orphans")
+        remove_images(f"{stack.name}[-_]*")
+
+
+def remove_images(pattern: str) -> None:
+    """By name: v2 forgets those that the old builder made when it is told to remove them."""
+    if names := docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={pattern}").split():
+        docker("rmi", *names)
 
 
 def _nameless() -> set[str]:

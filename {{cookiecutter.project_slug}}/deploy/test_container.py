@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ class Stack:
         secret.write_text("of-this-test-and-of-no-other-purpose")
         folder.chmod(0o755)
         name = f"{NAME}-test-{os.getpid()}"
-        settings = {"COMPOSE_PROJECT_NAME": name, "PORT": "0", "DEMO": "on", "SECRET_KEY_PATH": str(secret)}
+        settings = {"COMPOSE_PROJECT_NAME": name, "PORT": "0", "SECRET_KEY_PATH": str(secret)}
         self._environ = {**os.environ, **settings}
 
     def compose(self, *arguments: str) -> str:
@@ -101,10 +100,14 @@ def test_no_secret_is_in_the_image_or_in_the_environment(stack: Stack) -> None:
     assert "of-this-test" not in shown
 
 
-def test_each_worker_counts_apart_and_redis_counts_all(stack: Stack, cli: Callable[..., Any]) -> None:
-    ended = cli("demo", "--url", stack.url)
-    assert ended.returncode == 0, ended.stderr
-    assert "Redis counted 200 for 200 answers: exact" in ended.stdout
+def test_all_workers_share_one_state(stack: Stack, get: Callable[..., Any]) -> None:
+    url, cookie, seen = stack.url, "", []
+    for _ in range(20):
+        status, body, cookie = get(url, "/", cookie)
+        assert status == 200
+        seen.append(json.loads(body))
+    assert [one["your_visits"] for one in seen] == list(range(1, 21))
+    assert [one["all_visits"] - seen[0]["all_visits"] for one in seen] == list(range(20))
 
 
 def test_a_killed_worker_is_replaced(stack: Stack, eventually: Callable[..., Any]) -> None:
@@ -117,7 +120,7 @@ def test_a_reload_under_load_loses_no_request(
     stack: Stack, load: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:
     generation, primary = (stack.board()[of] for of in ("generation", "primary"))
-    running = load(stack.url, "/demo/hit", keep_alive=True)
+    running = load(stack.url, "/", keep_alive=True)
     stack.compose("kill", "-s", "HUP", "web")
     eventually(lambda: (seen := stack.board())["generation"] == generation + 1 and seen["reload"] == "done", 60)
     seen = running.stop()
@@ -125,18 +128,14 @@ def test_a_reload_under_load_loses_no_request(
     assert stack.board()["primary"] == primary
 
 
-def test_a_stop_answers_what_is_in_flight(
-    stack: Stack, get: Callable[..., Any], eventually: Callable[..., Any]
+def test_a_stop_under_load_breaks_no_connection_and_ends_with_0(
+    stack: Stack, load: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:
-    url, answers = stack.url, []
-    clients = [threading.Thread(target=lambda: answers.append(get(url, "/demo/slow?ms=3000")[0])) for _ in range(8)]
-    for client in clients:
-        client.start()
-    eventually(lambda: sum(row["in_flight"] for row in stack.board()["workers"]) == len(clients))
+    running = load(stack.url, "/", keep_alive=True)
+    eventually(lambda: running.seen["ok"] > 100)
     began = time.monotonic()
     stack.compose("stop", "web")
     assert time.monotonic() - began < GRACE
-    for client in clients:
-        client.join()
-    assert answers == [200] * len(clients)
+    # Nobody listens any more, but the engine's own proxy of the port may still accept, and then close.
+    assert running.stop().keys() <= {"sent", "ok", "refused", "reset on fresh"}
     assert stack.state()["ExitCode"] == 0
