@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -113,7 +114,7 @@ def clone(engine: None) -> Iterator[Path]:
 @contextlib.contextmanager
 def layers(folder: Path, *targets: str) -> Iterator[None]:
     """What the old builder makes of these, kept for the `with` block: it has no cache but images that are there."""
-    kept = [f"kept-{os.getpid()}-{folder.name}:{target}" for target in targets]
+    kept = [f"kept-{os.getpid()}:{target}" for target in targets]
     try:
         for tag, target in zip(kept, targets, strict=True):
             run("docker", "build", "--target", target, "--tag", tag, folder, DOCKER_BUILDKIT="0")
@@ -175,13 +176,15 @@ def running(stack: Stack, *up: str) -> Iterator[Stack]:
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "60"))
         stack.compose("--profile", "hosts", "--profile", "tests", "down", "-v", "--remove-orphans")
-        remove_images(f"{stack.name}[-_]*")
+        remove_images(stack.name)
 
 
-def remove_images(pattern: str) -> None:
+def remove_images(project: str) -> None:
     """By name: v2 forgets those that the old builder made when it is told to remove them."""
-    if names := docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={pattern}").split():
-        docker("rmi", *names)
+    names = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    for name in names:
+        if re.match(rf"{project}[-_]", name):
+            docker("rmi", name)
 
 
 def _nameless() -> set[str]:

@@ -93,7 +93,7 @@ def test_the_docker_commands_of_its_readme_work_word_for_word(project, tmp_path)
         assert re.search(r"^primary \d+, up", said, re.M)
     finally:
         run("bash", "-ec", f"{docker_compose} --profile hosts down -v --remove-orphans", cwd=project, **environ)
-        remove_images(f"{environ['COMPOSE_PROJECT_NAME']}[-_]*")
+        remove_images(environ["COMPOSE_PROJECT_NAME"])
 
 
 @pytest.mark.parametrize("version", COMPOSES)
