@@ -71,7 +71,9 @@ def test_the_docker_commands_of_its_readme_work_word_for_word(project, tmp_path)
     project = shutil.copytree(project, tmp_path / "word-for-word", ignore=shutil.ignore_patterns("secrets"))
     (section,) = re.findall(r"^## With Docker\n(.*?)^## ", (project / "README.md").read_text(), re.S | re.M)
     lines = [
-        line.split("  #")[0] for block in re.findall(r"```sh\n(.*?)```", section, re.S) for line in block.splitlines()
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", section, re.S)
+        for line in block.splitlines()
     ]
     assert len(lines) == 9
     lines.remove("make container")  # it has a test of its own
