@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from cookiecutter.main import cookiecutter
 
+pytest_plugins = ["stacks"]  # what needs a Docker engine
+
 ROOT = Path(__file__).parents[1]
 MINORS = range(11, 15)
 

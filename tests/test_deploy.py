@@ -82,3 +82,16 @@ def test_prometheus_takes_the_alerts(bake):
     command = ["promtool", "check", "rules", "--lint-fatal", bake() / "deploy/monitoring/alerts.yml"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_containers_wait_as_long_as_the_settings_do_and_take_every_one_of_them(bake):
+    project = bake()
+    example = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
+    compose = (project / "docker-compose.yml").read_text()
+    (grace,) = re.findall(r"stop_grace_period: (\d+)s # longer", compose)
+    (delay,) = re.findall(r"DRAIN_DELAY: (\d+)", compose)
+    assert int(grace) > int(delay) + float(example["GRACEFUL_TIMEOUT"]) + 4
+    (passed,) = re.findall(r"^x-settings: &settings\n((?:  [A-Z_]+:\n)+)", compose, re.M)
+    # What the container itself decides: its address, its proxies, its files.
+    own = {"APP_ENV", "BIND", "FORWARDED_ALLOW_IPS", "REDIS_URL", "RUN_DIR", "SECRET_KEY_FILE", "TLS_CERT", "TLS_KEY"}
+    assert set(re.findall(r"[A-Z_]+", passed)) == example.keys() - own

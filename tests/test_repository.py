@@ -33,6 +33,21 @@ def test_dependabot_is_valid(folder):
     tool("check-jsonschema", "--builtin-schema", "vendor.dependabot", str(folder / ".github/dependabot.yml"))
 
 
+@pytest.mark.parametrize("folder", [ROOT, TEMPLATE], ids=["root", "template"])
+def test_the_compose_files_are_valid(folder):
+    tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *sorted(map(str, folder.glob("docker-*.yml"))))
+
+
+def test_the_dockerfiles_are_as_hadolint_wants_them(bake):
+    tool("hadolint", str(ROOT / "Dockerfile"))
+    for version in ("3.13", "3.14"):
+        tool("hadolint", str(bake(python_version=version) / "Dockerfile"))
+
+
+def test_the_scripts_of_ci_are_as_shellcheck_wants_them():
+    tool("shellcheck", *sorted(map(str, (ROOT / ".ci").iterdir())))
+
+
 def test_no_lock_file_no_registry_and_no_path_of_one_machine_is_tracked():
     # Spelled so that this file does not find itself.
     forbidden = re.compile(rb"p[y]pi[.]org|p[y]thonhosted|r[e]gistry[.]npmjs|d[e]b[.]debian|/(w[o]rk|r[o]ot)/")

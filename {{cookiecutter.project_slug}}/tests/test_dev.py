@@ -43,14 +43,35 @@ def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventual
             process.wait()
 
 
+def test_dev_takes_the_redis_that_is_named_and_without_a_terminal_a_hup_as_a_reload(
+    redis_url: str, get: Any, eventually: Any, tmp_path: Path
+) -> None:
+    started = tmp_path / "log"
+    with contextlib.closing(_free_port()) as free:
+        port = free.getsockname()[1]
+    process = _dev(port, started, tmp_path, REDIS_URL=redis_url)
+    try:
+        eventually(lambda: "ready after" in started.read_text())
+        assert get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200
+        assert "Redis: " not in started.read_text()  # it would name the one that it brought
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: "generation 2 is complete" in started.read_text())
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def _free_port() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     return listener
 
 
-def _dev(port: int, log: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+def _dev(port: int, log: Path, run_dir: Path, **environ: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", PACKAGE.name, "dev", "--bind", f"127.0.0.1:{port}"]
-    env = {**os.environ, "RUN_DIR": str(run_dir / "run")}
+    env = {**os.environ, "RUN_DIR": str(run_dir / "run"), **environ}
     with log.open("wb") as stderr:
         return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)

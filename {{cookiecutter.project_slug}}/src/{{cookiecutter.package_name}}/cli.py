@@ -150,7 +150,7 @@ def check(target: str) -> None:
 @click.option("--bind", default="127.0.0.1:8000", show_default=True)
 @click.option("--workers", default="2", show_default=True)
 def dev(bind: str, workers: str) -> None:
-    """Run for development: embedded Redis, reload on change."""
+    """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
     from .dev import dev as run_dev
     from .embedded import RedisServerError
 

@@ -1,9 +1,10 @@
-"""`dev`: embedded Redis, two workers, and a reload whenever a file of the app changes."""
+"""`dev`: a Redis, embedded unless REDIS_URL names one, two workers, and a reload whenever a file of the app changes."""
 
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from .embedded import redis_server, stop
@@ -19,8 +20,10 @@ def dev(arguments: list[str]) -> int:
         from watchfiles import watch
     except ModuleNotFoundError:
         raise SystemExit("dev needs watchfiles: install the dev dependencies (make setup).") from None
-    with redis_server() as redis_url:
-        print(f"Redis: {redis_url}", file=sys.stderr)
+    given = os.environ.get("REDIS_URL")
+    with nullcontext(given) if given else redis_server() as redis_url:
+        if not given:
+            print(f"Redis: {redis_url}", file=sys.stderr)
         # Held back until the primary hears: before, it has no handler, and a file saved now would end it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         process = subprocess.Popen(
@@ -29,6 +32,8 @@ def dev(arguments: list[str]) -> int:
         )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        if not has_terminal():
+            signal.signal(signal.SIGHUP, lambda *_: process.send_signal(signal.SIGHUP))
         try:
             watching = False
             for changes in watch(SOURCE, rust_timeout=LOOK_AGAIN_MS, yield_on_timeout=True, raise_interrupt=True):
@@ -45,6 +50,15 @@ def dev(arguments: list[str]) -> int:
             pass  # the cluster heard it too, and drains
         return stop_unless_interrupted_again(process)
     return 0
+
+
+def has_terminal() -> bool:
+    """Whether HUP may mean that it was closed. Without one, as in a container, HUP asks for a reload, as of `serve`."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:  # ENXIO, tty(4)
+        return False
+    return True
 
 
 def environment(redis_url: str) -> dict[str, str]:

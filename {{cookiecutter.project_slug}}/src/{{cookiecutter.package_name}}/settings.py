@@ -163,11 +163,20 @@ def _ops_token(env: Mapping[str, str], app_env: str) -> str | None:
 
 
 def _secret_keys(env: Mapping[str, str], app_env: str) -> tuple[str, ...]:
-    keys = tuple(key for key in env.get("SECRET_KEY", "").split(",") if key)
+    text = env.get("SECRET_KEY") or _content(env.get("SECRET_KEY_FILE"))
+    keys = tuple(key for key in text.strip().split(",") if key)
     if app_env == PRODUCTION and (not keys or min(map(len, keys)) < SHORTEST_KEY):
         found = "is not set" if not keys else f"has fewer than {SHORTEST_KEY} characters"
         raise SettingsError(f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
     return keys or ("only-for-development",)
+
+
+def _content(path: str | None) -> str:
+    """What a file holds, as containers are given their secrets: then no listing of the environment shows them."""
+    try:
+        return Path(path).read_text() if path else ""
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"SECRET_KEY_FILE {path} cannot be read: {error}.") from None
 
 
 def _default_run_dir() -> str:

@@ -23,6 +23,22 @@ def test_a_short_key_is_refused_in_production(key: str) -> None:
         read({"SECRET_KEY": key})
 
 
+def test_a_key_may_come_from_a_file_and_one_that_is_named_is_not_looked_for(tmp_path: Path) -> None:
+    file = tmp_path / "secret_key"
+    file.write_text(f"{KEY},{KEY}2\n")
+    assert read({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
+    assert read({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("", "is not set"), ("short", "fewer")])
+def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    file = tmp_path / "secret_key"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=said):
+        read({"SECRET_KEY_FILE": str(file)})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

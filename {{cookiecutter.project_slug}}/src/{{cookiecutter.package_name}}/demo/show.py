@@ -137,11 +137,12 @@ def get(url: str, path: str, cookie: str = "") -> tuple[Answer, str]:
 
 def report(tally: Tally, steps: list[Answer]) -> tuple[str, bool]:
     """The table to print, and whether every shared figure was exact."""
-    workers: dict[int, list[Answer]] = defaultdict(list)
+    workers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
     for answer in tally.answers:
-        workers[answer["worker"]["pid"]].append(answer)
+        # In containers, several hosts have the same pids.
+        workers[answer["worker"]["host"], answer["worker"]["pid"]].append(answer)
     lines = [f"{'worker':<8}{'pid':>9}{'answered':>10}{'its memory counted':>21}"]
-    for pid, answers in sorted(workers.items(), key=lambda item: (item[1][0]["worker"]["slot"], item[0])):
+    for (_, pid), answers in sorted(workers.items(), key=lambda item: (item[1][0]["worker"]["slot"], item[0])):
         memory = max(answer["memory"]["hits"] for answer in answers)
         lines.append(f"{answers[0]['worker']['slot']:<8}{pid:>9}{len(answers):>10}{memory:>21}")
     if tally.broken:

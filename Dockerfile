@@ -1,0 +1,25 @@
+# For docker-compose.yml: the default bake that serves its demo, and all that the tests want from a machine.
+# A bake has an image of its own.
+FROM python:3.13-slim AS tools
+WORKDIR /template
+COPY pyproject.toml ./
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir --root-user-action=ignore pip==26.3 && \
+    pip install --no-cache-dir --root-user-action=ignore --group bake
+
+FROM tools AS bake
+COPY . ./
+RUN cookiecutter . --no-input --output-dir /bakes
+
+FROM python:3.13-slim AS demo
+COPY --from=bake /bakes/cluster-app /app
+RUN pip install --no-cache-dir --root-user-action=ignore /app
+USER 10001:10001
+CMD ["cluster-app", "serve"]
+
+FROM tools AS tests
+# hadolint ignore=DL3008
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends gcc git libc6-dev make openssl redis-server systemd && \
+    rm -rf /var/lib/apt/lists/*
+CMD ["make", "test"]

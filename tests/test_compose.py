@@ -1,0 +1,118 @@
+"""On a real engine: the bake in development, three hosts of it behind a balancer, and this repository itself."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+
+import pytest
+from stacks import (
+    COMPOSES,
+    Stack,
+    demo_is_exact,
+    eventually,
+    get,
+    reload_under_load,
+    remove_images,
+    run,
+    running,
+    settled,
+)
+
+from benchmarks.load import Background
+
+pytestmark = pytest.mark.xdist_group("docker")
+
+
+def test_the_container_job_of_a_bake_passes(project):
+    # Without a uv.lock, by the old builder and the old Compose; the stack of test_docker.py has the new ones.
+    (compose,) = COMPOSES["1.29"]()
+    job = ("make", "container", f"PYTHON={sys.executable}", f"COMPOSE={compose}")
+    assert re.search(r"6 passed", run(*job, cwd=project, DOCKER_BUILDKIT="0"))
+
+
+@pytest.mark.parametrize("version", COMPOSES)
+def test_the_code_that_is_edited_runs_in_the_container_and_reloads(project, version):
+    stack = Stack(COMPOSES[version](), project, f"dev{os.getpid()}", DOCKER_BUILDKIT="0")
+    with running(stack, "--build"):
+        stack.healthy()
+        edited = project / "src" / "cluster_app" / "web" / "health.py"
+        before = edited.read_text()
+        try:
+            edited.write_text(before.replace('PlainTextResponse("ok")', 'PlainTextResponse("edited")'))
+            eventually(lambda: get(f"{stack.url()}/healthz")[1] == "edited")
+        finally:
+            edited.write_text(before)
+        eventually(lambda: get(f"{stack.url()}/healthz")[1] == "ok" and settled(stack))
+        demo_is_exact(stack.url())
+        reload_under_load(stack)
+        stack.compose("stop", "web")
+        assert stack.state()["ExitCode"] == 0
+
+
+def test_three_hosts_share_one_state_and_one_may_go_under_load(project):
+    stack = Stack(COMPOSES["v2"](), project, f"hosts{os.getpid()}", DOCKER_BUILDKIT="0", BALANCER_PORT="0")
+    with running(stack, "--build", "balancer"):
+        url = stack.url("balancer", 8080)
+        eventually(lambda: len({get(f"{url}/demo/hit")[1]["worker"]["host"] for _ in range(12)}) == 3)
+        assert len(demo_is_exact(url)) == 3
+        with Background(url, "/demo/hit", 4, 120) as load:
+            stack.compose("stop", "web2")
+            stack.compose("start", "web2")
+            stack.healthy("web2")
+        assert load.result.ok > 0
+        assert load.result.failures() == {}
+        assert stack.state("web2")["Running"]
+
+
+def test_the_docker_commands_of_its_readme_work_word_for_word(project, tmp_path):
+    project = shutil.copytree(project, tmp_path / "word-for-word", ignore=shutil.ignore_patterns("secrets"))
+    (section,) = re.findall(r"^## With Docker\n(.*?)^## ", (project / "README.md").read_text(), re.S | re.M)
+    lines = [
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", section, re.S)
+        for line in block.splitlines()
+    ]
+    assert len(lines) == 9
+    lines.remove("make container")  # it has a test of its own
+    docker_compose = shlex.join(COMPOSES["v2"]())
+    environ = {
+        "COMPOSE_PROJECT_NAME": f"readme{os.getpid()}",
+        "PORT": "0",
+        "BALANCER_PORT": "0",
+        "DOCKER_BUILDKIT": "0",
+    }
+    script = [re.sub(r"( up| up balancer)$", r"\1 -d", line) for line in lines]  # or it would not come back
+    status = next(line for line in script if line.endswith("status"))
+    script.insert(
+        script.index(status), f"until {status} >/dev/null 2>&1; do sleep 0.2; done"
+    )  # a person is not so quick
+    script = [line.replace("docker compose", docker_compose) for line in script]
+    try:
+        said = run("bash", "-ec", "\n".join(script), cwd=project, **environ)
+        assert re.search(r"^primary \d+, up", said, re.M)
+    finally:
+        run("bash", "-ec", f"{docker_compose} --profile hosts down -v --remove-orphans", cwd=project, **environ)
+        remove_images(environ["COMPOSE_PROJECT_NAME"])
+
+
+@pytest.mark.parametrize("version", COMPOSES)
+def test_this_repository_shows_its_demo_with_nothing_but_docker(clone, version):
+    stack = Stack(COMPOSES[version](), clone, f"root{os.getpid()}", DOCKER_BUILDKIT="0", REDIS_PORT="0")
+    with running(stack, "--build"):
+        stack.healthy("demo")
+        demo_is_exact(stack.url("demo"))
+        host, port = stack.compose("port", "redis", "6379").strip().split(":")
+        with socket.create_connection((host, int(port))) as redis:
+            redis.sendall(b"PING\r\n")
+            assert redis.recv(16) == b"+PONG\r\n"
+
+
+def test_its_tests_run_with_nothing_but_docker(clone):
+    stack = Stack(COMPOSES["1.29"](), clone, f"tests{os.getpid()}", DOCKER_BUILDKIT="0", REDIS_PORT="0")
+    with running(stack, "redis"):
+        # All of them would be this very run once more, for ten minutes.
+        some = "make .venv/dev && .venv/bin/pytest tests/test_bake.py -k default"
+        assert re.search(r"\d+ passed", stack.compose("run", "--rm", "-T", "tests", "bash", "-c", some))

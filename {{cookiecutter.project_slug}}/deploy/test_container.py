@@ -1,0 +1,141 @@
+"""The image and the Compose files of production, tried on a real Docker engine: `make container`.
+
+Not among the tests of `make test`, which need no engine. COMPOSE names another Compose than the engine's own.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+NAME = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["name"]
+DOCKER = shutil.which("docker") or "docker"
+COMPOSE = shlex.split(os.environ.get("COMPOSE", "docker compose"))
+FILES = ("-f", "docker-compose.yml", "-f", "docker-compose.production.yml")
+GRACE = 45  # seconds; stop_grace_period
+
+
+class Stack:
+    """The services of one Compose project, which nobody else has."""
+
+    def __init__(self, folder: Path) -> None:
+        secret = folder / "secret_key"
+        secret.write_text("of-this-test-and-of-no-other-purpose")
+        folder.chmod(0o755)
+        name = f"{NAME}-test-{os.getpid()}"
+        settings = {"COMPOSE_PROJECT_NAME": name, "PORT": "0", "SECRET_KEY_PATH": str(secret)}
+        self._environ = {**os.environ, **settings}
+
+    def compose(self, *arguments: str) -> str:
+        return self._run(*COMPOSE, *FILES, *arguments)
+
+    def docker(self, *arguments: str) -> str:
+        return self._run(DOCKER, *arguments)
+
+    def inside(self, *command: str) -> str:
+        return self.compose("exec", "-T", "web", *command)
+
+    def board(self) -> Any:
+        return json.loads(self.inside(NAME, "status", "--json"))
+
+    def ready(self) -> list[int]:
+        """The pids, in the container, of the newest generation's workers."""
+        seen = self.board()
+        return [
+            row["pid"] for row in seen["workers"] if (row["state"], row["generation"]) == ("ready", seen["generation"])
+        ]
+
+    @property
+    def web(self) -> str:
+        return self.compose("ps", "-a", "-q", "web").strip()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.compose('port', 'web', '8000').strip()}"
+
+    def state(self) -> Any:
+        return json.loads(self.docker("inspect", "-f", "{{json .State}}", self.web))
+
+    def _run(self, *command: str) -> str:
+        ended = subprocess.run(command, cwd=PROJECT, env=self._environ, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, f"{shlex.join(command)}\n{ended.stdout}{ended.stderr}"
+        return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.compose("up", "-d", "--build")
+        until = time.monotonic() + 60
+        while stack.state()["Health"]["Status"] != "healthy":
+            assert time.monotonic() < until, stack.compose("logs", "web")
+            time.sleep(0.2)
+        yield stack
+    finally:
+        stack.compose("down", "-v", "--rmi", "local", "--remove-orphans")
+
+
+def test_nobody_in_the_container_is_root_or_can_change_it(stack: Stack) -> None:
+    assert stack.inside("id", "-u").strip() == "10001"
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        stack.inside("touch", "/app/x")
+    limits = json.loads(stack.docker("inspect", "-f", "{{json .HostConfig}}", stack.web))
+    assert (limits["CapDrop"], limits["SecurityOpt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert limits["Memory"] == 512 * 2**20
+
+
+def test_no_secret_is_in_the_image_or_in_the_environment(stack: Stack) -> None:
+    image = stack.docker("inspect", "-f", "{{.Image}}", stack.web).strip()
+    shown = stack.docker("history", "--no-trunc", image) + stack.docker("inspect", image, stack.web)
+    assert "of-this-test" not in shown
+
+
+def test_all_workers_share_one_state(stack: Stack, get: Callable[..., Any]) -> None:
+    url, cookie, seen = stack.url, "", []
+    for _ in range(20):
+        status, body, cookie = get(url, "/", cookie)
+        assert status == 200
+        seen.append(json.loads(body))
+    assert [one["your_visits"] for one in seen] == list(range(1, 21))
+    assert [one["all_visits"] - seen[0]["all_visits"] for one in seen] == list(range(20))
+
+
+def test_a_killed_worker_is_replaced(stack: Stack, eventually: Callable[..., Any]) -> None:
+    before = stack.ready()
+    stack.inside("python", "-c", f"import os; os.kill({before[0]}, 9)")
+    eventually(lambda: before[0] not in (now := stack.ready()) and len(now) == len(before), 60)
+
+
+def test_a_reload_under_load_loses_no_request(
+    stack: Stack, load: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    generation, primary = (stack.board()[of] for of in ("generation", "primary"))
+    running = load(stack.url, "/", keep_alive=True)
+    stack.compose("kill", "-s", "HUP", "web")
+    eventually(lambda: (seen := stack.board())["generation"] == generation + 1 and seen["reload"] == "done", 60)
+    seen = running.stop()
+    assert seen == {"sent": seen["ok"], "ok": seen["ok"]}
+    assert stack.board()["primary"] == primary
+
+
+def test_a_stop_under_load_breaks_no_connection_and_ends_with_0(
+    stack: Stack, load: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    running = load(stack.url, "/", keep_alive=True)
+    eventually(lambda: running.seen["ok"] > 100)
+    began = time.monotonic()
+    stack.compose("stop", "web")
+    assert time.monotonic() - began < GRACE
+    # Nobody listens any more, but the engine's own proxy of the port may still accept, and then close.
+    assert running.stop().keys() <= {"sent", "ok", "refused", "reset on fresh"}
+    assert stack.state()["ExitCode"] == 0
