@@ -1,0 +1,261 @@
+"""The manifests: built by kubectl, valid, locked up, and in step with the settings, the primary and the image."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+OVERLAYS = ["development", "production"]
+MANIFESTS = "deploy/kubernetes"
+KEY = "x" * 32
+
+# "Restricted", of the Pod Security Standards: what a volume may be.
+ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
+
+
+@pytest.fixture
+def kubectl(tmp_path):
+    """Run it without a cluster; its output."""
+    if not shutil.which("kubectl"):
+        missing = "no kubectl. Install 1.27 or newer: Debian's kubernetes-client from 13 on, or kubernetes.io's"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+
+    def run(*arguments):
+        environ = {**os.environ, "KUBECONFIG": str(tmp_path / "no-cluster")}
+        ended = subprocess.run(["kubectl", *arguments], env=environ, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+        return ended.stdout
+
+    return run
+
+
+@pytest.fixture
+def built(bake, kubectl):
+    """`built("production")` are the objects of an overlay of the default bake, by kind and name."""
+    project = bake()
+
+    def build(overlay):
+        objects = list(yaml.safe_load_all(kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))))
+        found = {(each["kind"], re.sub(r"^settings-.*", "settings", each["metadata"]["name"])): each for each in objects}
+        assert len(found) == len(objects)
+        return found
+
+    build.project = project
+    return build
+
+
+def pods(objects):
+    return [each["spec"]["template"] for each in objects.values() if "template" in each.get("spec", {})]
+
+
+def web(objects):
+    """The app's pod and its one container."""
+    pod = objects["Deployment", "web"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    return pod, container
+
+
+def settings_of(objects, project):
+    """What the app itself reads from the environment of its container, and the primary's policy."""
+    _, container = web(objects)
+    environ = dict(objects["ConfigMap", "settings"]["data"])
+    for each in container.get("env", []):
+        environ[each["name"]] = each.get("value") or {"SECRET_KEY": KEY, "REDIS_URL": "redis://redis"}[each["name"]]
+    source = project / "src" / "cluster_app"
+    settings = runpy.run_path(str(source / "settings.py"))["read"](environ)
+    policy = runpy.run_path(str(source / "cluster" / "policy.py"))["Policy"](graceful_timeout=settings.graceful_timeout)
+    return environ, settings, policy
+
+
+@pytest.mark.parametrize("slug", ["cluster-app", "a" * 40])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_is_built_and_is_strictly_valid(bake, kubectl, tmp_path, overlay, slug):
+    project = bake(project_slug=slug)
+    text = kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))
+    (tmp_path / "built.yaml").write_text(text)
+    validate = [Path(sys.executable).parent / "kubernetes-validate", "--strict", tmp_path / "built.yaml"]
+    ended = subprocess.run(validate, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for each in yaml.safe_load_all(text):
+        assert len(each["metadata"]["name"]) <= 63
+        own = each["metadata"]["name"] if each["kind"] == "Namespace" else each["metadata"]["namespace"]
+        assert own == {"production": slug, "development": f"{slug}-development"}[overlay]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_restricted(built, overlay):
+    objects = built(overlay)
+    (namespace,) = (each for (kind, _), each in objects.items() if kind == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in pods(objects):
+        pod = template["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for volume in pod.get("volumes", []):
+            assert volume.keys() - {"name"} <= ALLOWED_VOLUMES
+        for container in pod["containers"]:
+            own = container["securityContext"]
+            assert own == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": True,
+            }
+            assert all("hostPort" not in port for port in container["ports"])
+            assert "memory" in container["resources"]["limits"]
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                assert "host" not in container.get(probe, {}).get("httpGet", {})
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_app_writes_to_is_mounted(built, overlay):
+    objects = built(overlay)
+    pod, container = web(objects)
+    volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"]}
+    mounts = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
+    _, settings, _ = settings_of(objects, built.project)
+    # The volume itself belongs to root, and the primary wants a folder of its own user's.
+    assert mounts[str(settings.run_dir.parent)]["medium"] == "Memory"
+    assert "medium" not in mounts["/tmp"]
+    assert all("sizeLimit" in volume for volume in volumes.values())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_environment_is_one_that_the_app_knows(built, overlay):
+    objects = built(overlay)
+    environ, settings, _ = settings_of(objects, built.project)
+    known = re.findall(r"^#? ?([A-Z_]+)=", (built.project / ".env.example").read_text(), re.M)
+    assert environ.keys() <= set(known)
+    assert settings.production == (overlay == "production")
+    assert "WEB_CONCURRENCY" not in environ  # auto: by the cpu limit, which must then be there, in whole CPUs
+    assert float(web(objects)[1]["resources"]["limits"]["cpu"]).is_integer()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_secret_is_in_the_manifests(built, overlay):
+    objects = built(overlay)
+    assert not [name for kind, name in objects if kind == "Secret"]
+    values = {each["name"]: each for each in web(objects)[1]["env"]}
+    if overlay == "production":
+        for name in ("SECRET_KEY", "REDIS_URL"):
+            assert values[name].keys() == {"name", "valueFrom"}
+            assert values[name]["valueFrom"] == {"secretKeyRef": {"name": "web", "key": name}}
+    else:
+        assert "SECRET_KEY" not in values
+
+
+def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(built, kubectl):
+    readme = (built.project / MANIFESTS / "README.md").read_text()
+    (namespace,) = re.findall(r"^kubectl (create namespace .*)$", readme, re.M)
+    made = yaml.safe_load(kubectl(*namespace.split(), "--dry-run=client", "-o", "yaml"))
+    secret = re.search(r"kubectl (-n \S+ create secret generic \S+)((?: \\\n +--from-literal=\S+=\".*\")+)", readme)
+    names = re.findall(r"--from-literal=([A-Z_]+)=", secret[2])
+    literals = [f"--from-literal={name}={KEY}" for name in names]
+    given = yaml.safe_load(kubectl(*secret[1].split(), *literals, "--dry-run=client", "-o", "yaml"))
+    asked = [each["valueFrom"]["secretKeyRef"] for each in web(built("production"))[1]["env"] if "valueFrom" in each]
+    assert {(each["name"], each["key"]) for each in asked} == {(given["metadata"]["name"], key) for key in given["data"]}
+    assert given["metadata"]["namespace"] == made["metadata"]["name"] == "cluster-app"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_has_longer_to_leave_than_its_primary_takes(built, overlay):
+    objects = built(overlay)
+    pod, container = web(objects)
+    _, settings, policy = settings_of(objects, built.project)
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    # Lingering is a part of the graceful timeout; drain_limit is when the primary ends the last worker itself.
+    assert settings.linger <= settings.graceful_timeout < policy.drain_limit
+    taken = before + settings.drain_delay + policy.drain_limit
+    assert pod["terminationGracePeriodSeconds"] >= taken + 10
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(built, overlay):
+    objects = built(overlay)
+    _, container = web(objects)
+    _, settings, policy = settings_of(objects, built.project)
+    routes = re.findall(r'Route\("(/\w+)"', (built.project / "src/cluster_app/web/health.py").read_text())
+    startup, liveness, readiness = (container[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
+    assert [probe["httpGet"]["path"] for probe in (startup, liveness, readiness)] == ["/healthz", "/healthz", "/readyz"]
+    assert {"/healthz", "/readyz"} <= set(routes)
+    (port,) = container["ports"]
+    assert {probe["httpGet"]["port"] for probe in (startup, liveness, readiness)} == {port["name"]}
+    assert startup["periodSeconds"] * startup["failureThreshold"] > settings.boot_timeout + policy.abort_grace
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 2 * settings.hang_timeout
+    assert readiness["timeoutSeconds"] > settings.redis_timeout
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_port_and_the_user_are_the_images(built, overlay):
+    pod, container = web(built(overlay))
+    dockerfile = (built.project / "Dockerfile").read_text()
+    (port,) = container["ports"]
+    assert re.findall(r"^EXPOSE (\d+)$", dockerfile, re.M) == [str(port["containerPort"])]
+    assert f"BIND=0.0.0.0:{port['containerPort']}" in dockerfile
+    user = f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
+    assert set(re.findall(r"^USER (\S+)$", dockerfile, re.M)) == {user}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_whoever_selects_pods_finds_them(built, overlay):
+    objects = built(overlay)
+    labels = [template["metadata"]["labels"] for template in pods(objects)]
+    _, container = web(objects)
+    selectors = [each["spec"]["selector"] for (kind, _), each in objects.items() if kind == "Service"]
+    selectors += [each["spec"]["podSelector"]["matchLabels"] for (kind, _), each in objects.items() if "Policy" in kind]
+    if overlay == "production":
+        selectors.append(objects["PodDisruptionBudget", "web"]["spec"]["selector"]["matchLabels"])
+        target = objects["HorizontalPodAutoscaler", "web"]["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) in objects
+        assert "cpu" in container["resources"]["requests"]  # a utilization is of this
+    for selector in selectors:
+        # Of one kind of pod, and no other.
+        assert [selector.items() <= each.items() for each in labels].count(True) == 1, selector
+    assert objects["Service", "web"]["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_network_lets_in_requests_and_out_names_and_redis(built, overlay):
+    policies = [each["spec"] for (kind, _), each in built(overlay).items() if kind == "NetworkPolicy"]
+    of_web = [each for each in policies if each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "web"]
+    ways_in = [port["port"] for each in of_web for rule in each.get("ingress", []) for port in rule["ports"]]
+    ways_out = {port["port"] for each in of_web for rule in each.get("egress", []) for port in rule["ports"]}
+    assert ways_in == [8000]
+    assert ways_out == {53, 6379} | ({26379} if overlay == "production" else set())
+    assert {"Ingress", "Egress"} <= {kind for each in of_web for kind in each["policyTypes"]}
+
+
+def test_a_new_version_comes_before_an_old_one_leaves(built):
+    objects = built("production")
+    deployment = objects["Deployment", "web"]["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert "replicas" not in deployment  # the autoscaler's
+    assert objects["HorizontalPodAutoscaler", "web"]["spec"]["minReplicas"] >= 2
+    assert objects["PodDisruptionBudget", "web"]["spec"]["maxUnavailable"] == 1
+    spread = {each["topologyKey"] for each in web(objects)[0]["topologySpreadConstraints"]}
+    assert spread == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+    assert not re.search(r":latest$|/[^:]*$", web(objects)[1]["image"])
+
+
+def test_the_page_builds_the_image_that_is_tried(built):
+    readme = (built.project / MANIFESTS / "README.md").read_text()
+    (tag,) = re.findall(r"^docker build --tag (\S+) \.$", readme, re.M)
+    assert web(built("development"))[1]["image"] == tag
+    assert f"kind load docker-image {tag}\n" in readme
+
+
+def test_without_it_nothing_of_it_is_left(bake):
+    project = bake(kubernetes="no")
+    assert (project / "deploy" / "systemd").is_dir()
+    for path in project.rglob("*"):
+        assert not re.search(r"kube|k8s|kustom", str(path.relative_to(project)), re.I), path
+        if path.is_file():
+            assert not re.search(rb"kube|k8s|kustom", path.read_bytes(), re.I), path
