@@ -15,8 +15,8 @@ def test_each_worker_has_one_connection_to_redis_however_many_ask(
             ours = str(redis.client_id())
             return sum(client["id"] != ours for client in redis.client_list())
 
-        running = serve("--workers", "3", REDIS_URL=own_redis_url, DEMO="off")
-        traffic = load(running.url, "/", clients=16)
+        running = serve("--workers", "3", REDIS_URL=own_redis_url)
+        traffic = load(running.url, "/readyz", clients=16)
         eventually(lambda: theirs() == 3)
         eventually(lambda: traffic.seen["ok"] > 500)
         assert theirs() == 3
