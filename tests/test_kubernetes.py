@@ -61,6 +61,19 @@ def web(objects):
     return pod, container
 
 
+def selectors_in(node):
+    """Every selector of pods, however deep: of services, policies, budgets, and of how pods are spread."""
+    if isinstance(node, list):
+        for each in node:
+            yield from selectors_in(each)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("selector", "podSelector", "labelSelector"):
+                yield value.get("matchLabels", value)
+            else:
+                yield from selectors_in(value)
+
+
 def settings_of(objects, project):
     """What the app itself reads from the environment of its container, and the primary's policy."""
     _, container = web(objects)
@@ -210,10 +223,9 @@ def test_whoever_selects_pods_finds_them(built, overlay):
     objects = built(overlay)
     labels = [template["metadata"]["labels"] for template in pods(objects)]
     _, container = web(objects)
-    selectors = [each["spec"]["selector"] for (kind, _), each in objects.items() if kind == "Service"]
-    selectors += [each["spec"]["podSelector"]["matchLabels"] for (kind, _), each in objects.items() if "Policy" in kind]
+    selectors = list(selectors_in(list(objects.values())))
+    assert len(selectors) >= 6
     if overlay == "production":
-        selectors.append(objects["PodDisruptionBudget", "web"]["spec"]["selector"]["matchLabels"])
         target = objects["HorizontalPodAutoscaler", "web"]["spec"]["scaleTargetRef"]
         assert (target["kind"], target["name"]) in objects
         assert "cpu" in container["resources"]["requests"]  # a utilization is of this
