@@ -14,6 +14,7 @@ import yaml
 OVERLAYS = ["development", "production"]
 MANIFESTS = "deploy/kubernetes"
 KEY = "x" * 32
+OLDEST, NEWEST = "1.30", "1.37"
 
 # "Restricted", of the Pod Security Standards: what a volume may be.
 ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
@@ -92,9 +93,11 @@ def test_every_overlay_is_built_and_is_strictly_valid(bake, kubectl, tmp_path, o
     project = bake(project_slug=slug)
     text = kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))
     (tmp_path / "built.yaml").write_text(text)
-    validate = [Path(sys.executable).parent / "kubernetes-validate", "--strict", tmp_path / "built.yaml"]
-    ended = subprocess.run(validate, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"\nVersion {OLDEST} or newer." in (project / MANIFESTS / "README.md").read_text()
+    for version in (OLDEST, NEWEST):
+        validate = [Path(sys.executable).parent / "kubernetes-validate", "--strict", "--kubernetes-version", version]
+        ended = subprocess.run([*validate, tmp_path / "built.yaml"], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     for each in yaml.safe_load_all(text):
         assert len(each["metadata"]["name"]) <= 63
         own = each["metadata"]["name"] if each["kind"] == "Namespace" else each["metadata"]["namespace"]
