@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-OVERLAYS = ["development", "production"]
 MANIFESTS = "deploy/kubernetes"
 KEY = "x" * 32
 OLDEST, NEWEST = "1.30", "1.37"
 
-# "Restricted", of the Pod Security Standards: what a volume may be.
+# "Restricted", of the Pod Security Standards: what a volume may be, and a container; its root is read-only besides.
 ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
+LOCKED_UP = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 
 
 @pytest.fixture
@@ -37,18 +37,21 @@ def kubectl(tmp_path):
 
 
 @pytest.fixture
-def built(bake, kubectl):
-    """`built("production")` are the objects of an overlay of the default bake, by kind and name."""
-    project = bake()
+def project(bake):
+    return bake()
 
-    def build(overlay):
-        objects = list(yaml.safe_load_all(kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))))
-        # But for the hash of what is in it.
-        names = [re.sub("^settings-.*", "settings", each["metadata"]["name"]) for each in objects]
-        return {(each["kind"], name): each for each, name in zip(objects, names, strict=True)}
 
-    build.project = project
-    return build
+@pytest.fixture(params=["development", "production"])
+def overlay(request):
+    return request.param
+
+
+@pytest.fixture
+def objects(project, overlay, kubectl):
+    """What an overlay of the default bake builds, by kind and name: the settings' without the hash of what is in it."""
+    found = list(yaml.safe_load_all(kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))))
+    names = [re.sub("^settings-.*", "settings", each["metadata"]["name"]) for each in found]
+    return {(each["kind"], name): each for each, name in zip(found, names, strict=True)}
 
 
 def pods(objects):
@@ -88,7 +91,6 @@ def settings_of(objects, project):
 
 
 @pytest.mark.parametrize("slug", ["cluster-app", "a" * 40])
-@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_is_built_and_is_strictly_valid(bake, kubectl, tmp_path, overlay, slug):
     project = bake(project_slug=slug)
     text = kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))
@@ -104,9 +106,7 @@ def test_every_overlay_is_built_and_is_strictly_valid(bake, kubectl, tmp_path, o
         assert own == {"production": slug, "development": f"{slug}-development"}[overlay]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_is_restricted(built, overlay):
-    objects = built(overlay)
+def test_every_pod_is_restricted(objects):
     (namespace,) = (each for (kind, _), each in objects.items() if kind == "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for template in pods(objects):
@@ -119,45 +119,34 @@ def test_every_pod_is_restricted(built, overlay):
         for volume in pod.get("volumes", []):
             assert volume.keys() - {"name"} <= ALLOWED_VOLUMES
         for container in pod["containers"]:
-            own = container["securityContext"]
-            assert own == {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-                "readOnlyRootFilesystem": True,
-            }
+            assert container["securityContext"] == LOCKED_UP
             assert all("hostPort" not in port for port in container["ports"])
             assert "memory" in container["resources"]["limits"]
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 assert "host" not in container.get(probe, {}).get("httpGet", {})
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_the_app_writes_to_is_mounted(built, overlay):
-    objects = built(overlay)
+def test_what_the_app_writes_to_is_mounted(objects, project):
     pod, container = web(objects)
     volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"]}
     mounts = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
-    _, settings, _ = settings_of(objects, built.project)
+    _, settings, _ = settings_of(objects, project)
     # The volume itself belongs to root, and the primary wants a folder of its own user's.
     assert mounts[str(settings.run_dir.parent)]["medium"] == "Memory"
     assert "medium" not in mounts["/tmp"]
     assert all("sizeLimit" in volume for volume in volumes.values())
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_environment_is_one_that_the_app_knows(built, overlay):
-    objects = built(overlay)
-    environ, settings, _ = settings_of(objects, built.project)
-    known = re.findall(r"^#? ?([A-Z_]+)=", (built.project / ".env.example").read_text(), re.M)
+def test_the_environment_is_one_that_the_app_knows(objects, project, overlay):
+    environ, settings, _ = settings_of(objects, project)
+    known = re.findall(r"^#? ?([A-Z_]+)=", (project / ".env.example").read_text(), re.M)
     assert environ.keys() <= set(known)
     assert settings.production == (overlay == "production")
     assert "WEB_CONCURRENCY" not in environ  # auto: by the cpu limit, which must then be there, in whole CPUs
     assert float(web(objects)[1]["resources"]["limits"]["cpu"]).is_integer()
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_is_in_the_manifests(built, overlay):
-    objects = built(overlay)
+def test_no_secret_is_in_the_manifests(objects, overlay):
     assert not [name for kind, name in objects if kind == "Secret"]
     values = {each["name"]: each for each in web(objects)[1]["env"]}
     if overlay == "production":
@@ -168,25 +157,24 @@ def test_no_secret_is_in_the_manifests(built, overlay):
         assert "SECRET_KEY" not in values
 
 
-def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(built, kubectl):
-    readme = (built.project / MANIFESTS / "README.md").read_text()
+@pytest.mark.parametrize("overlay", ["production"])
+def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(objects, project, kubectl):
+    readme = (project / MANIFESTS / "README.md").read_text()
     (namespace,) = re.findall(r"^kubectl (create namespace .*)$", readme, re.M)
     made = yaml.safe_load(kubectl(*namespace.split(), "--dry-run=client", "-o", "yaml"))
     secret = re.search(r"kubectl (-n \S+ create secret generic \S+)((?: \\\n +--from-literal=\S+=\".*\")+)", readme)
     names = re.findall(r"--from-literal=([A-Z_]+)=", secret[2])
     literals = [f"--from-literal={name}={KEY}" for name in names]
     given = yaml.safe_load(kubectl(*secret[1].split(), *literals, "--dry-run=client", "-o", "yaml"))
-    asked = [each["valueFrom"]["secretKeyRef"] for each in web(built("production"))[1]["env"] if "valueFrom" in each]
+    asked = [each["valueFrom"]["secretKeyRef"] for each in web(objects)[1]["env"] if "valueFrom" in each]
     assert {each["name"] for each in asked} == {given["metadata"]["name"]}
     assert {each["key"] for each in asked} == given["data"].keys()
     assert given["metadata"]["namespace"] == made["metadata"]["name"] == "cluster-app"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_pod_has_longer_to_leave_than_its_primary_takes(built, overlay):
-    objects = built(overlay)
+def test_a_pod_has_longer_to_leave_than_its_primary_takes(objects, project):
     pod, container = web(objects)
-    _, settings, policy = settings_of(objects, built.project)
+    _, settings, policy = settings_of(objects, project)
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     # Lingering is a part of the graceful timeout; drain_limit is when the primary ends the last worker itself.
     assert settings.linger <= settings.graceful_timeout < policy.drain_limit
@@ -194,12 +182,10 @@ def test_a_pod_has_longer_to_leave_than_its_primary_takes(built, overlay):
     assert pod["terminationGracePeriodSeconds"] >= taken + 10
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(built, overlay):
-    objects = built(overlay)
+def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(objects, project):
     _, container = web(objects)
-    _, settings, policy = settings_of(objects, built.project)
-    routes = re.findall(r'Route\("(/\w+)"', (built.project / "src/cluster_app/web/health.py").read_text())
+    _, settings, policy = settings_of(objects, project)
+    routes = re.findall(r'Route\("(/\w+)"', (project / "src/cluster_app/web/health.py").read_text())
     startup, liveness, readiness = (container[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
     assert [probe["httpGet"]["path"] for probe in (startup, liveness, readiness)] == ["/healthz", "/healthz", "/readyz"]
     assert {"/healthz", "/readyz"} <= set(routes)
@@ -210,10 +196,9 @@ def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(built, ove
     assert readiness["timeoutSeconds"] > settings.redis_timeout
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_port_and_the_user_are_the_images(built, overlay):
-    pod, container = web(built(overlay))
-    dockerfile = (built.project / "Dockerfile").read_text()
+def test_the_port_and_the_user_are_the_images(objects, project):
+    pod, container = web(objects)
+    dockerfile = (project / "Dockerfile").read_text()
     (port,) = container["ports"]
     assert re.findall(r"^EXPOSE (\d+)$", dockerfile, re.M) == [str(port["containerPort"])]
     assert f"BIND=0.0.0.0:{port['containerPort']}" in dockerfile
@@ -221,9 +206,7 @@ def test_the_port_and_the_user_are_the_images(built, overlay):
     assert set(re.findall(r"^USER (\S+)$", dockerfile, re.M)) == {user}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_whoever_selects_pods_finds_them(built, overlay):
-    objects = built(overlay)
+def test_whoever_selects_pods_finds_them(objects, overlay):
     labels = [template["metadata"]["labels"] for template in pods(objects)]
     _, container = web(objects)
     selectors = list(selectors_in(list(objects.values())))
@@ -238,9 +221,8 @@ def test_whoever_selects_pods_finds_them(built, overlay):
     assert objects["Service", "web"]["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_network_lets_in_requests_and_out_names_and_redis(built, overlay):
-    policies = [each["spec"] for (kind, _), each in built(overlay).items() if kind == "NetworkPolicy"]
+def test_the_network_lets_in_requests_and_out_names_and_redis(objects, overlay):
+    policies = [each["spec"] for (kind, _), each in objects.items() if kind == "NetworkPolicy"]
     of_web = [each for each in policies if each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "web"]
     ways_in = [port["port"] for each in of_web for rule in each.get("ingress", []) for port in rule["ports"]]
     ways_out = {port["port"] for each in of_web for rule in each.get("egress", []) for port in rule["ports"]}
@@ -249,8 +231,8 @@ def test_the_network_lets_in_requests_and_out_names_and_redis(built, overlay):
     assert {"Ingress", "Egress"} <= {kind for each in of_web for kind in each["policyTypes"]}
 
 
-def test_a_new_version_comes_before_an_old_one_leaves(built):
-    objects = built("production")
+@pytest.mark.parametrize("overlay", ["production"])
+def test_a_new_version_comes_before_an_old_one_leaves(objects):
     deployment = objects["Deployment", "web"]["spec"]
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert "replicas" not in deployment  # the autoscaler's
@@ -261,10 +243,11 @@ def test_a_new_version_comes_before_an_old_one_leaves(built):
     assert not re.search(r":latest$|/[^:]*$", web(objects)[1]["image"])
 
 
-def test_the_page_builds_the_image_that_is_tried(built):
-    readme = (built.project / MANIFESTS / "README.md").read_text()
+@pytest.mark.parametrize("overlay", ["development"])
+def test_the_page_builds_the_image_that_is_tried(objects, project):
+    readme = (project / MANIFESTS / "README.md").read_text()
     (tag,) = re.findall(r"^docker build --tag (\S+) \.$", readme, re.M)
-    assert web(built("development"))[1]["image"] == tag
+    assert web(objects)[1]["image"] == tag
     assert f"kind load docker-image {tag}\n" in readme
 
 
