@@ -83,7 +83,7 @@ def settings_of(objects, project):
     _, container = web(objects)
     environ = dict(objects["ConfigMap", "settings"]["data"])
     for each in container.get("env", []):
-        environ[each["name"]] = each.get("value") or {"SECRET_KEY": KEY, "REDIS_URL": "redis://redis"}[each["name"]]
+        environ[each["name"]] = each.get("value") or KEY
     source = project / "src" / "cluster_app"
     settings = runpy.run_path(str(source / "settings.py"))["read"](environ)
     policy = runpy.run_path(str(source / "cluster" / "policy.py"))["Policy"](graceful_timeout=settings.graceful_timeout)
@@ -150,7 +150,7 @@ def test_no_secret_is_in_the_manifests(objects, overlay):
     assert not [name for kind, name in objects if kind == "Secret"]
     values = {each["name"]: each for each in web(objects)[1]["env"]}
     if overlay == "production":
-        for name in ("SECRET_KEY", "REDIS_URL"):
+        for name in ("SECRET_KEY", "REDIS_URL", "OPS_TOKEN"):
             assert values[name].keys() == {"name", "valueFrom"}
             assert values[name]["valueFrom"] == {"secretKeyRef": {"name": "web", "key": name}}
     else:
