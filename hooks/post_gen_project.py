@@ -19,6 +19,9 @@ if answers["demo"] == "no":
     shutil.copytree(WITHOUT_DEMO, ".", dirs_exist_ok=True)
 shutil.rmtree(WITHOUT_DEMO)
 
+if answers["kubernetes"] == "no":
+    shutil.rmtree(Path("deploy", "kubernetes"))
+
 demo = "    make demo    # set up, and see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
 print(f"""
 {answers["project_slug"]} is ready. Next:
