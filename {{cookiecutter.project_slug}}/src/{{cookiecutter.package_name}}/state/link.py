@@ -173,6 +173,8 @@ class Link:
         overdue, late = now - self._timeout, f"no answer from Redis within {self._timeout:g} s"
         if wire is not None and wire.in_flight and max(wire.opened, wire.in_flight[0].since) <= overdue:
             wire.drop(TimeoutError, late)
+            # Who heard of it may ask again for the same request: that must not wait as long once more.
+            self._refusal = self._refusal or f"Redis is away: {late}"
         # What has waited for a connection is late by itself; the new connection is not to blame.
         for command in takewhile(lambda command: command.since <= overdue, waiting):
             command.settle(TimeoutError(late))

@@ -88,6 +88,9 @@ async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_wo
         assert 0.3 <= monotonic() - started < 5.0
         assert [type(end) for end in ends] == [TimeoutError] * 3
         assert "no answer from Redis within 0.3 s" in str(ends[0])
+        async with asyncio.timeout(20):
+            while not client.stats.connected:  # until then commands fail at once
+                await asyncio.gather(client.ping(), asyncio.sleep(0.005), return_exceptions=True)
         assert await client.get("k") == b"OK"
         assert impostor.asked == [b"GET first"] + [b"INCRBY n 1"] * 3 + [b"GET k"]  # sent once each
 

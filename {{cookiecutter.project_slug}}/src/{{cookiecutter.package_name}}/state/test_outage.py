@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from redis.exceptions import TimeoutError
+from redis.exceptions import ConnectionError, TimeoutError
 
 from .redis import UNAVAILABLE, connect
 
@@ -36,6 +36,22 @@ async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Pa
         assert [type(end) for end in ends] == [TimeoutError] * 3
         await back(client)
         assert await client.get("n") == b"3"  # sent, not answered, and not sent again
+
+
+@pytest.mark.one_server("asks the pipelined connection")
+async def test_after_a_command_that_timed_out_the_next_one_fails_at_once(redis_start: Any, tmp_path: Path) -> None:
+    process = redis_start("hung")
+    async with connect(f"unix://{tmp_path}/hung/redis.sock", 0.5) as connected:
+        client: Any = connected
+        await client.ping()
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            await client.get("k")
+        with pytest.raises(ConnectionError, match="Redis is away: no answer"):
+            client.get("k").send(None)  # without a turn of the event loop
+        assert client.stats.waiting == 0
+        os.kill(process.pid, signal.SIGCONT)
+        await back(client)
 
 
 @pytest.mark.one_server("asks the pipelined connection")
