@@ -86,6 +86,17 @@ def test_the_licence_is_the_one_that_was_chosen(bake, license, title):
     assert described.get("license") == (None if license == "none" else license)
 
 
+@pytest.mark.parametrize(("server", "image"), [("redis", "redis:8"), ("valkey", "valkey/valkey:8")])
+def test_compose_kubernetes_and_ci_have_the_server_that_was_chosen(bake, server, image):
+    project = bake(redis_server=server)
+    for name in ("docker-compose.yml", "deploy/kubernetes/overlays/development/redis.yaml"):
+        text = (project / name).read_text()
+        assert f'image: "{image}"' in text, name
+        assert set(re.findall(r"\b(redis|valkey)-(?:server|cli)\b", text)) == {server}, name
+    assert f"--no-install-recommends {server}-server" in (project / "Makefile").read_text()
+    assert "run: sudo make server" in (project / ".github/workflows/ci.yml").read_text()
+
+
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
 def test_the_oldest_python_is_asked_for(bake, version):
     project = bake(python_version=version)

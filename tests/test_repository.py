@@ -33,8 +33,9 @@ def test_dependabot_is_valid(folder):
     tool("check-jsonschema", "--builtin-schema", "vendor.dependabot", str(folder / ".github/dependabot.yml"))
 
 
-@pytest.mark.parametrize("folder", [ROOT, TEMPLATE], ids=["root", "template"])
-def test_the_compose_files_are_valid(folder):
+@pytest.mark.parametrize("answers", [None, {}, {"demo": "no", "redis_server": "valkey"}], ids=["root", "bake", "least"])
+def test_the_compose_files_are_valid(bake, answers):
+    folder = ROOT if answers is None else bake(**answers)
     tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *sorted(map(str, folder.glob("docker-*.yml"))))
 
 
