@@ -1,5 +1,6 @@
 """Fixtures: `bake(**answers)` generates a project, `pythons` are the interpreters of this machine."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -34,6 +35,11 @@ def baked(folder: Path, into: Path | None = None, **answers: str) -> Path:
             default_config=own,
         )
     )
+
+
+def missing(what: str) -> None:
+    """Skip the test, or where CI=true fail it. what: what is not there, and how to have it."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def pythons() -> list[str]:

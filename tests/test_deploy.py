@@ -1,6 +1,5 @@
 """What the bake brings for its deployment, held to the tools that will read it."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,14 +7,14 @@ import sys
 
 import pytest
 import yaml
+from conftest import missing
 
 
 @pytest.fixture
 def analyze(tmp_path):
     """`analyze("verify", ...)` on units that are in `tmp_path`; fails on every complaint."""
     if not shutil.which("systemd-analyze"):
-        missing = "no systemd-analyze. Install it (its daemon need not run): .ci/machine, or apt install systemd"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+        missing("no systemd-analyze. Install it (its daemon need not run): .ci/machine, or apt install systemd")
 
     def run(*arguments):
         ended = subprocess.run(
@@ -78,7 +77,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(bake):
 
 def test_prometheus_takes_the_alerts(bake):
     if not shutil.which("promtool"):
-        pytest.skip("no promtool. On Debian: apt install prometheus")
+        missing("no promtool. On Debian: .ci/machine, or apt install prometheus")
     command = ["promtool", "check", "rules", "--lint-fatal", bake() / "deploy/monitoring/alerts.yml"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,7 +1,6 @@
 """The live page in a real Chromium, on a real cluster: what people see is what is true."""
 
 import json
-import os
 import re
 import sys
 from functools import partial
@@ -9,7 +8,7 @@ from functools import partial
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import browser, chromium, development
-from conftest import baked
+from conftest import baked, missing
 from playwright.sync_api import expect
 from test_generated import fresh, run
 
@@ -23,13 +22,13 @@ DESK = {"width": 1100, "height": 900}
 # Chromium itself reports each broken connection and each 503 on the console, however well the page takes it.
 BROWSERS_OWN = re.compile(r"Failed to load resource: (net::|the server responded with a status of 503)")
 
-if not chromium():
-    message = "no chromium was found to look at the page with. On Debian: sudo .ci/machine"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message, allow_module_level=True)
-
 expect.set_options(timeout=DEADLINE_MS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_browser_is_there():
+    if not chromium():
+        missing("no chromium to look at the page with. On Debian: .ci/machine, or apt install chromium")
 
 
 def installed(folder):

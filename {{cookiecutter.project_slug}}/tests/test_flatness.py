@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-RELOADS = 50
+RELOADS = 20
 BURSTS = 20
 MIB = 1024  # KiB
 
@@ -37,7 +37,7 @@ def connections(seen: Any) -> list[int]:
     return [row.connections for row in seen.workers]
 
 
-def test_fifty_reloads_leave_the_primary_as_it_was(
+def test_twenty_reloads_leave_the_primary_as_it_was(
     puppets: Any, snapshot: Any, ready: Any, eventually: Any, clean_stop: Any
 ) -> None:
     cluster = puppets("--workers", "1")
