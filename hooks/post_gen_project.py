@@ -29,4 +29,5 @@ print(f"""
     cd {answers["project_slug"]}
 {demo}    make test    # everything its CI runs
     make run     # develop: http://127.0.0.1:8000, reloads on change
+    git init     # what is a secret or is built is in .gitignore
 """)

@@ -30,6 +30,18 @@ def test_the_command_line_of_cookiecutter_gives_the_same(bake, tmp_path):
     assert "make demo" in shown
 
 
+def test_the_next_steps_work(tmp_path):
+    command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--no-input", "--output-dir", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    steps = [line.split("#")[0].strip() for line in shown.splitlines() if line.startswith("    ")]
+    # What make does is run word for word by test_generated.py.
+    assert steps == ["cd cluster-app", "make demo", "make test", "make run", "git init"]
+    listed = "cd cluster-app; make; git init; git add .; git status --short"
+    known = subprocess.run(["bash", "-ec", listed], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert all(f"  {step} " in known for step in steps if step.startswith("make "))
+    assert "A  .env.example" in known
+
+
 def test_no_trace_of_the_generator_is_left(bake):
     for path, content in files(bake()).items():
         assert not JINJA.search(content.decode()), path

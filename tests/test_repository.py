@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_both_levels_ask_for_the_same_versions_of_the_same_tools():
     shared = ours.keys() & theirs.keys()  # but for pytest: ours has an upper bound
     assert {"pytest-xdist", "ruff"} <= shared
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
+
+
+def test_the_changes_begin_with_the_version_of_now():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
 
 
 def test_the_readme_bakes_as_it_says(tmp_path):
