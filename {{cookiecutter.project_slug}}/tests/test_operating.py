@@ -188,7 +188,9 @@ def test_without_a_primary_every_command_says_so(cli: Any, command: list[str]) -
     assert "Traceback" not in ended.stderr
 
 
-def test_a_primary_killed_meanwhile_ends_the_wait(cluster: Any, cli: Any, app: Path, run_dir: dict[str, str]) -> None:
+def test_a_primary_killed_meanwhile_ends_the_wait_and_takes_its_check_along(
+    cluster: Any, cli: Any, app: Path, run_dir: dict[str, str], processes: Any, eventually: Any
+) -> None:
     app.write_text("import time; time.sleep(600)")
     ended: list[subprocess.CompletedProcess[str]] = []
     asking = threading.Thread(target=lambda: ended.append(cli("reload", **run_dir)))
@@ -199,3 +201,4 @@ def test_a_primary_killed_meanwhile_ends_the_wait(cluster: Any, cli: Any, app: P
     asking.join(30)
     assert ended[0].returncode == 1
     assert "is gone" in ended[0].stderr
+    eventually(lambda: not processes(cluster))

@@ -1,8 +1,8 @@
 """What survives when the primary re-executes itself: same pid, same sockets, same board, same children.
 
 The baton travels in one environment variable, its file descriptors by number. Before the race is run the new
-code is checked in a child, which is the same command line with "check" and our version in that variable: code that
-keeps another board or takes another baton cannot take over, and says so while the old one still serves.
+code is checked in a child, which is the same command line with "check", our version and our pid in that variable: code
+that keeps another board or takes another baton cannot take over, and says so while the old one still serves.
 """
 
 import json
@@ -48,7 +48,12 @@ def is_check() -> bool:
 
 def fits() -> bool:
     """In a check: True if the code that serves now could hand over to this."""
-    return os.environ[VARIABLE] == f"{CHECK}{VERSION}"
+    return os.environ[VARIABLE].startswith(f"{CHECK}{VERSION} ")
+
+
+def asker() -> int:
+    """In a check that fits: the pid of the primary that asks."""
+    return int(os.environ[VARIABLE].split()[-1])
 
 
 def start_check(output: int) -> int:
@@ -56,7 +61,7 @@ def start_check(output: int) -> int:
     return os.posix_spawn(
         sys.executable,
         sys.orig_argv,
-        {**os.environ, VARIABLE: f"{CHECK}{VERSION}"},
+        {**os.environ, VARIABLE: f"{CHECK}{VERSION} {os.getpid()}"},
         file_actions=[(os.POSIX_SPAWN_DUP2, output, 2)],
         setsigmask=(),
         setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),

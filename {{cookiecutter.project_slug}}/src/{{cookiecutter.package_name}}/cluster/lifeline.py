@@ -28,10 +28,15 @@ def hold(pipe: int) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
-def die_with_parent() -> None:
-    """Be killed when the parent process ends (Linux; elsewhere nothing): for a child with nothing to finish."""
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process `parent`, which started this one, ends: for a child with nothing to finish.
+
+    It may have ended already, and prctl(2) tells of later ends only. Elsewhere than on Linux it tells of none.
+    """
     if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _leave_with_primary(pipe: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import handover, lifeline, log, systemd
+from .handover import Baton
 from .listener import describe
 from .loading import LoadError, preload
 from .policy import Policy
@@ -25,48 +26,57 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
     `options` go to uvicorn.Config. Raises LoadError, BindError or RunDirError when it cannot start.
     """
     if handover.is_check():
-        lifeline.die_with_parent()
         if not handover.fits():
             raise LoadError("this version keeps another scoreboard: stop and start it instead of a reload.")
+        lifeline.die_with_parent(handover.asker())
         preload(target, **options)
         return 0
-    baton = handover.take()
-    # A re-executed primary starts with all signals blocked; another has none yet that they could be for.
-    signals = SignalQueue() if baton else None
-    if sockets := systemd.take_sockets(os.environ):
-        logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
-        binds = [f"fd://{fd}" for fd in sockets]
-    try:
-        config = preload(target, **options)
-    except LoadError as error:
-        if baton is None:
-            raise
-        config, refusal = None, str(error)
-    if baton is None:
-        signals = SignalQueue()  # from here on others can find us
-        resources = Resources.acquire(RunDir(run_dir), binds)
-        slots = Slots(workers)
-        scheme = "https" if config and config.is_ssl else "http"
-        where = ", ".join(describe(opened, scheme) for opened in resources.listeners)
-        logger.info("%s on %s with %d workers", target, where, workers)
+    if baton := handover.take():
+        primary = _take_over(baton, target, workers, policy, run_dir=RunDir(run_dir), options=options)
     else:
-        resources = Resources.inherit(RunDir(run_dir), baton)
-        slots = Slots(baton.scaled or workers, baton.generation + (config is not None))
-        for child in children_of(baton):
-            slots.register(child)
+        primary = _begin(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
     log.flush()
-    assert signals is not None
-    primary = Primary(config, resources, slots, policy, signals)
-    if baton is not None:
-        primary.reloading.scaled = baton.scaled
-        if config is None:
-            # The check passed and this did not: the code changed in between. The old workers know how to serve.
-            primary.reloading.refuse(refusal)
-        else:
-            primary.reloading.handed_over = True
-            logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
     try:
         return primary.run()
     finally:
-        resources.release()
+        primary.resources.release()
         logger.info("stopped")
+
+
+def _begin(
+    target: str, binds: Sequence[str], workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
+) -> Primary:
+    if sockets := systemd.take_sockets(os.environ):
+        logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
+        binds = [f"fd://{fd}" for fd in sockets]
+    config = preload(target, **options)
+    signals = SignalQueue()  # from here on others can find us
+    resources = Resources.acquire(run_dir, binds)
+    where = ", ".join(describe(opened, "https" if config.is_ssl else "http") for opened in resources.listeners)
+    logger.info("%s on %s with %d workers", target, where, workers)
+    return Primary(config, resources, Slots(workers), policy, signals)
+
+
+def _take_over(
+    baton: Baton, target: str, workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
+) -> Primary:
+    """Go on where the image before this one stopped; with its workers alone if the new code does not load."""
+    signals = SignalQueue()  # a re-executed primary starts with all signals blocked
+    config, refusal = None, ""
+    try:
+        config = preload(target, **options)
+    except LoadError as error:
+        refusal = str(error)
+    resources = Resources.inherit(run_dir, baton)
+    slots = Slots(baton.scaled or workers, baton.generation + (config is not None))
+    for child in children_of(baton):
+        slots.register(child)
+    primary = Primary(config, resources, slots, policy, signals)
+    primary.reloading.scaled = baton.scaled
+    if config is None:
+        # The check passed and this did not: the code changed in between. The old workers know how to serve.
+        primary.reloading.refuse(refusal)
+    else:
+        primary.reloading.handed_over = True
+        logger.info("reload: generation %d takes over from %d workers", slots.generation, len(slots))
+    return primary
