@@ -104,7 +104,7 @@ def advice(settings: Settings) -> list[str]:
 
 def _without_password(url: str) -> str:
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _policy(settings: Settings) -> Policy:

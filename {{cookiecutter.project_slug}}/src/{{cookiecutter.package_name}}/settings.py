@@ -156,7 +156,7 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 def _ops_token(env: Mapping[str, str], app_env: str) -> str | None:
-    token = env.get("OPS_TOKEN") or None
+    token = env.get("OPS_TOKEN", "").strip() or None
     if app_env == PRODUCTION and token and len(token) < SHORTEST_TOKEN:
         raise SettingsError(f"OPS_TOKEN has fewer than {SHORTEST_TOKEN} characters. Make one with: {MAKE_A_KEY}")
     return token

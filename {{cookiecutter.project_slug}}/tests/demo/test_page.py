@@ -1,4 +1,4 @@
-"""The live page's stream and its controls, on real clusters. What a browser makes of them is tested by the template."""
+"""The live page's stream and its controls, on real clusters."""
 
 import http.client
 import json

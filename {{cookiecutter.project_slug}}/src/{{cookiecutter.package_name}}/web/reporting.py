@@ -6,6 +6,7 @@ That one is the first whose heart beats, so who dies is followed by the next. It
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from .figures import measured
 EVERY = 1.0  # seconds
 SILENT = 2.0  # seconds without a heartbeat, after which the next worker speaks for the host
 SERVING = ("ready", "retiring")
+
+logger = logging.getLogger(__name__)
 
 
 def identity(cluster: Any) -> str:
@@ -48,8 +51,12 @@ async def _report(cluster: Any, redis: Any, cache: Cache, hosts: Presence, over:
         cluster.tell(*measured(redis, cache))
         seen = cluster.snapshot()
         if speaker(seen.workers) == cluster.pid:
-            with suppress(RedisError):  # the client has said in the log that Redis is away
+            try:
                 await hosts.tell(identity(cluster), json.dumps(asdict(seen)))
+            except RedisError:
+                pass  # the client has said in the log that Redis is away
+            except Exception:  # whatever it was: without this task nobody would hear of this worker again
+                logger.exception("the other hosts were not told")
         with suppress(TimeoutError):
             async with asyncio.timeout(EVERY):
                 await over.wait()

@@ -1,10 +1,12 @@
 """`/demo/control/...`: what can hurt, for the page and in development only. Each answers first, and strikes then.
 
-Two locks keep other sites out: the request must come from this origin, and carry the token that only a page of this
-origin can read. This room knows the primary as its parent process, and takes no pid that is not on the board.
+Three locks keep other sites out: the request must be addressed to a number or to localhost, come from that origin, and
+carry the token that only a page of it can read. This room knows the primary as its parent process, and takes no pid
+that is not on the board.
 """
 
 import hashlib
+import ipaddress
 import os
 import signal
 import time
@@ -47,10 +49,21 @@ class Controls:
             return JSONResponse({"error": error.detail}, error.status_code)
 
     def _admit(self, request: Request) -> None:
+        if _by_name(request):
+            raise HTTPException(403, "anybody can point a name here: open this page by its number, or as localhost")
         if not _same_origin(request):
             raise HTTPException(403, "this came from another site")
         if not self._signer.verify_signature(SIGNED, request.headers.get(TOKEN_HEADER, "").encode()):
             raise HTTPException(403, "the token is not the one that this page was given")
+
+
+def _by_name(request: Request) -> bool:
+    """True for a name that its owner may let point to this machine, whose pages are then of the same origin (DNS
+    rebinding).
+    """
+    with suppress(ValueError):
+        return not ipaddress.ip_address(request.url.hostname or "")
+    return request.url.hostname != "localhost"
 
 
 def _same_origin(request: Request) -> bool:

@@ -78,6 +78,9 @@ class Events:
         async with self._one_at_a_time:
             if monotonic() - self._made >= INTERVAL:
                 seen = await picture(request)
+                if self._token is None:  # in production: why a reload was refused may hold what is not for everybody
+                    for board in seen["hosts"].values():
+                        board["reload_reason"] = ""
                 self._frame = Frame(_event(seen), json.dumps(_news(seen)))
                 self._made = monotonic()
         return self._frame

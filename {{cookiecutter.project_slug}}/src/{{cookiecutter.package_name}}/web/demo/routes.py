@@ -86,7 +86,12 @@ async def cpu(request: Request) -> Response:
 
 
 async def block(request: Request) -> Response:
-    """Blocks the event loop, as a careless handler would: nobody else is served by this worker meanwhile."""
+    """Blocks the event loop, as a careless handler would: nobody else is served by this worker meanwhile.
+
+    Not for another site: a page elsewhere may have an image of this address.
+    """
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise HTTPException(403, "this came from another site")
     ms = _milliseconds(request)
     time.sleep(ms / 1000)  # noqa: ASYNC251 - the very mistake this route is here to show
     return JSONResponse({"worker": answering(request), "blocked_ms": ms})
@@ -102,6 +107,6 @@ def _answer(request: Request, content: dict[str, Any]) -> Response:
 
 def _milliseconds(request: Request) -> int:
     text = request.query_params.get("ms", "100")
-    if not (text.isascii() and text.isdigit() and int(text[:9]) <= LONGEST_MS):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(LONGEST_MS)) and int(text) <= LONGEST_MS):
         raise HTTPException(400, f"ms must be a whole number from 0 to {LONGEST_MS}")
     return int(text)

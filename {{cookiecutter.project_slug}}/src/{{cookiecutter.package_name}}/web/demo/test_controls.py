@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from .controls import MOST_WORKERS, VERBS, Controls
 
-ORIGIN = "http://testserver"
+ORIGIN = "http://localhost"
 CONTROLS = Controls(["a-key-of-more-than-thirty-two-characters"])
 ADMITTED = {"Origin": ORIGIN, "X-Control-Token": CONTROLS.token}
 KNOWN = 1234
@@ -55,7 +55,7 @@ def serving(state: dict[str, Any]) -> TestClient:
     async def with_state(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "state": state}, receive, send)
 
-    return TestClient(with_state)
+    return TestClient(with_state, base_url=ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,17 @@ def test_another_site_is_refused(client: TestClient, sent: Any, origin: dict[str
     assert answer.status_code == 403
     assert answer.json() == {"error": "this came from another site"}
     assert sent == []
+
+
+def test_a_name_that_anybody_could_point_here_is_refused(client: TestClient, sent: Any) -> None:
+    theirs = {**ADMITTED, "Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
+    answer = client.post("/control/reload", headers=theirs)
+    assert answer.status_code == 403
+    assert "anybody can point a name here" in answer.json()["error"]
+    assert sent == []
+    for number in ("127.0.0.1:8000", "[::1]:8000"):
+        ours = {**ADMITTED, "Host": number, "Origin": f"http://{number}"}
+        assert client.post("/control/reload", headers=ours).status_code == 200
 
 
 @pytest.mark.parametrize("token", [None, "", "x", CONTROLS.token[:-1], CONTROLS.token + "x", "\xe9"])
