@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import product
 
 import pytest
+import yaml
 from conftest import ROOT
 
 JINJA = re.compile(r"\{\{[^\n]*cookiecutter|\{%|%\}|cookiecutter")
@@ -114,6 +116,28 @@ def test_the_oldest_python_is_asked_for(bake, version):
     project = bake(python_version=version)
     assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["requires-python"] == f">={version}"
     assert f"Python {version} or newer" in (project / "README.md").read_text()
+    for command in ("check", "format --check"):
+        ruff = [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "."]
+        ended = subprocess.run(ruff, cwd=project, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("demo", ["yes", "no"])
+def test_what_else_is_chosen_changes_no_python_and_leaves_no_trace(bake, tmp_path, demo):
+    def python(project):
+        return {path: text for path, text in files(project).items() if path.suffix == ".py"}
+
+    same = python(bake(demo=demo))  # test_generated.py runs all its tests
+    for kubernetes, server, license in product(["yes", "no"], ["redis", "valkey"], ["MIT", "BSD-3-Clause", "none"]):
+        answers = {"demo": demo, "kubernetes": kubernetes, "redis_server": server, "license": license}
+        project = bake(into=tmp_path / "-".join(answers.values()), **answers)
+        assert python(project) == same
+        assert yaml.safe_load((project / "docker-compose.yml").read_text())["services"]["redis"]
+        assert not (project / "without_demo").exists()
+        assert (project / "deploy" / "kubernetes").exists() == (kubernetes == "yes")
+        everything = b"".join(files(project).values()).lower()
+        assert (b"kubernetes" in everything) == (kubernetes == "yes")
+        assert re.search(rb"\bdemo\b", everything) is None or demo == "yes"
 
 
 def test_every_question_has_a_prompt_that_a_person_can_read():
