@@ -15,13 +15,15 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
 SLOW = """
-import asyncio
+import asyncio, pathlib, time
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 async def slow(request):
-    await asyncio.sleep(float(request.query_params["s"]))
+    until = time.monotonic() + float(request.query_params["s"])
+    while time.monotonic() < until and not pathlib.Path(__file__).with_name("released").exists():
+        await asyncio.sleep(0.01)
     return PlainTextResponse("done")
 
 app = Starlette(routes=[Route("/slow", slow)])
@@ -30,7 +32,7 @@ app = Starlette(routes=[Route("/slow", slow)])
 
 @pytest.fixture
 def serve_slow(serve: Any, tmp_path: Path) -> Any:
-    """Start clusters of an app that takes as long as it is asked to: `/slow?s=1.5`."""
+    """Start clusters of an app that takes as long as it is asked to, `/slow?s=1.5`, or until it is `released`."""
     (tmp_path / "slowly.py").write_text(SLOW)
     return partial(serve, "--app", "slowly:app", PYTHONPATH=str(tmp_path))
 
@@ -115,14 +117,15 @@ def test_a_websocket_is_told_1012_and_does_not_hold_the_stop(serve: Any, eventua
 
 
 def test_late_clients_are_refused_at_once_while_the_last_request_is_finished(
-    serve_slow: Any, snapshot: Any, get: Any, eventually: Any
+    serve_slow: Any, snapshot: Any, get: Any, eventually: Any, tmp_path: Path
 ) -> None:
-    cluster = serve_slow("--workers", "2")
-    answer = get_in_background(get, cluster.url, "/slow?s=3")
+    cluster = serve_slow("--workers", "2", GRACEFUL_TIMEOUT="60")
+    answer = get_in_background(get, cluster.url, "/slow?s=600")
     eventually(lambda: in_flight(snapshot(cluster)))
     cluster.process.terminate()
     eventually(lambda: refused(cluster.url))
     assert not answer.done()
+    (tmp_path / "released").touch()
     assert answer.result()[0] == 200
 
 
@@ -174,11 +177,12 @@ def test_a_worker_that_has_not_started_yet_does_not_hold_a_stop(
 
 
 def test_readiness_is_off_from_the_first_moment_of_a_stop(serve: Any, get: Any, eventually: Any) -> None:
-    cluster = serve("--workers", "2", DRAIN_DELAY="2")
+    cluster = serve("--workers", "2", DRAIN_DELAY="600")
     assert get(cluster.url, "/readyz")[0] == 200
     cluster.process.terminate()
     eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
     assert get(cluster.url, "/healthz")[0] == 200
+    cluster.process.terminate()
     assert cluster.process.wait(20) == 0
 
 
