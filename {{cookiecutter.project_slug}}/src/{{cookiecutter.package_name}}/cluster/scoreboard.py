@@ -157,9 +157,11 @@ class Board:
         return len(accepting) or 1, sum(cells[start + CONNECTIONS] for start in accepting)
 
     def publish(self) -> None:
-        """Primary: say the whole header again."""
+        """Primary: say the whole header again; last that it is complete."""
         for cell, value in enumerate(self.header):
-            self.cells[cell] = value & LARGEST
+            if cell != SEQUENCE:
+                self.cells[cell] = value & LARGEST
+        self.cells[SEQUENCE] = self.header[SEQUENCE] & LARGEST
 
     def tidy(self, rows: Collection[int]) -> None:
         """Primary: only `rows` have a worker. Clear what anybody wrote between them, and forget what is beyond."""
@@ -190,7 +192,7 @@ class Board:
     def _changing(self) -> Iterator[None]:
         """While it lasts the sequence is odd, and readers try again: a seqlock, as Linux has them."""
         self.header[SEQUENCE] += 1
-        self.publish()
+        self.cells[SEQUENCE] = self.header[SEQUENCE] & LARGEST
         yield
         self.header[SEQUENCE] += 1
         self.publish()

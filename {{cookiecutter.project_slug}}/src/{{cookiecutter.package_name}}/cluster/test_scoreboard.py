@@ -34,6 +34,31 @@ def test_totals_never_run_backwards_when_a_worker_dies(tmp_path: Path) -> None:
     assert (snapshot.requests, snapshot.deaths, snapshot.workers) == (5, 1, [])
 
 
+def test_no_reader_sees_half_of_it(tmp_path: Path) -> None:
+    """Whatever cell the primary has just written: what a reader takes for complete has each request once."""
+    board = Board.create(tmp_path / "board")
+    write(board, 0, pid=11, requests=5)
+    reader = Board.read(tmp_path / "board")
+    seen = []
+
+    class Watched:
+        def __init__(self, cells: memoryview) -> None:
+            self._cells = cells
+
+        def __getitem__(self, at: slice) -> memoryview:
+            return self._cells[at]
+
+        def __setitem__(self, at: int, value: int) -> None:
+            self._cells[at] = value
+            if reader.cells[scoreboard.SEQUENCE] % 2 == 0:
+                seen.append(reader.snapshot().requests)
+
+    board.cells = Watched(board.cells)  # type: ignore[assignment]
+    board.fold(0)
+    board.publish()
+    assert set(seen) == {5}
+
+
 def test_who_accepts_and_what_they_hold_together_is_the_measure(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board")
     write(board, 0, pid=11, connections=9)
