@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cookiecutter.main import cookiecutter
 pytest_plugins = ["stacks"]  # what needs a Docker engine
 
 ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
 
 
@@ -35,6 +36,28 @@ def baked(folder: Path, into: Path | None = None, **answers: str) -> Path:
             default_config=own,
         )
     )
+
+
+def captured(
+    command: Sequence[str | Path], cwd: Path, timeout: float, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with `environ` besides ours and nothing to read; stdout has both channels."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def tracked() -> list[Path]:
+    """The files of this repository as they are now, those that are not added yet among them."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
 def missing(what: str) -> None:

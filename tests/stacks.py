@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, missing
+from conftest import KEPT, ROOT, captured, missing
 
 from benchmarks.load import Background
 
-KEPT = ROOT / "build" / "tests"
 GRACE = 45.0  # seconds; stop_grace_period
 SECRET = "of-this-test-and-of-no-other-purpose"
 
@@ -33,16 +32,7 @@ COMPOSE_V2_SHA256 = "8b5d2cb358427e654ada217cfdfedc00c4273f7a8ee07f27003a18d1546
 
 def run(*command: str | Path, cwd: Path = ROOT, fails: bool = False, **environ: str) -> str:
     """What it said on both channels. Raises AssertionError, with that, if it failed; or if it did not and should."""
-    ended = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    ended = captured(command, cwd, timeout=600, **environ)
     assert (ended.returncode != 0) == fails, f"{shlex.join(map(str, command))}\n{ended.stdout}"
     return ended.stdout
 

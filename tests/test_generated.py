@@ -12,9 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, pythons
-
-KEPT = ROOT / "build" / "tests"  # the venvs stay, so that a second run is quick
+from conftest import KEPT, captured, pythons
 
 FRESH_MACHINE = (
     *("awk", "bash", "cat", "dirname", "env", "grep", "make", "mkdir", "rm", "sed", "sh", "touch"),
@@ -24,16 +22,7 @@ FRESH_MACHINE = (
 
 def run(command, cwd, **environ):
     """Run it; its output is shown when the test fails."""
-    ended = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
+    ended = captured(command, cwd, timeout=900, **environ)
     print(ended.stdout)
     return ended
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tracked
 
 WHO = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 PACKAGE = Path("src", "cluster_app")
@@ -38,10 +38,10 @@ def commit(folder, what):
 def template(tmp_path):
     """This repository as it is now, in one commit that is tagged `now`."""
     folder = tmp_path / "template"
-    for name in git(ROOT, "ls-files", "-co", "--exclude-standard", "-z").split("\0"):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for path in tracked():
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     git(folder, "init", "--quiet")
     commit(folder, "as it is")
     git(folder, "tag", "now")
