@@ -1,0 +1,120 @@
+"""Fixtures for the primary's worst days: an app whose workers do what they are told, and a stop that must be clean."""
+
+import http.client
+import socket
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
+
+# An app that runs the Python it is sent, awaits `later` if that is set, and says `answer`, by default its pid.
+PUPPET = """
+import asyncio, ctypes, multiprocessing, os, re, signal, subprocess, sys, threading, time
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for _ in ("startup", "shutdown"):
+            await send({"type": (await receive())["type"] + ".complete"})
+        return
+    names = {**globals(), "board": scope["state"]["cluster"]._board, "answer": os.getpid()}
+    exec((await receive())["body"], names)
+    if "later" in names:
+        await names["later"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(names["answer"]).encode()})
+"""
+
+
+@pytest.fixture
+def package() -> str:
+    """The name of the package, for the code of an app."""
+    return next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
+
+
+@pytest.fixture
+def ask() -> Callable[..., Any]:
+    """One request with all of its answer: `ask(url, "/metrics", {"Authorization": "..."})`, a body as `data=`.
+
+    The answer is http.client's, and its `text` is what it said.
+    """
+
+    def send(url: str, path: str, headers: dict[str, str] | None = None, method: str = "GET", data: Any = None) -> Any:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)
+        try:
+            connection.request(method, path, data, {"Connection": "close", **(headers or {})})
+            response: Any = connection.getresponse()
+            response.text = response.read().decode()
+            return response
+        finally:
+            connection.close()
+
+    return send
+
+
+@pytest.fixture
+def puppets(serve: Any, tmp_path: Path) -> Any:
+    """Start clusters whose workers do what they are told: `tell(puppets(), "os._exit(3)")`."""
+    (tmp_path / "puppet.py").write_text(PUPPET)
+
+    def start(*arguments: str, **environ: str) -> Any:
+        hang_detector = {"LINGER": "0", "GRACEFUL_TIMEOUT": "2", "HANG_TIMEOUT": "2", "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {**hang_detector, "PYTHONPATH": str(tmp_path), **environ}
+        return serve("--workers", "2", "--app", "puppet:app", *arguments, **environ)
+
+    return start
+
+
+@pytest.fixture
+def tell() -> Callable[..., str | None]:
+    """Have a worker of a cluster of puppets run `code`; its answer, or None if there was none."""
+
+    def send(cluster: Any, code: str = "", timeout: float = DEADLINE) -> str | None:
+        connection = http.client.HTTPConnection(urlsplit(cluster.url).netloc, timeout=timeout)
+        try:
+            connection.request("POST", "/", code, {"Connection": "close"})
+            response = connection.getresponse()
+            return response.read().decode() if response.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    return send
+
+
+@pytest.fixture
+def processes() -> Callable[[Any], set[int]]:
+    """The pids of all that lives and was started by a cluster, whoever is its parent now."""
+
+    def pids(cluster: Any) -> set[int]:
+        mark = f"RUN_DIR={cluster.run_dir}\0".encode()
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # it ended meanwhile, or is not ours
+                if mark in path.read_bytes():
+                    found.add(int(path.parent.name))
+        return found
+
+    return pids
+
+
+@pytest.fixture
+def clean_stop(processes: Callable[[Any], set[int]], eventually: Any) -> Callable[..., None]:
+    """Stop a cluster and hold it to its word: exit code 0, no file, a free port, and no process but `spared`."""
+
+    def stop(cluster: Any, spared: Collection[int] = ()) -> None:
+        cluster.process.terminate()
+        assert cluster.process.wait(DEADLINE) == 0
+        assert not list(cluster.run_dir.glob("*"))
+        eventually(lambda: processes(cluster) <= set(spared))
+        split = urlsplit(cluster.url)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind((split.hostname, split.port))
+
+    return stop

@@ -1,0 +1,46 @@
+"""`auto` against cgroups of both versions, as files in a folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+from everycore.server.cpus import available_cpus
+
+
+def v2(folder: Path, text: str) -> Path:
+    (folder / "cpu.max").write_text(text)
+    return folder
+
+
+def v1(folder: Path, quota: int) -> Path:
+    (folder / "cpu").mkdir()
+    (folder / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    return folder
+
+
+def test_half_a_cpu_is_one_worker_in_either_version(tmp_path: Path) -> None:
+    (tmp_path / "v2").mkdir()
+    (tmp_path / "v1").mkdir()
+    assert available_cpus(v2(tmp_path / "v2", "50000 100000")) == (1, "the cgroup allows 0.5 CPUs")
+    assert available_cpus(v1(tmp_path / "v1", 50000)) == (1, "the cgroup allows 0.5 CPUs")
+
+
+@pytest.mark.parametrize("text", ["max 100000", "9900000 100000", "garbage", ""])
+def test_without_a_smaller_quota_the_affinity_decides(tmp_path: Path, text: str) -> None:
+    count, reason = available_cpus(v2(tmp_path, text))
+    assert count == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert "available_cpus" in reason
+
+
+def test_v1_spells_no_limit_as_minus_one(tmp_path: Path) -> None:
+    assert "available_cpus" in available_cpus(v1(tmp_path, -1))[1]
+
+
+def test_a_service_managers_quota_is_found_in_the_process_own_cgroup_or_above_it(tmp_path: Path) -> None:
+    own = tmp_path / "system.slice" / "app.service"
+    own.mkdir(parents=True)
+    (tmp_path / "ours").write_text("0::/system.slice/app.service\n")
+    v2(own, "max 100000")
+    v2(own.parent, "50000 100000")
+    assert available_cpus(tmp_path, tmp_path / "ours") == (1, "the cgroup allows 0.5 CPUs")

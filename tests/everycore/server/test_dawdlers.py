@@ -1,0 +1,141 @@
+"""Slow clients of a real uvicorn connection, on a clock that the test moves."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from everycore.server.request_timeouts import RequestTimeouts
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+pytestmark = pytest.mark.anyio
+
+POST = b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
+
+
+class Served:
+    """One client and its connection. `came` is set when bytes have come, `heard` when the app has got on with them."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.state = ServerState()
+        self.request_timeouts = RequestTimeouts(header_timeout=10, body_timeout=60)
+        self.heard = asyncio.Event()
+        self.busy = asyncio.Event()
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        while scope["path"] == "/read" and (await receive()).get("more_body"):
+            self.heard.set()
+        if scope["path"] == "/busy":
+            self.heard.set()
+            await self.busy.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+        self.heard.set()
+
+    @property
+    def connection(self) -> HttpToolsProtocol:
+        (connection,) = self.state.connections
+        assert isinstance(connection, HttpToolsProtocol)
+        return connection
+
+    def closes(self, *seconds: float) -> bool:
+        """Look at these times; whether the connection was closed at the last and at no other."""
+        for second in seconds[:-1]:
+            self.request_timeouts.close(list(self.state.connections), second)
+            assert not self.connection.transport.is_closing()
+        self.request_timeouts.close(list(self.state.connections), seconds[-1])
+        return self.connection.transport.is_closing()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
+    served = Served()
+    config = uvicorn.Config(served.app, http="httptools", interface="asgi3", lifespan="off", log_config=None)
+    config.load()
+
+    class Protocol(HttpToolsProtocol):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            served.came.set()
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: Protocol(config=config, server_state=served.state, app_state={}), ours
+    )
+    _, writer = await asyncio.open_connection(sock=theirs)
+    yield served, writer
+    served.busy.set()
+    for connection in list(served.state.connections):
+        assert isinstance(connection, HttpToolsProtocol)
+        connection.transport.abort()
+    if served.state.tasks:
+        await asyncio.wait(served.state.tasks)
+    writer.close()
+
+
+async def send(served: Served, writer: asyncio.StreamWriter, data: bytes, until: str = "heard") -> None:
+    event: asyncio.Event = getattr(served, until)
+    event.clear()
+    writer.write(data)
+    async with asyncio.timeout(20):
+        await event.wait()
+
+
+async def test_who_never_says_anything_is_closed(served: tuple[Served, asyncio.StreamWriter]) -> None:
+    assert served[0].closes(0, 9.9, 10)
+
+
+async def test_who_says_a_byte_now_and_then_is_closed_all_the_same(
+    served: tuple[Served, asyncio.StreamWriter],
+) -> None:
+    one, writer = served
+    await send(one, writer, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert not one.closes(0, 100)  # between two requests uvicorn's own timer runs
+    await send(one, writer, b"G", until="came")
+    assert not one.closes(200, 209)
+    await send(one, writer, b"E", until="came")
+    assert one.closes(210)
+
+
+async def test_a_body_may_take_longer_than_a_head_but_not_for_ever(
+    served: tuple[Served, asyncio.StreamWriter],
+) -> None:
+    one, writer = served
+    await send(one, writer, POST % b"read" + b"x")
+    assert not one.closes(0, 30)
+    await send(one, writer, b"x")
+    assert one.closes(59, 60)
+
+
+async def test_who_waits_for_a_slow_app_is_no_dawdler(served: tuple[Served, asyncio.StreamWriter]) -> None:
+    one, writer = served
+    await send(one, writer, POST % b"busy" + b"x" * 10)
+    assert not one.closes(0, 10_000)
+
+
+async def test_each_request_has_its_own_time(served: tuple[Served, asyncio.StreamWriter]) -> None:
+    one, writer = served
+    for start in (0, 50, 100):
+        await send(one, writer, POST % b"read" + b"x")
+        assert not one.closes(start, start + 49)
+        await send(one, writer, b"x" * 9)
+
+
+async def test_what_comes_after_an_early_answer_is_not_taken_for_ever(
+    served: tuple[Served, asyncio.StreamWriter],
+) -> None:
+    one, writer = served
+    await send(one, writer, POST % b"early")
+    await send(one, writer, b"x", until="came")
+    assert one.closes(0, 9, 10)
+
+
+async def test_zero_is_any_time(served: tuple[Served, asyncio.StreamWriter]) -> None:
+    one, _ = served
+    one.request_timeouts = RequestTimeouts(0, 0)
+    assert not one.closes(0, 1e9)

@@ -1,0 +1,75 @@
+"""The advice on real servers, configured as one meets them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from everycore.cli.redis_advice import _on_version, check_server
+from everycore.state.client.connect import connect
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+pytestmark = pytest.mark.anyio
+
+MEMORY = ("--maxmemory", "100mb")
+ON_DISK = ("--appendonly", "yes")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((*ON_DISK,), []),
+        (("--save", "3600", "1"), []),
+        ((*ON_DISK, *MEMORY), []),
+        ((*ON_DISK, "--maxmemory-policy", "allkeys-lru"), []),  # without a limit nothing is thrown away
+        ((*ON_DISK, *MEMORY, "--maxmemory-policy", "allkeys-lru"), ["maxmemory-policy allkeys-lru"]),
+        ((*ON_DISK, *MEMORY, "--maxmemory-policy", "volatile-ttl"), ["maxmemory-policy volatile-ttl"]),
+        ((), ["appendonly yes"]),
+        ((*MEMORY, "--maxmemory-policy", "allkeys-lfu"), ["maxmemory-policy allkeys-lfu", "appendonly yes"]),
+    ],
+)
+async def test_it_says_what_would_lose_sessions(
+    redis_start: Any, tmp_path: Path, options: tuple[str, ...], says: list[str]
+) -> None:
+    redis_start("server", *options)
+    async with connect(f"unix://{tmp_path}/server/redis.sock", 5.0) as client:
+        advice = await check_server(client)
+    assert len(advice) == len(says)
+    assert all(words in sentence for words, sentence in zip(says, advice, strict=True))
+
+
+async def test_where_config_is_refused_it_says_only_what_it_knows(redis_start: Any, tmp_path: Path) -> None:
+    redis_start("managed", *MEMORY, "--maxmemory-policy", "allkeys-lru", "--rename-command", "CONFIG", "")
+    async with connect(f"unix://{tmp_path}/managed/redis.sock", 5.0) as client:
+        (sentence,) = await check_server(client)
+    assert "allkeys-lru" in sentence
+
+
+async def test_where_nothing_can_be_asked_it_says_nothing(redis_start: Any, tmp_path: Path) -> None:
+    redis_start("closed", "--rename-command", "INFO", "")
+    async with connect(f"unix://{tmp_path}/closed/redis.sock", 5.0) as client:
+        with pytest.raises(ResponseError):
+            await client.info()
+        assert await check_server(client) == []
+    async with connect("unix:///nowhere/redis.sock", 0.5) as client:
+        assert await check_server(client) == []
+
+
+async def test_of_a_cluster_one_node_is_asked(redis_cluster_url: str) -> None:
+    async with connect(redis_cluster_url, 2.0) as client:
+        (sentence,) = await check_server(client)
+    assert "appendonly yes" in sentence
+
+
+async def test_the_servers_that_we_test_with_are_not_too_old(redis: Redis) -> None:
+    assert not any("older" in sentence for sentence in await check_server(redis))
+
+
+@pytest.mark.parametrize("version", ["6.0.16", "5.0.7"])
+def test_an_old_version_is_named(version: str) -> None:
+    assert version in str(_on_version(version))
+
+
+@pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.1", "10.0.0", "", "unstable", "255.255.255"])
+def test_no_other_version_is(version: str) -> None:
+    assert _on_version(version) is None

@@ -1,0 +1,70 @@
+"""Counters on a real Redis."""
+
+import asyncio
+
+import pytest
+from everycore.state import counters as counters_module
+from everycore.state.client.connect import connect
+from everycore.state.counters import Counters
+from redis.asyncio import Redis
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_name_never_counted_is_zero(redis: Redis) -> None:
+    assert await Counters(redis).get("nothing") == 0
+
+
+async def test_parallel_additions_are_all_counted_and_each_gets_its_own_total(redis: Redis) -> None:
+    counters = Counters(redis)
+    totals = await asyncio.gather(*(counters.add("hits") for _ in range(100)))
+    assert sorted(totals) == list(range(1, 101))
+    assert await counters.get("hits") == 100
+
+
+async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) -> None:
+    counters = Counters(redis)
+    assert await counters.add("stock", 5) == 5
+    assert await counters.add("stock", -2) == 3
+    await counters.reset("stock")
+    assert await counters.get("stock") == 0
+
+
+@pytest.mark.one_server("asks one server how often it was asked")
+async def test_what_is_added_lazily_arrives_by_itself_in_one_command_for_each_name(redis: Redis) -> None:
+    counters = Counters(redis)
+    await redis.config_resetstat()
+    for _ in range(500):
+        counters.add_buffered("hot", 2)
+        counters.add_buffered("other")
+    assert counters._sender is not None
+    await counters._sender
+    assert (await counters.get("hot"), await counters.get("other")) == (1000, 500)
+    assert (await redis.info("commandstats"))["cmdstat_incrby"]["calls"] == 2
+    assert counters._sender is None  # idle again
+
+
+async def test_a_close_sends_what_waits(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "BUFFER_TIME", 3600.0)
+    counters = Counters(redis)
+    counters.add_buffered("hot", 3)
+    await counters.aclose()
+    assert await counters.get("hot") == 3
+
+
+async def test_redis_away_says_so_once_and_counts_again_when_it_is_back(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = connect("unix:///nowhere/redis.sock", 0.5)
+    counters = Counters(away)
+    for _ in range(2):
+        counters.add_buffered("hot")
+        assert counters._sender is not None
+        await counters._sender
+    said = [record.message for record in caplog.records if record.name.endswith(".counters")]
+    assert len(said) == 1
+    assert "are lost" in caplog.text
+    counters._redis = redis
+    counters.add_buffered("hot")
+    await counters.aclose()
+    assert await redis.get("counter:hot") == b"1"

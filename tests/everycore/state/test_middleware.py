@@ -1,0 +1,236 @@
+"""The middleware under a real Starlette app, as its users meet it."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from everycore.state.client.connect import connect
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.sessions.store import SessionStore
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+CLOSED = pytest.mark.one_server("a client of a Redis Cluster that was closed opens again")
+KEY = "a-key-of-more-than-thirty-two-characters"
+
+
+async def count(request: Request) -> Response:
+    request.session["n"] = request.session.get("n", 0) + 1
+    return JSONResponse(dict(request.session))
+
+
+async def look(request: Request) -> Response:
+    return JSONResponse(dict(request.session))
+
+
+async def logout(request: Request) -> Response:
+    session: Any = request.session
+    session.destroy()
+    return JSONResponse({})
+
+
+async def login(request: Request) -> Response:
+    """Says by a redirect who is logged in; the database is asked before the browser can be."""
+    session: Any = request.session
+    session.regenerate()
+    session.user = "ann"
+    return RedirectResponse("/look", 303)
+
+
+SHARED = PlainTextResponse("the same for all")
+
+
+async def shared(request: Request) -> Response:
+    request.session["n"] = 1
+    return SHARED
+
+
+async def late(request: Request) -> Response:
+    session: Any = request.session
+    failures = []
+
+    async def body() -> AsyncIterator[str]:
+        try:
+            session.regenerate()
+        except RuntimeError as error:
+            failures.append(str(error))
+        yield failures[0]
+
+    return StreamingResponse(body())
+
+
+async def broken(request: Request) -> Response:
+    request.session["n"] = 100
+    raise LookupError
+
+
+async def adding(request: Request) -> Response:
+    """Redis goes away while the handler runs."""
+    session: Any = request.session
+    await request.state.redis.aclose()
+    if "assign" in request.query_params:
+        session["n"] = 7
+    else:
+        await session.update("n", lambda old: (old or 0) + 1)
+    return JSONResponse(dict(session))
+
+
+async def socket(websocket: WebSocket) -> None:
+    await websocket.accept()
+    websocket.session["n"] = websocket.session.get("n", 0) + 1
+    await websocket.send_json(dict(websocket.session))
+    await websocket.close()
+
+
+async def listening(websocket: WebSocket) -> None:
+    """Until the client leaves, and then lets it be known."""
+    await websocket.accept()
+    websocket.session["left"] = True
+    await websocket.receive_text()
+
+
+async def stranded(websocket: WebSocket) -> None:
+    await websocket.accept()
+    await websocket.state.redis.aclose()
+    websocket.session["n"] = 7
+    await websocket.close()
+
+
+def app(url: str, secure: bool) -> Starlette:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        client = connect(url, 0.5)
+        yield {"sessions": SessionStore(client, [KEY]), "redis": client}
+        await client.aclose()
+
+    session = [Middleware(SessionMiddleware, secure=secure)]
+    pages = (count, look, logout, login, shared, late, broken, adding)
+    routes = [Route(f"/{each.__name__}", each, middleware=session) for each in pages]
+    sockets = [WebSocketRoute(f"/{each.__name__}", each, middleware=session) for each in (socket, listening, stranded)]
+    return Starlette(routes=[*routes, *sockets], lifespan=lifespan)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[TestClient]:
+    with TestClient(app(redis_url, secure=False)) as client:
+        yield client
+
+
+def test_the_session_counts_on(client: TestClient) -> None:
+    assert [client.get("/count").json()["n"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_cookie_is_set_once_and_hidden_from_scripts(client: TestClient) -> None:
+    first, second = client.get("/count"), client.get("/count")
+    assert first.headers["set-cookie"].startswith("session=")
+    assert "HttpOnly; SameSite=Lax" in first.headers["set-cookie"]
+    assert "set-cookie" not in second.headers
+
+
+def test_a_secure_cookie_is_bound_to_its_host(redis_url: str) -> None:
+    with TestClient(app(redis_url, secure=True), base_url="https://testserver") as client:
+        cookie = client.get("/count").headers["set-cookie"]
+    assert cookie.startswith("__Host-session=")
+    assert "; Path=/;" in cookie
+    assert cookie.endswith("; Secure")
+
+
+def test_who_only_looks_gets_no_cookie(client: TestClient) -> None:
+    assert "set-cookie" not in client.get("/look").headers
+
+
+def test_logout_takes_the_cookie_back(client: TestClient) -> None:
+    client.get("/count")
+    assert "Max-Age=0" in client.get("/logout").headers["set-cookie"]
+    assert client.get("/look").json() == {}
+
+
+def test_a_websocket_has_the_same_session(client: TestClient, eventually: Any) -> None:
+    client.get("/count")
+    with client.websocket_connect("/socket") as websocket:
+        assert websocket.receive_json() == {"n": 2}
+        # Before the test client cancels the handler, as it does at the end of a `with`, and no server would.
+        eventually(lambda: client.get("/look").json() == {"n": 2})
+    assert client.get("/count").json() == {"n": 3}
+
+
+def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, database: Any) -> None:
+    with client.websocket_connect("/socket") as websocket:
+        assert websocket.receive_json() == {"n": 1}
+    assert [*database.scan_iter()] == []
+
+
+def test_a_websocket_whose_client_leaves_is_saved(client: TestClient, eventually: Any) -> None:
+    client.get("/count")
+    # Whether the handler's exception or the test client's cancel comes first at the end is chance.
+    with suppress(WebSocketDisconnect), client.websocket_connect("/listening") as websocket:
+        websocket.close()
+        eventually(lambda: client.get("/look").json() == {"n": 1, "left": True})
+
+
+def test_a_response_that_a_handler_gives_to_all_keeps_nobodys_cookie(client: TestClient) -> None:
+    first = client.get("/shared").headers["set-cookie"]
+    client.cookies.clear()
+    second = client.get("/shared")
+    assert second.headers.get_list("set-cookie") != [first]
+    assert len(second.headers.get_list("set-cookie")) == 1
+    assert b"set-cookie" not in dict(SHARED.raw_headers)
+
+
+def test_the_redirect_leaves_only_after_the_save(client: TestClient, database: Any) -> None:
+    client.get("/count")
+    answer = client.get("/login", follow_redirects=False)
+    assert database.exists("session:user:ann")
+    assert answer.status_code == 303
+    assert client.get("/look").json() == {"n": 1}
+
+
+def test_once_the_response_has_begun_nothing_moves(client: TestClient) -> None:
+    assert "before the response begins" in client.get("/late").text
+
+
+def test_a_handler_that_raises_saves_nothing(client: TestClient) -> None:
+    client.get("/count")
+    with pytest.raises(LookupError):
+        client.get("/broken")
+    assert client.get("/look").json() == {"n": 1}
+
+
+@CLOSED
+@pytest.mark.parametrize("what", ["", "?assign"])
+def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, what: str) -> None:
+    client.get("/count")
+    answer = client.get(f"/adding{what}")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "set-cookie" not in answer.headers
+    assert answer.text.startswith("The session store is away")
+
+
+@CLOSED
+def test_redis_gone_while_a_websocket_runs_is_try_again_later(client: TestClient) -> None:
+    client.get("/count")
+    with pytest.raises(WebSocketDisconnect) as left, client.websocket_connect("/stranded") as websocket:
+        websocket.receive_text()
+    assert left.value.code == 1013
+
+
+@pytest.mark.parametrize("nowhere", ["unix:///nowhere/redis.sock", "redis+cluster://127.0.0.1:1"])
+def test_redis_away_is_503_and_never_logged_out(nowhere: str) -> None:
+    signed = SessionStore(connect("redis://x", 1), [KEY]).sign("known")
+    with TestClient(app(nowhere, secure=False), cookies={"session": signed}) as client:
+        for path in ("/count", "/look", "/logout", "/login"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert "set-cookie" not in answer.headers
+        with pytest.raises(WebSocketDisconnect) as left, client.websocket_connect("/socket") as websocket:
+            websocket.receive_text()
+        assert left.value.code == 1013
+        client.cookies.set("session", "forged")
+        assert client.get("/look").status_code == 200  # nothing to ask Redis for
+        assert client.get("/count").status_code == 503

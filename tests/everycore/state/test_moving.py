@@ -1,0 +1,170 @@
+"""A new id at login, and all the ways in which others come between."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from everycore.state.sessions.session import Session
+from everycore.state.sessions.store import SessionStore
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store(redis: Redis) -> SessionStore:
+    return SessionStore(redis, ["a-key-of-more-than-thirty-two-characters"])
+
+
+async def made(store: SessionStore, user: str | None = None, **values: Any) -> str:
+    session = await store.load(None)
+    session.update(values, visits=1)
+    session.user = user
+    return await saved(store, session)
+
+
+async def saved(store: SessionStore, session: Session) -> str:
+    """Save it; return its cookie."""
+    assert await store.save(session)
+    assert session.id is not None
+    return store.sign(session.id)
+
+
+def before(store: SessionStore, name: str, meanwhile: Callable[[], Awaitable[Any]]) -> None:
+    """Have something done between a save's steps: just before the script `name`, once."""
+    script = getattr(store, name)
+
+    async def run(*args: Any) -> Any:
+        setattr(store, name, script)
+        await meanwhile()
+        return await script(*args)
+
+    setattr(store, name, run)
+
+
+async def test_the_old_id_is_dead_at_once_and_the_values_move(store: SessionStore) -> None:
+    old = await made(store, cart=["book"], gone=1)
+    session = await store.load(old)
+    session.regenerate()
+    session["seen"] = True
+    del session["gone"]
+    new = await saved(store, session)
+    assert new != old
+    assert dict(await store.load(new)) == {"cart": ["book"], "visits": 1, "seen": True}
+    assert not await store.load(old)
+    assert (await store.load(new)).created == session.created
+
+
+async def test_what_others_write_during_a_move_comes_along(store: SessionStore) -> None:
+    old = await made(store, cart=["book"], theme="dark")
+
+    async def others() -> None:
+        other = await store.load(old)
+        other["cart"].append("pen")
+        other["visits"] = 9
+        del other["theme"]
+        other.user = "ann"
+        await store.save(other)
+
+    session = await store.load(old)
+    session.regenerate()
+    session["visits"] = 2
+    before(store, "_leave", others)
+    moved = await store.load(await saved(store, session))
+    assert dict(moved) == {"cart": ["book", "pen"], "visits": 2}
+    assert moved.user == "ann"
+    assert [record.hashed_id for record in await store.sessions_of("ann")] == [moved.name]
+
+
+async def test_logout_wins_over_a_move_still_running(store: SessionStore, redis: Redis) -> None:
+    old = await made(store, "ann")
+
+    async def logout() -> None:
+        session = await store.load(old)
+        session.destroy()
+        await store.save(session)
+
+    session = await store.load(old)
+    session.regenerate()
+    before(store, "_leave", logout)
+    assert not await store.save(session)
+    assert [key for key in await redis.keys() if b"user" not in key] == []
+    assert await store.sessions_of("ann") == []
+
+
+async def test_two_parallel_moves_lose_no_login_whichever_answer_the_browser_reads(store: SessionStore) -> None:
+    old = await made(store, cart=["book"])
+    first, second = await store.load(old), await store.load(old)
+    for session in (first, second):
+        session.regenerate()
+        session.user = "ann"
+    cookies = await asyncio.gather(saved(store, first), saved(store, second))
+    assert len({old, *cookies}) == 3
+    for cookie in cookies:
+        session = await store.load(cookie)
+        assert (session.user, session["cart"]) == ("ann", ["book"])
+    assert not await store.load(old)
+    assert len(await store.sessions_of("ann")) == 2
+
+
+async def test_a_second_move_does_not_bring_back_what_was_ended_after_the_first(store: SessionStore) -> None:
+    old = await made(store, "ann")
+    first, second, third = [await store.load(old) for _ in range(3)]
+    for session in (first, second, third):
+        session.regenerate()
+    await store.save(first)
+    assert await store.save(second)  # the first one's session lives
+    assert await store.end_all("ann") == 2
+    assert not await store.save(third)
+    assert await store.sessions_of("ann") == []
+
+
+async def test_a_request_with_the_old_id_sets_no_cookie_that_would_take_the_new_ones_place(
+    store: SessionStore, redis: Redis
+) -> None:
+    old = await made(store)
+    session = await store.load(old)
+    session.regenerate()
+    await store.save(session)
+    keys = await redis.dbsize()
+    late = await store.load(old)
+    assert not late
+    late["visits"] = 1
+    assert not await store.save(late)
+    assert await redis.dbsize() == keys
+
+
+async def test_who_logs_in_with_the_old_id_is_logged_in(store: SessionStore) -> None:
+    old = await made(store, secret=1)
+    session = await store.load(old)
+    session.regenerate()
+    await store.save(session)
+    late = await store.load(old)  # the second half of a double click, whose first answer is never read
+    late.regenerate()
+    late.user = "ann"
+    again = await store.load(await saved(store, late))
+    assert (again.user, dict(again)) == ("ann", {})
+
+
+async def test_an_outage_in_the_middle_of_a_move_leaves_the_old_id_alive(store: SessionStore) -> None:
+    old = await made(store, "ann")
+    session = await store.load(old)
+    session.regenerate()
+
+    async def outage() -> None:
+        raise ConnectionError("away")
+
+    before(store, "_leave", outage)
+    with pytest.raises(ConnectionError):
+        await store.save(session)
+    assert (await store.load(old)).user == "ann"
+    assert await store.end_all("ann") == 2  # also the one whose cookie nobody has
+
+
+def test_where_no_cookie_can_be_set_nothing_moves(store: SessionStore) -> None:
+    session = Session("id", "name", {}, store._update)
+    session.settled = True
+    with pytest.raises(RuntimeError, match="before the response begins"):
+        session.regenerate()

@@ -1,0 +1,76 @@
+"""What a worker remembers, and when it must not: without Redis, on a clock of the test's own."""
+
+from typing import Any
+
+from everycore.state.cache.store import OVERHEAD, TRUST, NearCache
+
+
+def near(most_entries: int = 100, most_bytes: int = 1_000_000) -> tuple[NearCache, list[Any]]:
+    heard: list[Any] = []
+    one = NearCache(heard.append, most_entries, most_bytes)
+    one.confirm(0.0)
+    return one, heard
+
+
+def test_nothing_is_believed_that_no_answer_has_confirmed() -> None:
+    one = NearCache(lambda names: None)
+    one.keep("k", "v", 1, 100.0)
+    assert one.get("k", 0.0) is None
+    one.confirm(0.0)
+    assert one.get("k", TRUST * 0.99) == "v"
+    assert one.get("k", TRUST) is None
+    one.confirm(TRUST)
+    assert one.get("k", TRUST) == "v"  # it was true all the time
+    one.confirm(0.0)  # an answer that comes late confirms nothing newer
+    assert one.get("k", TRUST) == "v"
+
+
+def test_what_is_over_is_gone_even_if_redis_says_nothing() -> None:
+    one, _ = near()
+    one.keep("k", "v", 1, 0.5)
+    assert one.get("k", 0.49) == "v"
+    assert one.get("k", 0.5) is None
+    assert (len(one), one.bytes) == (0, 0)
+
+
+def test_a_push_drops_its_names_in_whatever_form_and_says_so() -> None:
+    one, heard = near()
+    for name in ("a", "b", "c"):
+        one.keep(name, name, 1, 9.0)
+    one.invalidated([b"a", "b", b"\xff foreign"])
+    assert [one.get(name, 0.0) for name in ("a", "b", "c")] == [None, None, "c"]
+    assert heard == [["a", "b", "\ufffd foreign"]]
+
+
+def test_a_flush_and_a_lost_connection_drop_all() -> None:
+    one, heard = near()
+    one.keep("k", "v", 1, 9.0)
+    one.invalidated(None)
+    assert (len(one), one.bytes) == (0, 0)
+    one.keep("k", "v", 1, 9.0)
+    one.lost()
+    assert (len(one), one.bytes) == (0, 0)
+    one.keep("k", "v", 1, 9.0)
+    assert one.get("k", 0.0) is None  # until the new connection has brought an answer
+    assert heard == [None, None]
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    one, _ = near(most_entries=3)
+    for name in "abc":
+        one.keep(name, name, 1, 9.0)
+    one.get("a", 0.0)
+    one.keep("d", "d", 1, 9.0)
+    assert [one.get(name, 0.0) for name in "abcd"] == ["a", None, "c", "d"]
+
+
+def test_the_bytes_are_bounded_and_one_too_large_drops_nothing_else() -> None:
+    one, _ = near(most_bytes=3 * (OVERHEAD + 101))
+    for name in "abcd":
+        one.keep(name, name, 100, 9.0)
+    assert (len(one), one.bytes) == (3, 3 * (OVERHEAD + 101))
+    one.keep("x", "x", 10_000, 9.0)
+    assert one.get("x", 0.0) is None
+    assert len(one) == 3
+    one.keep("d", "small", 1, 9.0)  # again, smaller
+    assert one.bytes == 2 * (OVERHEAD + 101) + OVERHEAD + 2

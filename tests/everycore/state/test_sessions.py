@@ -1,0 +1,250 @@
+"""Sessions on a real Redis: what other stores get wrong, held here."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
+from redis.asyncio import Redis
+
+pytestmark = pytest.mark.anyio
+
+KEY = "a-key-of-more-than-thirty-two-characters"
+
+
+@pytest.fixture
+def store(redis: Redis) -> SessionStore:
+    return SessionStore(redis, [KEY])
+
+
+async def made(store: SessionStore, **values: Any) -> str:
+    """Save a new session; return its cookie."""
+    session = await store.load(None)
+    session.update(values)
+    assert await store.save(session)
+    assert session.id is not None
+    return store.sign(session.id)
+
+
+async def test_values_come_back_as_they_were(store: SessionStore) -> None:
+    values = {"name": "Zoë", "nested": {"list": [1, 2.5, None, True]}, "empty": ""}
+    session = await store.load(await made(store, **values))
+    assert dict(session) == values
+
+
+async def test_a_session_is_a_mapping_as_starlette_users_know_it(store: SessionStore) -> None:
+    session = await store.load(await made(store, a=1, b=2))
+    session["c"] = 3
+    assert session.pop("a") == 1
+    assert session.setdefault("d", 4) == 4
+    assert (set(session), len(session), "a" in session, session.get("a")) == ({"b", "c", "d"}, 3, False, None)
+    del session["b"]
+    with pytest.raises(KeyError):
+        session["b"]
+    with pytest.raises(KeyError):
+        del session["b"]
+    with pytest.raises(TypeError):
+        session[1] = "keys are strings"  # type: ignore[index]
+
+
+async def test_reading_writes_nothing(store: SessionStore, redis: Redis) -> None:
+    cookie = await made(store, a=1)
+    before = (await redis.info("commandstats")).get("cmdstat_hset", {}).get("calls")
+    session = await store.load(cookie)
+    assert session["a"] == 1
+    assert await store.save(session)
+    assert (await redis.info("commandstats")).get("cmdstat_hset", {}).get("calls") == before
+
+
+async def test_a_visitor_with_nothing_to_remember_costs_no_key(store: SessionStore, redis: Redis) -> None:
+    session = await store.load(None)
+    assert not await store.save(session)
+    assert await redis.dbsize() == 0
+
+
+async def test_fifty_parallel_requests_that_write_a_key_each_keep_fifty(store: SessionStore) -> None:
+    cookie = await made(store, start=0)
+    sessions = await asyncio.gather(*(store.load(cookie) for _ in range(50)))
+    for number, session in enumerate(sessions):
+        session[f"key{number}"] = number
+    await asyncio.gather(*(store.save(session) for session in sessions))
+    assert len(await store.load(cookie)) == 51
+
+
+async def test_a_slow_reader_never_undoes_a_write(store: SessionStore) -> None:
+    cookie = await made(store, cart=["book"])
+    slow, fast = await store.load(cookie), await store.load(cookie)
+    assert slow["cart"] == ["book"]
+    fast["cart"] = ["book", "pen"]
+    await store.save(fast)
+    await store.save(slow)
+    assert (await store.load(cookie))["cart"] == ["book", "pen"]
+
+
+async def test_a_nested_change_is_seen(store: SessionStore) -> None:
+    cookie = await made(store, cart={"items": []})
+    session = await store.load(cookie)
+    session["cart"]["items"].append("pen")
+    await store.save(session)
+    assert (await store.load(cookie))["cart"] == {"items": ["pen"]}
+
+
+async def test_logout_wins_over_a_request_still_running(store: SessionStore, redis: Redis) -> None:
+    cookie = await made(store, user="ann")
+    running, logout = await store.load(cookie), await store.load(cookie)
+    logout.destroy()
+    assert not await store.save(logout)
+    running["page"] = 2
+    assert not await store.save(running)
+    assert await redis.dbsize() == 0
+    assert not await store.load(cookie)
+
+
+async def test_fifty_updates_of_one_key_keep_fifty(store: SessionStore) -> None:
+    cookie = await made(store, n=0, untouched=1)
+    sessions = [await store.load(cookie) for _ in range(50)]
+    seen = await asyncio.gather(*(session.update("n", lambda old: old + 1) for session in sessions))
+    assert sorted(seen) == list(range(1, 51))
+    await asyncio.gather(*(store.save(session) for session in sessions))
+    assert dict(await store.load(cookie)) == {"n": 50, "untouched": 1}
+
+
+async def test_fifty_updates_of_a_new_key_in_place_keep_fifty(store: SessionStore) -> None:
+    cookie = await made(store, a=1)
+
+    def add(number: int) -> Any:
+        def fn(old: Any) -> Any:
+            old = [] if old is None else old
+            old.append(number)  # the very list that was read
+            return old
+
+        return fn
+
+    sessions = [await store.load(cookie) for _ in range(50)]
+    await asyncio.gather(*(session.update("list", add(number)) for number, session in enumerate(sessions)))
+    assert sorted((await store.load(cookie))["list"]) == list(range(50))
+
+
+async def test_an_update_is_written_at_once_and_an_assignment_gives_way_to_it(store: SessionStore) -> None:
+    cookie = await made(store, n=1)
+    session = await store.load(cookie)
+    session["n"] = 100
+    assert await session.update("n", lambda old: old + 1) == 2
+    assert (session["n"], (await store.load(cookie))["n"]) == (2, 2)
+    assert session.changes() == ({}, [])
+
+
+async def test_an_update_of_a_session_that_is_not_stored_is_an_assignment(store: SessionStore, redis: Redis) -> None:
+    session = await store.load(None)
+    assert await session.update("n", lambda old: (old or 0) + 1) == 1
+    assert (dict(session), await redis.dbsize()) == ({"n": 1}, 0)
+
+
+async def test_an_update_is_limited_in_size_too(redis: Redis) -> None:
+    store = SessionStore(redis, [KEY], max_bytes=100)
+    session = await store.load(await made(store, a=1))
+    with pytest.raises(SessionTooLargeError):
+        await session.update("b", lambda old: "x" * 100)
+
+
+async def test_thousands_of_keys_are_saved_and_deleted(store: SessionStore) -> None:
+    session = await store.load(await made(store, **{f"key{number}": 0 for number in range(4500)}))
+    assert len(session) == 4500
+    for number in range(4499):
+        del session[f"key{number}"]
+    session.update({f"new{number}": 1 for number in range(4500)})
+    assert await store.save(session)
+    assert session.id is not None
+    assert len(await store.load(store.sign(session.id))) == 4501
+
+
+@pytest.mark.one_server("counts the writes of the pipelined connection")
+async def test_a_session_takes_one_round_trip_and_two_if_it_changed(store: SessionStore, redis: Any) -> None:
+    cookie = await made(store, a=1)
+
+    async def trips(presented: str | None, change: bool) -> int:
+        before = redis.stats
+        session = await store.load(presented)
+        if change:
+            session["a"] = 2
+        await store.save(session)
+        assert redis.stats.commands - before.commands == redis.stats.writes - before.writes
+        return int(redis.stats.writes - before.writes)
+
+    assert [await trips(None, False), await trips("x" * 76, False), await trips(cookie + "x", False)] == [0, 0, 0]
+    assert [await trips(cookie, False), await trips(cookie, True), await trips(cookie, False)] == [1, 2, 1]
+
+
+async def test_after_a_restart_of_redis_the_scripts_load_themselves(store: SessionStore, redis: Redis) -> None:
+    cookie = await made(store, a=1)
+    await redis.script_flush()
+    session = await store.load(cookie)
+    session["a"] = 2
+    assert await store.save(session)
+    assert (await store.load(cookie))["a"] == 2
+
+
+async def test_an_id_chosen_by_the_client_is_never_adopted(store: SessionStore) -> None:
+    chosen = store.sign("chosen-by-the-client")
+    session = await store.load(chosen)
+    session["user"] = "ann"
+    await store.save(session)
+    assert session.id != "chosen-by-the-client"
+    assert not await store.load(chosen)
+
+
+async def test_another_key_does_not_verify_and_a_rotated_one_does(redis: Redis, store: SessionStore) -> None:
+    cookie = await made(store, a=1)
+    new = "a-new-key-of-more-than-thirty-two-characters"
+    assert not await SessionStore(redis, [new]).load(cookie)
+    assert (await SessionStore(redis, [new, KEY]).load(cookie))["a"] == 1
+
+
+async def test_the_database_holds_no_cookie(store: SessionStore, redis: Redis) -> None:
+    cookie = await made(store, a=1)
+    assert cookie.partition(".")[0] not in str(await redis.keys())
+
+
+async def test_idle_and_absolute_expiry_hold_together(redis: Redis) -> None:
+    store = SessionStore(redis, [KEY], Lifetimes(idle=100, absolute=40))
+    await made(store, a=1)
+    (key,) = await redis.keys()
+    assert 0 < await redis.pttl(key) <= 40_000
+
+
+async def test_past_its_absolute_end_a_session_is_gone_though_it_is_stored(redis: Redis) -> None:
+    cookie = await made(SessionStore(redis, [KEY]), a=1)
+    (key,) = await redis.keys()
+    await redis.hset(key, "created", "1000")
+    assert not await SessionStore(redis, [KEY]).load(cookie)
+
+
+async def test_the_idle_time_is_touched_at_most_once_in_half_a_period(redis: Redis) -> None:
+    store = SessionStore(redis, [KEY], Lifetimes(idle=100))
+    cookie = await made(store, a=1)
+    (key,) = await redis.keys()
+    await redis.pexpire(key, 1000)
+    await store.save(await store.load(cookie))
+    assert await redis.pttl(key) <= 1000
+    session = await store.load(cookie)
+    session.touched -= 60
+    await store.save(session)
+    assert await redis.pttl(key) > 99_000
+
+
+async def test_a_session_is_limited_in_size_and_the_rest_is_kept(redis: Redis) -> None:
+    store = SessionStore(redis, [KEY], max_bytes=100)
+    cookie = await made(store, small="x" * 50)
+    session = await store.load(cookie)
+    session["large"] = "y" * 60
+    with pytest.raises(SessionTooLargeError, match="100 bytes"):
+        await store.save(session)
+    assert dict(await store.load(cookie)) == {"small": "x" * 50}
+
+
+async def test_a_value_that_is_no_json_is_refused_at_the_save(store: SessionStore) -> None:
+    for value, error in ((object(), TypeError), (float("nan"), ValueError)):
+        session = await store.load(None)
+        session["value"] = value
+        with pytest.raises(error):
+            await store.save(session)

@@ -1,0 +1,205 @@
+"""The commands. Each error is one line that says what to do; exit codes: 0 stopped, 1 error, 2 usage, 3 never ready."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import click
+from everycore.cli.control import ClusterControl, ControlError, headline, table
+from everycore.server import cpus, handover
+from everycore.server.listeners import BindError, BindUsageError
+from everycore.server.loading import LoadError, preload
+from everycore.server.logging import configure
+from everycore.server.policy import Policy
+from everycore.server.primary import WORKER_BOOT_ERROR
+from everycore.server.run_dir import RunDirError
+from everycore.server.serve import serve as serve_cluster
+from everycore.web import settings as settings_module
+from everycore.web.settings import Settings, SettingsError
+
+OWN_APP = f"{__package__}.app:create_app"
+
+app_option = click.option("--app", "target", default=OWN_APP, help="An ASGI app or factory, as module:attribute.")
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def read_settings(target: str = OWN_APP) -> Settings:
+    # Another app has its own secrets; ours is not asked for.
+    spare = {} if target == OWN_APP else {"APP_ENV": settings_module.DEVELOPMENT}
+    try:
+        return settings_module.read({**os.environ, **spare})
+    except SettingsError as error:
+        fail(str(error), 2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Run this app, or any ASGI app, on every core."""
+
+
+@main.command()
+@app_option
+@click.option(
+    "--bind", help="HOST:PORT, unix:PATH[?mode=660] or fd://N; several with commas.  [default: 127.0.0.1:8000]"
+)
+@click.option("--workers", help="How many, or auto.  [default: auto]")
+def serve(target: str, bind: str | None, workers: str | None) -> None:
+    """Run the primary in the foreground."""
+    for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
+        if value is not None:
+            os.environ[name] = value
+    settings = read_settings(target)
+    configure(settings.log_level)
+    if target == OWN_APP and not handover.is_reexec():
+        require_redis(settings)
+        for sentence in advice(settings):
+            logging.getLogger(__name__).warning("%s", sentence)
+    count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
+    if not handover.is_reexec():
+        logging.getLogger(__name__).info("%d workers: %s", count, reason)
+    try:
+        code = serve_cluster(
+            target,
+            settings.bind,
+            count,
+            _policy(settings),
+            settings.run_dir,
+            **_options(settings),
+        )
+    except LoadError as error:
+        fail(str(error), WORKER_BOOT_ERROR)
+    except (BindError, RunDirError) as error:
+        fail(str(error), 2 if isinstance(error, BindUsageError) else 1)
+    sys.exit(code)
+
+
+def require_redis(settings: Settings) -> None:
+    from everycore.state.client.connect import connection_error
+
+    if reason := asyncio.run(connection_error(settings.redis_url, settings.redis_timeout)):
+        fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
+
+
+def advice(settings: Settings) -> list[str]:
+    """On the Redis of production: the one of `dev` keeps nothing, and is not meant to."""
+    from everycore.cli.redis_advice import check_server
+    from everycore.state.client.connect import connect
+
+    async def ask() -> list[str]:
+        async with connect(settings.redis_url, settings.redis_timeout) as redis:
+            return await check_server(redis)
+
+    return asyncio.run(ask()) if settings.production else []
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        graceful_timeout=settings.graceful_timeout,
+        drain_delay=settings.drain_delay,
+        linger=settings.linger,
+        boot_timeout=settings.boot_timeout,
+        hang_timeout=settings.hang_timeout or None,
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
+        max_requests=settings.max_requests,
+        max_growth=settings.max_rss_mb * 2**20,
+    )
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "access_log": settings.access_log,
+        "forwarded_allow_ips": settings.forwarded_allow_ips,
+        "ssl_certfile": settings.tls_cert,
+        "ssl_keyfile": settings.tls_key,
+    }
+
+
+@main.command()
+@app_option
+def check(target: str) -> None:
+    """Find out whether `serve` would start: settings, app, Redis."""
+    settings = read_settings(target)
+    try:
+        preload(target, **_options(settings))
+    except LoadError as error:
+        fail(str(error), WORKER_BOOT_ERROR)
+    if target == OWN_APP:
+        require_redis(settings)
+        for sentence in advice(settings):
+            click.echo(f"warning: {sentence}", err=True)
+    click.echo("ok")
+
+
+@main.command()
+@click.option("--bind", default="127.0.0.1:8000", show_default=True)
+@click.option("--workers", default="2", show_default=True)
+def dev(bind: str, workers: str) -> None:
+    """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
+    from everycore.cli.dev import dev as run_dev
+    from everycore.cli.dev_redis import RedisServerError
+
+    try:
+        sys.exit(run_dev(["--bind", bind, "--workers", workers]))
+    except RedisServerError as error:
+        fail(str(error))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
+def status(as_json: bool, watch: bool) -> None:
+    """Show the running cluster, as its scoreboard has it."""
+    with operating() as running:
+        if watch:
+            from everycore.cli.status_view import watch as watch_board
+
+            watch_board(running.snapshot, running.gone, headline)
+        else:
+            seen = running.snapshot()
+            click.echo(json.dumps(asdict(seen)) if as_json else table(seen))
+
+
+@main.command()
+def reload() -> None:
+    """Load the new code, with no request lost; exit 1, with the reason, if the old code serves on."""
+    with operating() as running:
+        running.reload()
+
+
+@main.command()
+@click.argument("workers", type=click.IntRange(1, settings_module.MAX_WORKERS))
+def scale(workers: int) -> None:
+    """Have so many WORKERS from now on."""
+    with operating() as running:
+        running.scale(workers)
+
+
+@main.command()
+def stop() -> None:
+    """Stop gracefully, and wait for it."""
+    with operating() as running:
+        running.stop()
+
+
+@contextmanager
+def operating() -> Iterator[ClusterControl]:
+    try:
+        yield ClusterControl(read_settings("").run_dir)
+    except ControlError as error:
+        fail(str(error))

@@ -1,0 +1,141 @@
+"""What an operator asks of a running primary: signals to its pid, and answers from its scoreboard."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from everycore.server.run_dir import RunDir
+from everycore.server.scoreboard import Scoreboard, ScoreboardError, Snapshot
+
+POLL_INTERVAL = 0.02  # seconds
+
+
+class ControlError(Exception):
+    """What was asked did not happen; the message says why and what to do."""
+
+
+class ClusterControl:
+    """The primary that holds `run_dir`. Raises ControlError if there is none."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = RunDir(run_dir)
+        owner = self._run_dir.owner()
+        if owner is None:
+            raise ControlError(f"no primary is running with RUN_DIR {run_dir}. Start one with: serve")
+        self.pid = owner
+        try:
+            board = Scoreboard.read(self._run_dir.board)
+        except (OSError, ScoreboardError) as error:
+            raise ControlError(f"the scoreboard {self._run_dir.board} cannot be read: {error}") from None
+        self.snapshot = board.snapshot
+
+    def gone(self) -> bool:
+        return self._run_dir.owner() != self.pid
+
+    def reload(self) -> None:
+        """Ask for a reload and wait for its end. Raises ControlError if the old generation serves on."""
+        before = self.snapshot().generation
+        asked = time.monotonic()
+        self._send(signal.SIGHUP)
+
+        def done() -> bool:
+            seen = self.snapshot()
+            if seen.reload_age_s > time.monotonic() - asked:
+                return False  # told before we asked
+            if seen.reload == "refused":
+                raise ControlError(f"reload refused: {seen.reload_reason} Generation {before} serves on.")
+            refuse_to_wait_for(seen)
+            return seen.reload == "done" and seen.generation > before
+
+        self._wait(done, lambda seen: f"generation {seen.generation}, reload: {seen.reload}")
+
+    def scale(self, wanted: int) -> None:
+        """Ask for `wanted` workers and wait until so many are ready.
+
+        One signal at a time, each seen on the board before the next: the kernel merges what comes together.
+        """
+
+        def heard(before: int) -> Callable[[], bool]:
+            return lambda: self.snapshot().wanted != before
+
+        def tell(seen: Snapshot) -> str:
+            return f"{ready(seen)} of {wanted} workers ready"
+
+        while (now := self.snapshot().wanted) != wanted:
+            self._send(signal.SIGTTIN if now < wanted else signal.SIGTTOU)
+            self._wait(heard(now), tell)
+
+        def done() -> bool:
+            seen = self.snapshot()
+            refuse_to_wait_for(seen)
+            return ready(seen) == wanted
+
+        self._wait(done, tell)
+
+    def stop(self) -> None:
+        """Ask for a graceful stop and wait for its end."""
+        if not self.snapshot().draining:  # a second signal would end it at once
+            self._send(signal.SIGTERM)
+        self._wait(self.gone, lambda seen: f"draining: {len(seen.workers)} workers left")
+
+    def _send(self, number: signal.Signals) -> None:
+        try:
+            os.kill(self.pid, number)
+        except PermissionError:
+            raise ControlError(f"primary {self.pid} belongs to another user.") from None
+        except ProcessLookupError:
+            raise ControlError(f"primary {self.pid} is gone.") from None
+
+    def _wait(self, condition: Callable[[], bool], tell: Callable[[Snapshot], str]) -> None:
+        """Until `condition` holds; what `tell` says of the board is shown whenever it changes."""
+        told = ""
+        while not condition():
+            if self.gone() and not condition():  # it may have gone since the line before
+                raise ControlError(f"primary {self.pid} is gone.")
+            if (now := tell(self.snapshot())) != told:
+                told = now
+                print(told, file=sys.stderr)
+            time.sleep(POLL_INTERVAL)
+
+
+def refuse_to_wait_for(seen: Snapshot) -> None:
+    """Raise ControlError if a new generation does not start: nobody knows when it will."""
+    if seen.reload == "starting" and seen.reload_reason:
+        raise ControlError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+
+
+def ready(seen: Snapshot) -> int:
+    """How many workers of the newest generation serve."""
+    current = [worker for worker in seen.workers if worker.generation == seen.generation]
+    return sum(worker.state in ("ready", "retiring") for worker in current)
+
+
+def headline(seen: Snapshot) -> str:
+    """The whole cluster, and how its last reload went."""
+    state = "draining" if seen.draining else "serving" if ready(seen) else "no worker ready"
+    lines = [
+        f"primary {seen.primary}, up {seen.age_s:.0f} s, {state}, generation {seen.generation}, "
+        f"{seen.wanted} workers wanted, {seen.requests} requests, {seen.deaths} workers gone"
+    ]
+    if seen.reload != "none":
+        reason = f": {seen.reload_reason}" if seen.reload_reason else ""
+        lines.append(f"last reload {seen.reload} {seen.reload_age_s:.0f} s ago{reason}")
+    return "\n".join(lines)
+
+
+def table(seen: Snapshot) -> str:
+    """The board for people."""
+    lines = [headline(seen)]
+    lines.append(
+        f"{'worker':<8}{'pid':>9}{'gen':>5}  {'state':<9}{'age s':>8}{'conns':>7}{'in flight':>11}"
+        f"{'requests':>10}{'MiB':>7}{'lag ms':>8}"
+    )
+    lines += [
+        f"{row.slot:<8}{row.pid:>9}{row.generation:>5}  {row.state:<9}{row.age_s:>8.0f}{row.connections:>7}"
+        f"{row.in_flight:>11}{row.requests:>10}{row.rss_bytes / 2**20:>7.0f}{row.lag_ms:>8.1f}"
+        for row in seen.workers
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""A cluster of our own on this machine, for commands and tests that need one: the real command in a real process."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from everycore.cli.dev_redis import stop, tied_to_parent
+
+STOP_DEADLINE = 45.0  # seconds; more than a drain may take
+
+
+@dataclass
+class LocalCluster:
+    """A running `serve`: where it answers, its primary, and its run directory."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    run_dir: Path
+    log: Path | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+def development(redis_url: str) -> dict[str, str]:
+    """The environment of a cluster for development: a new secret, so old cookies mean nothing."""
+    return {"APP_ENV": "development", "REDIS_URL": redis_url, "SECRET_KEY": secrets.token_urlsafe(32)}
+
+
+def command(*arguments: str) -> list[str]:
+    """This package's command line, in this interpreter, gone with its parent."""
+    return tied_to_parent(sys.executable, "-m", __package__, *arguments)
+
+
+@contextmanager
+def cluster(
+    environ: Mapping[str, str], *arguments: str, port: int = 0, log: Path | None = None
+) -> Iterator[LocalCluster]:
+    """Run `serve` with `arguments` for the `with` block, on `port` or a free one.
+
+    The socket is bound here and inherited, so requests may be sent at once: they queue until a worker is ready.
+    `environ` is laid over this process's own; `log` takes its stderr. Raises OSError if the port is taken.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="run-") as run_dir,
+        _listener(port) as listener,
+        log.open("ab") if log else nullcontext() as stderr,
+    ):
+        url = "http://{}:{}".format(*listener.getsockname())
+        process = subprocess.Popen(
+            command("serve", "--bind", f"fd://{listener.fileno()}", *arguments),
+            env={**os.environ, "RUN_DIR": run_dir, **environ},
+            pass_fds=[listener.fileno()],
+            stderr=stderr,
+        )
+        listener.close()  # or a dead cluster's clients would hang instead of being refused
+        try:
+            yield LocalCluster(url, process, Path(run_dir), log)
+        finally:
+            stop(process, STOP_DEADLINE)
+
+
+def _listener(port: int) -> socket.socket:
+    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on what is accepted.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        raise
+    listener.listen()
+    return listener

@@ -1,0 +1,55 @@
+"""uvicorn's HTTP protocol, on a transport that sends a response's head and its body together.
+
+uvicorn writes them apart and uvloop sends what it is given at once: two system calls for each response, 15 of a small
+one's 120 us of CPU. This room knows bytes and no HTTP but the blank line that ends a head.
+"""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class CoalescingTransport:
+    """Holds a head back until what comes next, at most to the end of this tick of the event loop: a stream whose first
+    piece takes long still begins at once. All else is the `plain` transport's.
+    """
+
+    def __init__(self, plain: asyncio.Transport) -> None:
+        self.plain = plain
+        self.is_closing = plain.is_closing
+        self._head = b""
+        self._call_soon = asyncio.get_running_loop().call_soon
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self.plain.writelines((head, data))
+        elif data.endswith(END_OF_HEAD):
+            self._head = data
+            self._call_soon(self._flush)
+        else:
+            self.plain.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self.plain.close()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self.is_closing():  # the client may have left meanwhile
+            self.plain.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+
+class CoalescingHttpProtocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", CoalescingTransport(transport)))
+
+    def handle_websocket_upgrade(self) -> None:
+        self.transport = cast("CoalescingTransport", self.transport).plain  # no head is held: nothing was answered yet
+        super().handle_websocket_upgrade()

@@ -1,0 +1,100 @@
+"""Imports the app once, before the fork, so that workers share it. Knows no process."""
+
+import gc
+import importlib
+import inspect
+import logging
+import os
+import sys
+import threading
+import traceback
+from typing import Any
+
+import uvicorn
+from everycore.server.http import CoalescingHttpProtocol
+from everycore.server.logging import AccessLog
+
+logger = logging.getLogger(__name__)
+
+
+class LoadError(Exception):
+    """The app cannot be loaded; the message says why, in one line."""
+
+
+def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Config:
+    """Import `target` ("module:attribute", an ASGI app or a factory without arguments) and uvicorn's own parts.
+
+    access_log: write a line for each request. `options` go to uvicorn.Config. Raises LoadError.
+    """
+    config = uvicorn.Config(
+        _find(target),
+        loop="uvloop",
+        http=CoalescingHttpProtocol,
+        log_config=None,
+        server_header=False,
+        access_log=False,  # ours is cheaper and tells the milliseconds
+        **options,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
+    if access_log:
+        config.loaded_app = AccessLog(config.loaded_app)
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
+        logger.warning("importing %s started threads (%s): they do not survive the fork into workers", target, names)
+    # Collected once and frozen: the collector never touches, and so never copies, what workers share.
+    gc.collect()
+    gc.freeze()
+    return config
+
+
+def _find(target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise LoadError(f"app {target!r} is not of the form module:attribute, such as main:app.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise LoadError(f"app {target!r}: there is no module {error.name!r} in {os.getcwd()}.") from None
+        raise LoadError(f"app {target!r} does not import: {_summary(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"app {target!r} does not import: {_summary(error)}") from None
+    try:
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except AttributeError as error:
+        raise LoadError(f"app {target!r}: {error}.") from None
+    return _built(found, target)
+
+
+def _built(found: Any, target: str) -> Any:
+    """Call a factory; return an app as it is."""
+    if not callable(found):
+        raise LoadError(f"app {target!r} is a {type(found).__name__}, not an ASGI app or a factory.")
+    if inspect.iscoroutinefunction(found) or not _takes_no_argument(found):
+        return found
+    try:
+        return found()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"app factory {target!r} failed: {_summary(error)}") from None
+
+
+def _takes_no_argument(found: Any) -> bool:
+    try:
+        inspect.signature(found).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def _summary(error: BaseException) -> str:
+    """What went wrong and where, in one line: "NameError: name 'x' is not defined (main.py, line 3)"."""
+    what = traceback.format_exception_only(error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), None)
+    return f"{what} ({where.filename}, line {where.lineno})" if where else what

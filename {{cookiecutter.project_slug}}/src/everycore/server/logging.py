@@ -1,0 +1,114 @@
+"""One line is one write, and each says who speaks. Text for a terminal, JSON for everything else."""
+
+import json
+import logging
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from time import perf_counter, time
+from typing import Any
+
+# ==== cluster.log
+
+_identity = {"who": "primary"}
+_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+
+def configure(level: str) -> None:
+    """Send every logger to stderr, from `level` ("INFO" and the like) on. Called once, before the first fork."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    set_uvicorn_level(False)
+
+
+def set_process_name(who: str) -> None:
+    """Name this process in every line that follows, such as "worker=0 gen=2"."""
+    _identity["who"] = who
+
+
+def set_uvicorn_level(hushed: bool) -> None:
+    """Let uvicorn speak of warnings and errors, or not at all.
+
+    Less than that the primary says already, and an explicit level spares its trace calls.
+    """
+    level = logging.CRITICAL if hushed else max(logging.WARNING, logging.getLogger().level)
+    logging.getLogger("uvicorn.error").setLevel(level)
+
+
+def write_access_line(method: str, path: str, status: int, ms: float, client: str) -> None:
+    """Write a line for one request. Not through `logging`, nor through a dict: 5 us, where those take 20 and 10."""
+    now, path = time(), json.dumps(path)  # as JSON in text, too: no path can begin a line of its own
+    if _terminal:
+        line = _text(now, "ACCESS", f"{method} {path} {status} {ms:.1f} ms {client}")
+    else:
+        line = (
+            f'{{"time": "{_utc(now)}", "level": "access", "who": "{_identity["who"]}", "pid": {os.getpid()}, '
+            f'"method": "{method}", "path": {path}, "status": {status}, "ms": {ms:.1f}, "client": "{client}"}}'
+        )
+    sys.stderr.write(line + "\n")
+
+
+def flush_streams() -> None:
+    """What the app printed, before forks would double it and `os._exit` lose it: to a pipe it is buffered."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed at its other end, closed here, or none at all
+            stream.flush()
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        if _terminal:
+            return _text(record.created, record.levelname, message)
+        return _json(record.created, record.levelname.lower(), message)
+
+
+def _text(when: float, level: str, message: str) -> str:
+    clock = datetime.fromtimestamp(when).strftime("%H:%M:%S")
+    return f"{clock} {level:<7} {_identity['who']} pid={os.getpid()}  {message}"
+
+
+def _json(when: float, level: str, message: str) -> str:
+    line = {"time": _utc(when), "level": level, "who": _identity["who"], "pid": os.getpid(), "message": message}
+    return json.dumps(line)
+
+
+def _utc(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+
+
+# ==== cluster.access
+
+
+class AccessLog:
+    """Wraps `app` and writes method, path, status, milliseconds and client of every HTTP request to stderr."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = perf_counter()
+        status = 0  # what nothing was answered with
+
+        async def noting(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            client = scope["client"]
+            write_access_line(
+                scope["method"], scope["path"], status, (perf_counter() - began) * 1000, client[0] if client else "-"
+            )

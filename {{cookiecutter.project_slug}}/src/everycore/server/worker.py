@@ -1,0 +1,230 @@
+"""One worker: a uvicorn.Server that accepts fairly, beats and drains.
+
+It runs in a forked child whose app is imported already. It knows its own row of the board, its primary only
+as the far end of two pipes, and no sibling.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic, monotonic_ns
+
+import uvicorn
+import uvloop
+from everycore.server import parent_death, scoreboard
+from everycore.server.acceptor import Acceptor
+from everycore.server.children import State
+from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
+from everycore.server.policy import Policy, Recycling
+from everycore.server.request_timeouts import RequestTimeouts
+from everycore.server.scoreboard import Scoreboard
+from everycore.server.view import ClusterView
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
+DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter: a drain should end when its last connection does
+HANDSHAKE_TIMEOUT = 10.0  # seconds for TLS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a worker is given at its fork."""
+
+    slot: int
+    generation: int
+    row: int
+    board: Scoreboard
+    listeners: Sequence[socket.socket]
+    policy: Policy
+    parent_pipe: int  # read end: end of file when the primary is gone
+    wakeup_pipe: int  # write end: a byte tells the primary to look at the board
+    again: bool  # the one before it in this slot died before it was ready
+
+
+def run(config: uvicorn.Config, context: WorkerContext) -> int:
+    """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
+    set_process_name(f"worker={context.slot} gen={context.generation}")
+    faulthandler.enable()  # SIGABRT prints every thread's stack
+    parent_death.drain_when_parent_dies(context.parent_pipe)
+    set_uvicorn_level(context.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
+    os.register_at_fork(after_in_child=partial(_close, context.listeners))
+    worker = Worker(config, context)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(worker.work())
+    finally:
+        flush_streams()
+    return 0
+
+
+def _close(listeners: Sequence[socket.socket]) -> None:
+    """In what the app forks, as multiprocessing may: it would keep the port after us."""
+    for listener in listeners:
+        listener.close()
+
+
+class Worker(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, context: WorkerContext) -> None:
+        super().__init__(config)
+        self.context = context
+        self.row = context.board.row(context.row)
+        self.accepting: set[object] = set()  # protocols being attached; uvicorn knows some of them already
+        self.request_timeouts = RequestTimeouts(context.policy.header_timeout, context.policy.body_timeout)
+        self._ticked = 0
+        self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
+        self._set_state(State.STARTING)
+
+    async def work(self) -> None:
+        self.lifespan = self.config.lifespan_class(self.config)
+        self.view = ClusterView(self.context.board, self.context.row)
+        self.lifespan.state["cluster"] = self.view
+        await self.startup(sockets=[])
+        # Only now: before, there is nothing to drain, and SIGTERM ends a startup that may take long.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+        self.acceptor = Acceptor(
+            self.context.listeners, self._attach, self._connections, self.context.board.total_connections
+        )
+        self._write_heartbeat()
+        self._sample_memory()
+        self.recycling = Recycling(self.context.policy, self.row[scoreboard.RSS])
+        set_uvicorn_level(False)
+        self._set_state(State.READY)
+        self.acceptor.start()
+        await self.main_loop()
+        await self._drain()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+        self.view.worker_draining.set()
+
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        self._write_identity()
+        # A full bell has been rung enough, and without a primary nobody listens.
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self.context.wakeup_pipe, b"!")
+
+    def _write_identity(self) -> None:
+        """Again and again, because an app that writes where it should not must not make us a stranger."""
+        row = self.row
+        row[scoreboard.SLOT], row[scoreboard.ROW_GENERATION] = self.context.slot, self.context.generation
+        row[scoreboard.SINCE], row[scoreboard.STATE] = self._since, self._state
+        row[scoreboard.PID] = os.getpid()
+
+    async def _attach(self, connection: socket.socket) -> None:
+        protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        self.accepting.add(protocol)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.config.ssl else None,
+            )
+        finally:
+            self.accepting.discard(protocol)
+
+    def _connections(self) -> int:
+        """How many are open; siblings see it on the board at once, also in the middle of a burst."""
+        joined = self.server_state.connections
+        count = len(joined) + len(self.acceptor.attaching) - len(self.accepting & joined)
+        self.row[scoreboard.CONNECTIONS] = count
+        return count
+
+    async def on_tick(self, counter: int) -> bool:
+        self._write_heartbeat()
+        if counter % TICKS_A_SECOND == 0:
+            self._sample_memory()
+            self._retire_when_due()
+            self.request_timeouts.close(self.server_state.connections, monotonic())
+        return await super().on_tick(counter)
+
+    def _write_heartbeat(self) -> None:
+        """Runs in the event loop, so that a blocked loop is seen."""
+        row, now = self.row, monotonic_ns()
+        if self._ticked:
+            row[scoreboard.LAG] = max(0, now - self._ticked - int(TICK * 1e9))
+        self._ticked = now
+        self._write_identity()
+        self._connections()
+        row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
+        row[scoreboard.REQUESTS] = self.server_state.total_requests
+        row[scoreboard.HEARTBEAT] = now
+
+    def _sample_memory(self) -> None:
+        self.row[scoreboard.RSS] = _resident_bytes()
+
+    def _retire_when_due(self) -> None:
+        """Ask for a successor, and serve on until the primary has one ready."""
+        reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
+        if reason and self._state is State.READY:
+            logger.info("asks for a successor: %s", reason)
+            self._set_state(State.RETIRING)
+
+    async def _drain(self) -> None:
+        """Stop accepting, answer what comes on open connections for a while, then close what is idle."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.context.policy.graceful_timeout
+        self.acceptor.stop(last=self.context.board.draining)
+        self._set_state(State.DRAINING)
+        self.view.worker_draining.set()
+        self.config.encoded_headers.append((b"connection", b"close"))
+        await super().on_tick(0)  # makes the headers anew
+        # uvicorn's shutdown() tells a request in flight to close after its answer, a websocket 1012, and closes what
+        # is idle at once: those linger, because their client may just be sending.
+        for connection in list(self.server_state.connections):
+            if not _is_idle(connection):
+                connection.shutdown()
+        await self._wait_until_idle(min(deadline, loop.time() + self.context.policy.linger))
+        await self.acceptor.finish()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait_until_idle(deadline)
+        for task in self.server_state.tasks:
+            task.cancel(msg="the graceful timeout is over")
+        if self.server_state.tasks:
+            logger.warning("%d requests cancelled at the graceful timeout", len(self.server_state.tasks))
+            await asyncio.wait(self.server_state.tasks, timeout=1.0)
+        try:
+            await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
+        except TimeoutError:
+            logger.warning("the app's lifespan did not shut down in time")
+        self._write_heartbeat()
+
+    async def _wait_until_idle(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        ticks = 0
+        state = self.server_state
+        while (self.acceptor.attaching or state.connections or state.tasks) and loop.time() < deadline:
+            await asyncio.sleep(DRAIN_TICK)
+            self._write_heartbeat()
+            ticks += 1
+            if ticks % DRAIN_TICKS_A_SECOND == 0:
+                await super().on_tick(0)  # the date
+
+
+def _is_idle(connection: object) -> bool:
+    """A kept-alive HTTP connection between two requests."""
+    return isinstance(connection, HttpToolsProtocol) and (
+        connection.cycle is None or connection.cycle.response_complete
+    )
+
+
+def _resident_bytes() -> int:
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

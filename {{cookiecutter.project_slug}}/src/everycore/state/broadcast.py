@@ -1,0 +1,182 @@
+"""One message to every worker of every host, over Redis' PUBLISH and SUBSCRIBE.
+
+At most once: nothing is kept for who is away. Who was away is told so, by MISSED among its messages, and can read
+again what the messages were about. However many listen in a worker, it has one connection for all of them.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from enum import Enum
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError, RedisError
+
+MAX_WAITING = 1000  # messages for one listener; a slower one has missed some
+PING_EVERY = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
+RECONNECT = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
+
+log = logging.getLogger(__name__)
+
+
+class Missed(Enum):
+    MISSED = "missed"
+
+
+MISSED: Final = Missed.MISSED
+
+
+class Messages:
+    """What one listener gets, in the order in which Redis had it: JSON values, and MISSED."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue(MAX_WAITING)
+
+    def __aiter__(self) -> "Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._waiting.get()
+
+    def deliver(self, message: Any) -> None:
+        if self._waiting.full():
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+            message = MISSED
+        self._waiting.put_nowait(message)
+
+
+class _Channel:
+    def __init__(self) -> None:
+        self.listeners: set[Messages] = set()
+        self.subscribed = asyncio.Event()  # stays set through a reconnect
+
+
+class Broadcast:
+    """Sends and listens, on channels named `broadcast:<channel>`; to be closed in the worker's lifespan."""
+
+    def __init__(self, redis: Redis, prefix: str = "broadcast:") -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._channels: dict[bytes, _Channel] = {}
+        self._unconfirmed: set[bytes] = set()
+        self._pubsub: PubSub | None = None  # while it is connected
+        self._reader: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def send(self, channel: str, message: Any) -> None:
+        """Send a JSON value to all who listen now, this worker too. Raises TypeError for what is no JSON."""
+        await self._redis.publish(self._prefix + channel, json.dumps(message, separators=(",", ":")))
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[Messages]:
+        """Listen to what is sent from here on; while Redis is away this waits for it.
+
+            async with request.state.broadcast.listen("prices") as messages:
+                async for message in messages:
+                    ...  # read again what matters `if message is MISSED`
+
+        MISSED comes after a lost connection is back, and if more than MAX_WAITING messages were not taken in time.
+        All listeners of a worker get the same object: leave it as it is.
+        """
+        name, messages = (self._prefix + channel).encode(), Messages()
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read())
+        first = name not in self._channels
+        entry = self._channels.setdefault(name, _Channel())
+        entry.listeners.add(messages)
+        try:
+            if first:
+                self._unconfirmed.add(name)
+                await self._tell("SUBSCRIBE", name)
+            await entry.subscribed.wait()
+            yield messages
+        finally:
+            entry.listeners.discard(messages)
+            await self._leave_if_nobody_listens(name)
+
+    async def aclose(self) -> None:
+        """End the connection. To be awaited before the client is closed."""
+        self._closed = True
+        if self._reader is not None:
+            self._reader.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reader
+
+    async def _leave_if_nobody_listens(self, name: bytes) -> None:
+        # An unconfirmed one is left when its confirmation comes: that must not be taken for a later listener's.
+        if name in self._channels and not self._channels[name].listeners and name not in self._unconfirmed:
+            del self._channels[name]
+            await self._tell("UNSUBSCRIBE", name)
+
+    async def _tell(self, verb: str, name: bytes) -> None:
+        pubsub = self._pubsub
+        if pubsub is None:
+            return  # the reader subscribes to all when it has connected
+        told = False
+        try:
+            await (pubsub.subscribe(name) if verb == "SUBSCRIBE" else pubsub.unsubscribe(name))
+            told = True
+        except (RedisError, AttributeError) as error:  # redis-py writes to None if it is closed at this very moment
+            log.debug("broadcast: %s %r: %s", verb, name, error)
+        finally:
+            if not told and self._pubsub is pubsub:
+                self._pubsub = None  # what was written is not known, so the reader connects anew
+
+    async def _read(self) -> None:
+        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see once.py
+            pubsub: PubSub | None = None
+            try:
+                await self._redis.initialize()  # of a Redis Cluster the nodes have to be known
+                pubsub = self._redis.pubsub()
+                await pubsub.connect()  # type: ignore[no-untyped-call]
+                self._pubsub, self._unconfirmed = pubsub, set(self._channels)
+                if self._channels:
+                    await pubsub.subscribe(*self._channels)
+                await self._receive(pubsub)
+            except Exception as error:  # whatever it was: without a reader nobody would hear anything again
+                if self._pubsub is not None:
+                    log.warning("broadcast lost its connection: %s", error)
+            finally:
+                self._pubsub = None
+                if pubsub is not None:
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+            if not self._closed:
+                await asyncio.sleep(random.uniform(*RECONNECT))
+
+    async def _receive(self, pubsub: PubSub) -> None:
+        asked = False
+        while self._pubsub is pubsub and not self._closed:
+            message = await pubsub.get_message(timeout=PING_EVERY)
+            if message is not None:
+                asked = False
+                await self._hand_out(message)
+            elif asked:
+                raise ConnectionError("no answer to a PING")
+            else:
+                asked = True
+                await pubsub.ping()
+
+    async def _hand_out(self, message: dict[str, Any]) -> None:
+        name = message["channel"]
+        channel = self._channels.get(name)
+        if message["type"] == "subscribe" and channel is not None:
+            self._unconfirmed.discard(name)
+            if channel.subscribed.is_set():  # again: the connection was lost meanwhile
+                for listener in channel.listeners:
+                    listener.deliver(MISSED)
+            channel.subscribed.set()
+            await self._leave_if_nobody_listens(name)
+        elif message["type"] == "message" and channel is not None:
+            try:
+                value = json.loads(message["data"])
+            except ValueError:
+                log.warning("broadcast: what came on %r is no JSON", name)
+                return
+            for listener in channel.listeners:
+                listener.deliver(value)

@@ -1,0 +1,171 @@
+"""One connection to Redis: packed commands leave in one write, answers are handed out in the order of the commands.
+
+This room knows a stream and what stands on it. It knows no URL, no second connection, and never sends anything again.
+redis-py opens the connection (TLS, HELLO and AUTH, SELECT, Sentinel); from then on its transport feeds hiredis here:
+without asyncio's streams between them a command costs a third.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    InvalidResponse,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+)
+
+# Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
+STEPPED_DOWN = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
+
+CLOSED = "the client is closed"
+
+NOTHING_YET = object()
+
+
+class Command:
+    """A packed command and the future of its answer. An error is an answer too: whoever waits raises it.
+
+    since: the end of the tick that issued it, on the monotonic clock; 0 before. on_reply: called with the answer before
+    the next one is read.
+    """
+
+    __slots__ = ("answer", "on_reply", "packed", "since")
+
+    def __init__(
+        self, packed: bytes, answer: asyncio.Future[Any], on_reply: Callable[[Any], object] | None = None
+    ) -> None:
+        self.packed = packed
+        self.answer = answer
+        self.since = 0.0
+        self.on_reply = on_reply
+
+    def resolve(self, answer: Any) -> None:
+        """Hand the answer over; it is dropped if the caller was cancelled."""
+        if self.on_reply is not None and not isinstance(answer, Exception):
+            try:
+                self.on_reply(answer)
+            except Exception as error:
+                answer = error
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+
+class MultiplexedConnection(asyncio.Protocol):
+    """Takes over an open connection of redis-py.
+
+    pushed: called with each push message (RESP3), between the answers it came between.
+    lost: called once, with the reason, before anyone hears that the connection is gone.
+    resumed: called when the transport takes more again.
+    """
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        pushed: Callable[[list[Any]], object],
+        lost: Callable[["MultiplexedConnection", str], object],
+        resumed: Callable[[], object],
+    ) -> None:
+        self.in_flight: deque[Command] = deque()
+        self.opened = monotonic()
+        self.latency = 0.0  # seconds from issue to answer, of the last command in the last piece of the stream
+        self.gone = False
+        self._pushed, self._lost, self._resumed = pushed, lost, resumed
+        self._paused = False
+        self._stepped_down: Exception | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+        encoder = connection.encoder
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=DefaultParser.parse_error,
+            notEnoughData=NOTHING_YET,
+            **({"encoding": encoder.encoding, "errors": encoder.encoding_errors} if encoder.decode_responses else {}),
+        )
+        # Kept, for its StreamWriter closes the transport when it is collected; and private, for redis-py has no public
+        # way to its transport. The handshake's last answer has been read and nothing comes unasked yet, so no byte is
+        # left behind in its buffers.
+        self._connection = connection
+        assert connection._writer is not None
+        self._transport = connection._writer.transport
+        self._transport.set_protocol(self)
+
+    async def handshake(self, commands: list[bytes]) -> None:
+        """Send the connection's first commands. Raises, and drops the connection, if one of them is refused."""
+        loop = asyncio.get_running_loop()
+        sent = [Command(packed, loop.create_future()) for packed in commands]
+        try:
+            self.write(sent)
+            for command in sent:
+                if isinstance(answer := await command.answer, Exception):
+                    raise answer
+            if self.gone:
+                raise ConnectionError("the connection was lost as soon as it was made")
+        except BaseException:
+            self.abort(ConnectionError, "it was not ready in time")
+            raise
+
+    @property
+    def writable(self) -> bool:
+        return not (self._paused or self.gone or self._stepped_down)
+
+    def write(self, commands: list[Command]) -> None:
+        self.in_flight.extend(commands)
+        self._transport.write(b"".join([command.packed for command in commands]))
+
+    def data_received(self, data: bytes) -> None:
+        in_flight, reader = self.in_flight, self._reader
+        command = None
+        try:
+            reader.feed(data)
+            while (answer := reader.gets()) is not NOTHING_YET:
+                if isinstance(answer, hiredis.PushNotification):
+                    self._pushed(answer)
+                    continue
+                if not in_flight:
+                    raise InvalidResponse("an answer that nobody asked for")
+                command = in_flight.popleft()
+                command.resolve(answer)
+                if isinstance(answer, STEPPED_DOWN):
+                    self._stepped_down = answer
+        except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
+            self.abort(ConnectionError, f"{type(error).__name__}: {error}")
+        if command is not None:
+            self.latency = monotonic() - command.since
+        if self._stepped_down and not in_flight:
+            self.abort(ConnectionError, str(self._stepped_down))
+
+    def abort(self, kind: type[RedisError], reason: str) -> None:
+        """End the connection at once. What was written and not answered fails with `kind`, and is never sent again."""
+        if self.gone:
+            return
+        self.gone = True
+        self._transport.abort()
+        self._connection._close()  # type: ignore[no-untyped-call] # or it warns that nobody has closed it
+        self._lost(self, reason)
+        while self.in_flight:
+            self.in_flight.popleft().resolve(kind(f"{reason} (the command was sent; it may have been carried out)"))
+
+    async def aclose(self) -> None:
+        """Drop the connection if it is not gone yet, and wait until its transport is closed."""
+        self.abort(ConnectionError, CLOSED)
+        await self._closed
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self.abort(ConnectionError, f"the connection was lost: {error or 'closed by the server'}")
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._resumed()
