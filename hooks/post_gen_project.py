@@ -1,4 +1,4 @@
-"""Take out what was not chosen, and print the next steps. Runs in cookiecutter's own Python: stdlib only; installs,
+"""Remove what was not chosen, and print the next steps. Runs in cookiecutter's own Python: stdlib only; installs,
 builds and commits nothing.
 """
 
@@ -7,27 +7,29 @@ import shutil
 from pathlib import Path
 
 answers = json.loads(r"""{{ cookiecutter | tojson }}""")
-package = Path("src", answers["package_name"])
 
-# Whole folders that leave with their option, and files that take the place of others then.
-DEMO = [package / "demo", package / "web" / "demo", Path("tests", "demo")]
-WITHOUT_DEMO = Path("without_demo")
+DEMO = "everycore_demo"
+
+for cache in Path("src").rglob("__pycache__"):  # of tests that ran on the template itself
+    shutil.rmtree(cache)
 
 if answers["demo"] == "no":
-    for folder in DEMO:
-        shutil.rmtree(folder)
-    shutil.copytree(WITHOUT_DEMO, ".", dirs_exist_ok=True)
-shutil.rmtree(WITHOUT_DEMO)
+    # As somebody would by hand: the folder, and each line that names it.
+    shutil.rmtree(Path("src", DEMO))
+    for path in Path("src", answers["package_name"]).rglob("*"):
+        if path.suffix in (".py", ".html"):
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if DEMO not in line))
 
 if answers["kubernetes"] == "no":
     shutil.rmtree(Path("deploy", "kubernetes"))
 
-demo = "    make demo    # set up, and see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
+demo = "    make demo    # see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
 print(f"""
 {answers["project_slug"]} is ready. Next:
 
     cd {answers["project_slug"]}
-{demo}    make test    # everything its CI runs
-    make run     # develop: http://127.0.0.1:8000, reloads on change
-    git init     # what is a secret or is built is in .gitignore
+    make run     # http://127.0.0.1:8000, reloads when you save
+    make test    # your tests
+{demo}    git init     # secrets and builds are in .gitignore
 """)

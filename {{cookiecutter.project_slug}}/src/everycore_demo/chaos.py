@@ -1,43 +1,37 @@
-"""`demo --chaos`: kills workers and reloads the cluster while requests run."""
+"""`demo --chaos`: kills workers and reloads the server while requests run."""
 
-import os
 import random
-import signal
 import threading
-from pathlib import Path
 
-from everycore.server.run_dir import RunDir
-from everycore.server.scoreboard import Scoreboard
+from everycore.cli import ClusterControl
 
-PAUSE = 0.3  # seconds between two blows
-RELOAD_EVERY = 5  # blows
+PAUSE = 0.3  # seconds between two kills
+RELOAD_EVERY = 5  # kills
 
 
 class Chaos:
-    """While it is entered, harms the cluster of primary `pid`, never its last ready worker."""
+    """While it is entered, it harms a running server, but never kills its last ready worker."""
 
-    def __init__(self, pid: int, run_dir: Path) -> None:
-        self.pid = pid
-        self.run_dir = run_dir
-        self._over = threading.Event()
+    def __init__(self, control: ClusterControl) -> None:
+        self.control = control
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Chaos":
-        self._board = Scoreboard.read(RunDir(self.run_dir).board)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
-        blows = 0
-        while not self._over.wait(PAUSE):
-            ready = [worker.pid for worker in self._board.snapshot().workers if worker.state == "ready"]
-            if blows % RELOAD_EVERY == RELOAD_EVERY - 1:
-                os.kill(self.pid, signal.SIGHUP)
-                blows += 1
+        done = 0
+        while not self._stopping.wait(PAUSE):
+            ready = [worker for worker in self.control.snapshot().workers if worker.state == "ready"]
+            if done % RELOAD_EVERY == RELOAD_EVERY - 1:
+                self.control.ask_to_reload()
+                done += 1
             elif len(ready) > 1:
-                os.kill(random.choice(ready), signal.SIGKILL)
-                blows += 1
+                self.control.kill(random.choice(ready).pid)
+                done += 1

@@ -1,7 +1,7 @@
 """`/demo/events`: the cluster as it is, by server-sent events. One connection tells about all workers.
 
-A stream costs its worker one write for each cluster_status: the cluster_status itself is made once for all its streams, five times
-a second at most, and by nobody when nobody looks. This room asks `cluster_status` and never the board.
+A stream costs its worker one write for each status: the status itself is made once for all its streams, five times a
+second at most, and by nobody when nobody looks.
 Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from everycore.web.cluster import cluster_status
-from everycore_demo.worker import answering
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+
+from everycore.web import cluster_status
+from everycore_demo.worker import answering
 
 INTERVAL = 0.2  # seconds between two looks
 HEARTBEAT = 1.0  # seconds: so often also when nothing moves, or the browser takes the worker for stuck

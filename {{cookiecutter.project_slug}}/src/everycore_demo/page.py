@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PARTS = ("page.css", "favicon.svg", "page.js", "dom.js", "live.js", "cards.js", "fire.js", "harm.js", "asking.js")
 
 
 def page() -> Route:
-    return Route("/", _file("page.html"))
+    return Route("/demo", _file("page.html"), name="demo")
 
 
 def parts() -> list[Route]:

@@ -4,17 +4,19 @@ import asyncio
 import time
 from typing import Any
 
-from everycore.state.sessions.middleware import SessionMiddleware
-from everycore.web.settings import AppSettings
-from everycore_demo.controls import Controls
-from everycore_demo.events import Events
-from everycore_demo.page import page, parts
-from everycore_demo.worker import answering
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+
+from everycore.state import SessionMiddleware
+from everycore.web import AppSettings
+from everycore_demo.controls import Controls
+from everycore_demo.events import Events
+from everycore_demo.page import page, parts
+from everycore_demo.switch import on
+from everycore_demo.worker import answering
 
 MAX_MS = 60_000
 
@@ -23,6 +25,8 @@ memory = {"hits": 0}
 
 
 def routes(settings: AppSettings) -> list[Route | Mount]:
+    if not on(settings):
+        return []
     session = Middleware(SessionMiddleware, secure=settings.production)
     # What can hurt needs APP_ENV=development besides.
     controls = None if settings.production else Controls(settings.secret_keys)
@@ -64,7 +68,8 @@ async def cached(request: Request) -> Response:
         await asyncio.sleep(ms / 1000)
         return {"value": f"{key} took {ms} ms", "computed_by": answering(request)}
 
-    return _answer(request, await request.state.cache.get_or_compute(f"demo:{key}", compute, ttl=30))
+    found = await request.state.cache.get_or_compute(f"demo:{key}", compute, ttl=30)
+    return _answer(request, {"worker": answering(request), **found})
 
 
 async def slow(request: Request) -> Response:
@@ -97,11 +102,8 @@ async def block(request: Request) -> Response:
 
 
 def _answer(request: Request, content: dict[str, Any]) -> Response:
-    """JSON, and who says it. `?close` ends the connection: a browser keeps six, and would meet no other workers."""
-    headers = {"X-Worker": str(answering(request)["slot"])}
-    if "close" in request.query_params:
-        headers["Connection"] = "close"
-    return JSONResponse(content, headers=headers)
+    """JSON. `?close` ends the connection: a browser keeps six, and would meet no other workers."""
+    return JSONResponse(content, headers={"Connection": "close"} if "close" in request.query_params else None)
 
 
 def _milliseconds(request: Request) -> int:

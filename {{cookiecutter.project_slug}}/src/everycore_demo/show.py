@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from everycore.cli.dev_redis import run_redis
-from everycore.cli.local_server import cluster, development
+
+from everycore.cli import development, run_redis, run_server
 from everycore_demo.chaos import Chaos
 
 AT_ONCE = 8
@@ -50,7 +50,7 @@ class Tally:
         return different == len(self.answers) > 0 and different <= self.counted <= self.sent
 
 
-def own_cluster(requests: int, workers: int, chaos: bool) -> bool:
+def own_server(app: str, requests: int, workers: int, chaos: bool) -> bool:
     """Run the demo on a cluster made for it; in a terminal, serve on until Ctrl-C. True if all was exact.
 
     Raises RedisServerError or NoAnswerError.
@@ -58,10 +58,10 @@ def own_cluster(requests: int, workers: int, chaos: bool) -> bool:
     with contextlib.ExitStack() as stack:
         environ = {**development(stack.enter_context(run_redis())), "LINGER": "0", "LOG_LEVEL": "warning"}
         try:
-            running = stack.enter_context(cluster(environ, "--workers", str(workers), port=PORT))
+            running = stack.enter_context(run_server(app, environ, "--workers", str(workers), port=PORT))
         except OSError:
-            running = stack.enter_context(cluster(environ, "--workers", str(workers)))
-        exact = show(running.url, requests, Chaos(running.pid, running.run_dir) if chaos else contextlib.nullcontext())
+            running = stack.enter_context(run_server(app, environ, "--workers", str(workers)))
+        exact = show(running.url, requests, Chaos(running.control) if chaos else contextlib.nullcontext())
         if exact and sys.stdout.isatty():
             click.echo(f"\nOpen {running.url} to see it in a browser. Ctrl-C stops it.")
             with contextlib.suppress(KeyboardInterrupt):

@@ -3,10 +3,14 @@
 import os
 from collections.abc import Mapping
 
-from everycore.web.settings import AppSettings, parsed, switch
+from everycore.web import AppSettings, SettingsError, parse_bool
 
 
 def on(settings: AppSettings, environ: Mapping[str, str] | None = None) -> bool:
     """`DEMO`; by default on in development and off in production. Raises SettingsError."""
     env = os.environ if environ is None else environ
-    return bool(parsed(env, "DEMO", not settings.production, switch, "on or off"))
+    text = env.get("DEMO")
+    try:
+        return parse_bool(text) if text else settings.development
+    except ValueError:
+        raise SettingsError(f"DEMO is {text!r}; it must be on or off.") from None

@@ -1,1 +1,1 @@
-"""A Starlette app on every core: see README.md for the commands and the layout."""
+"""Your app. Start in `routes/home.py`."""

@@ -8,24 +8,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import click
+
 from everycore.cli.control import ClusterControl, ControlError, headline, table
+from everycore.environ import EnvironSettings, SettingsError
 from everycore.server import cpus, handover
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError, preload
 from everycore.server.logging import configure
-from everycore.server.policy import Policy
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
-from everycore.web import settings as settings_module
-from everycore.web.settings import Settings, SettingsError
+from everycore.server.settings import MAX_WORKERS, ServerSettings
+from everycore.state.settings import StateSettings
 
-OWN_APP = f"{__package__}.app:create_app"
+app_option = click.option(
+    "--app",
+    "target",
+    default=lambda: click.get_current_context().obj,
+    required=True,
+    help="An ASGI app or factory, as module:attribute.",
+)
 
-app_option = click.option("--app", "target", default=OWN_APP, help="An ASGI app or factory, as module:attribute.")
+Settings = TypeVar("Settings", bound=EnvironSettings)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -33,21 +40,15 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def read_settings(target: str = OWN_APP) -> Settings:
-    # Another app has its own secrets; ours is not asked for.
-    spare = {} if target == OWN_APP else {"APP_ENV": settings_module.DEVELOPMENT}
+def read_settings(kind: type[Settings]) -> Settings:
+    """Read the settings of a kind from the environment, or end with exit code 2."""
     try:
-        return settings_module.read({**os.environ, **spare})
+        return kind.from_environ()
     except SettingsError as error:
         fail(str(error), 2)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """Run this app, or any ASGI app, on every core."""
-
-
-@main.command()
+@click.command()
 @app_option
 @click.option(
     "--bind", help="HOST:PORT, unix:PATH[?mode=660] or fd://N; several with commas.  [default: 127.0.0.1:8000]"
@@ -58,11 +59,12 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
         if value is not None:
             os.environ[name] = value
-    settings = read_settings(target)
+    settings = read_settings(ServerSettings)
     configure(settings.log_level)
-    if target == OWN_APP and not handover.is_reexec():
-        require_redis(settings)
-        for sentence in advice(settings):
+    if target == click.get_current_context().obj and not handover.is_reexec():
+        state = read_settings(StateSettings)
+        require_redis(state)
+        for sentence in advice(state):
             logging.getLogger(__name__).warning("%s", sentence)
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
@@ -72,10 +74,12 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             target,
             settings.bind,
             count,
-            _policy(settings),
+            settings.policy(),
             settings.run_dir,
-            **_options(settings),
+            **settings.uvicorn_options(),
         )
+    except SettingsError as error:
+        fail(str(error), 2)
     except LoadError as error:
         fail(str(error), WORKER_BOOT_ERROR)
     except (BindError, RunDirError) as error:
@@ -83,14 +87,14 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     sys.exit(code)
 
 
-def require_redis(settings: Settings) -> None:
+def require_redis(settings: StateSettings) -> None:
     from everycore.state.client.connect import connection_error
 
     if reason := asyncio.run(connection_error(settings.redis_url, settings.redis_timeout)):
         fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
 
 
-def advice(settings: Settings) -> list[str]:
+def advice(settings: StateSettings) -> list[str]:
     """On the Redis of production: the one of `dev` keeps nothing, and is not meant to."""
     from everycore.cli.redis_advice import check_server
     from everycore.state.client.connect import connect
@@ -107,60 +111,41 @@ def _without_password(url: str) -> str:
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        graceful_timeout=settings.graceful_timeout,
-        drain_delay=settings.drain_delay,
-        linger=settings.linger,
-        boot_timeout=settings.boot_timeout,
-        hang_timeout=settings.hang_timeout or None,
-        header_timeout=settings.header_timeout,
-        body_timeout=settings.body_timeout,
-        max_requests=settings.max_requests,
-        max_growth=settings.max_rss_mb * 2**20,
-    )
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    return {
-        "access_log": settings.access_log,
-        "forwarded_allow_ips": settings.forwarded_allow_ips,
-        "ssl_certfile": settings.tls_cert,
-        "ssl_keyfile": settings.tls_key,
-    }
-
-
-@main.command()
+@click.command()
 @app_option
 def check(target: str) -> None:
     """Find out whether `serve` would start: settings, app, Redis."""
-    settings = read_settings(target)
+    settings = read_settings(ServerSettings)
     try:
-        preload(target, **_options(settings))
+        preload(target, **settings.uvicorn_options())
+    except SettingsError as error:
+        fail(str(error), 2)
     except LoadError as error:
         fail(str(error), WORKER_BOOT_ERROR)
-    if target == OWN_APP:
-        require_redis(settings)
-        for sentence in advice(settings):
+    if target == click.get_current_context().obj:
+        state = read_settings(StateSettings)
+        require_redis(state)
+        for sentence in advice(state):
             click.echo(f"warning: {sentence}", err=True)
     click.echo("ok")
 
 
-@main.command()
+@click.command()
+@app_option
 @click.option("--bind", default="127.0.0.1:8000", show_default=True)
 @click.option("--workers", default="2", show_default=True)
-def dev(bind: str, workers: str) -> None:
+def dev(target: str, bind: str, workers: str) -> None:
     """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
     from everycore.cli.dev import dev as run_dev
     from everycore.cli.dev_redis import RedisServerError
 
     try:
-        sys.exit(run_dev(["--bind", bind, "--workers", workers]))
+        sys.exit(run_dev(target, ["--bind", bind, "--workers", workers]))
     except RedisServerError as error:
         fail(str(error))
 
 
-@main.command()
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
@@ -175,22 +160,22 @@ def status(as_json: bool, watch: bool) -> None:
             click.echo(json.dumps(asdict(seen)) if as_json else table(seen))
 
 
-@main.command()
+@click.command()
 def reload() -> None:
     """Load the new code, with no request lost; exit 1, with the reason, if the old code serves on."""
     with operating() as running:
         running.reload()
 
 
-@main.command()
-@click.argument("workers", type=click.IntRange(1, settings_module.MAX_WORKERS))
+@click.command()
+@click.argument("workers", type=click.IntRange(1, MAX_WORKERS))
 def scale(workers: int) -> None:
     """Have so many WORKERS from now on."""
     with operating() as running:
         running.scale(workers)
 
 
-@main.command()
+@click.command()
 def stop() -> None:
     """Stop gracefully, and wait for it."""
     with operating() as running:
@@ -200,6 +185,20 @@ def stop() -> None:
 @contextmanager
 def operating() -> Iterator[ClusterControl]:
     try:
-        yield ClusterControl(read_settings("").run_dir)
+        yield ClusterControl(read_settings(ServerSettings).run_dir)
     except ControlError as error:
         fail(str(error))
+
+
+def commands(app: str | None = None) -> click.Group:
+    """Return the command line. An app adds commands of its own with `@main.command()`.
+
+    Args:
+        app: What `--app` is by default, as "module:attribute".
+    """
+    return click.Group(
+        "everycore",
+        {str(command.name): command for command in (serve, dev, check, status, reload, scale, stop)},
+        help="Run this app, or any ASGI app, on every core.",
+        context_settings={"help_option_names": ["-h", "--help"], "obj": app},
+    )

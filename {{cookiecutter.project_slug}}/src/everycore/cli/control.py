@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from everycore.server.run_dir import RunDir
@@ -34,6 +35,17 @@ class ClusterControl:
 
     def gone(self) -> bool:
         return self._run_dir.owner() != self.pid
+
+    def kill(self, pid: int) -> None:
+        """Send SIGKILL to a worker. Raises ControlError for a pid that is no worker's."""
+        if pid not in [worker.pid for worker in self.snapshot().workers]:
+            raise ControlError(f"no worker has the pid {pid}.")
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGKILL)
+
+    def ask_to_reload(self) -> None:
+        """Ask for a reload, and do not wait for it."""
+        self._send(signal.SIGHUP)
 
     def reload(self) -> None:
         """Ask for a reload and wait for its end. Raises ControlError if the old generation serves on."""

@@ -1,4 +1,4 @@
-"""A cluster of our own on this machine, for commands and tests that need one: the real command in a real process."""
+"""A server of our own on this machine, for commands and tests that need one: the real command in a real process."""
 
 import os
 import secrets
@@ -11,13 +11,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from everycore.cli.control import ClusterControl
 from everycore.cli.dev_redis import stop, tied_to_parent
 
 STOP_DEADLINE = 45.0  # seconds; more than a drain may take
 
 
 @dataclass
-class LocalCluster:
+class LocalServer:
     """A running `serve`: where it answers, its primary, and its run directory."""
 
     url: str
@@ -29,25 +30,39 @@ class LocalCluster:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def control(self) -> ClusterControl:
+        """What `status`, `reload`, `scale` and `stop` do. Raises ControlError while no primary is running."""
+        return ClusterControl(self.run_dir)
+
 
 def development(redis_url: str) -> dict[str, str]:
-    """The environment of a cluster for development: a new secret, so old cookies mean nothing."""
+    """Return the environment of a server for development: with a new secret, so that old cookies mean nothing."""
     return {"APP_ENV": "development", "REDIS_URL": redis_url, "SECRET_KEY": secrets.token_urlsafe(32)}
 
 
-def command(*arguments: str) -> list[str]:
-    """This package's command line, in this interpreter, gone with its parent."""
-    return tied_to_parent(sys.executable, "-m", __package__, *arguments)
+def serve_command(app: str, *arguments: str) -> list[str]:
+    """Return the command that serves `app` in this interpreter, and ends with its parent."""
+    return tied_to_parent(sys.executable, "-m", "everycore", "serve", "--app", app, *arguments)
 
 
 @contextmanager
-def cluster(
-    environ: Mapping[str, str], *arguments: str, port: int = 0, log: Path | None = None
-) -> Iterator[LocalCluster]:
-    """Run `serve` with `arguments` for the `with` block, on `port` or a free one.
+def run_server(
+    app: str, environ: Mapping[str, str], *arguments: str, port: int = 0, log: Path | None = None
+) -> Iterator[LocalServer]:
+    """Run `serve` for the `with` block.
 
     The socket is bound here and inherited, so requests may be sent at once: they queue until a worker is ready.
-    `environ` is laid over this process's own; `log` takes its stderr. Raises OSError if the port is taken.
+
+    Args:
+        app: As "module:attribute".
+        environ: Laid over this process's own environment.
+        arguments: Of `serve`.
+        port: 0 takes a free one.
+        log: Takes the stderr of the server.
+
+    Raises:
+        OSError: The port is taken.
     """
     with (
         tempfile.TemporaryDirectory(prefix="run-") as run_dir,
@@ -56,20 +71,20 @@ def cluster(
     ):
         url = "http://{}:{}".format(*listener.getsockname())
         process = subprocess.Popen(
-            command("serve", "--bind", f"fd://{listener.fileno()}", *arguments),
+            serve_command(app, "--bind", f"fd://{listener.fileno()}", *arguments),
             env={**os.environ, "RUN_DIR": run_dir, **environ},
             pass_fds=[listener.fileno()],
             stderr=stderr,
         )
-        listener.close()  # or a dead cluster's clients would hang instead of being refused
+        listener.close()  # or the clients of a dead server would hang instead of being refused
         try:
-            yield LocalCluster(url, process, Path(run_dir), log)
+            yield LocalServer(url, process, Path(run_dir), log)
         finally:
             stop(process, STOP_DEADLINE)
 
 
 def _listener(port: int) -> socket.socket:
-    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on what is accepted.
+    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on accepted connections.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

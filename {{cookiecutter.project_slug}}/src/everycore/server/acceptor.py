@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Acceptor:
     """Accepts on `listeners` and hands each connection to `attach`.
 
-    `own_connections()` counts this worker's open connections and puts the number on the board; `total_connections()` returns how many
-    workers accept, and how many connections they hold together.
+    `own_connections()` counts this worker's open connections and puts the number on the scoreboard;
+    `total_connections()` returns how many workers accept, and how many connections they hold together.
     """
 
     def __init__(

@@ -11,6 +11,8 @@ import traceback
 from typing import Any
 
 import uvicorn
+
+from everycore.environ import SettingsError
 from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.logging import AccessLog
 
@@ -27,7 +29,7 @@ def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Co
     access_log: write a line for each request. `options` go to uvicorn.Config. Raises LoadError.
     """
     config = uvicorn.Config(
-        _find(target),
+        find_app(target),
         loop="uvloop",
         http=CoalescingHttpProtocol,
         log_config=None,
@@ -50,7 +52,13 @@ def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Co
     return config
 
 
-def _find(target: str) -> Any:
+def find_app(target: str) -> Any:
+    """Return the ASGI app that "module:attribute" names, made by its factory if it is one.
+
+    Raises:
+        LoadError: It cannot be imported, or is no app.
+        SettingsError: The app refuses a setting.
+    """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise LoadError(f"app {target!r} is not of the form module:attribute, such as main:app.")
@@ -80,6 +88,8 @@ def _built(found: Any, target: str) -> Any:
         return found
     try:
         return found()
+    except SettingsError:
+        raise
     except (Exception, SystemExit) as error:
         raise LoadError(f"app factory {target!r} failed: {_summary(error)}") from None
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from time import perf_counter, time
 from typing import Any
 
-# ==== cluster.log
-
 _identity = {"who": "primary"}
 _terminal = sys.stderr is not None and sys.stderr.isatty()
 
@@ -81,9 +79,6 @@ def _json(when: float, level: str, message: str) -> str:
 
 def _utc(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
-
-
-# ==== cluster.access
 
 
 class AccessLog:

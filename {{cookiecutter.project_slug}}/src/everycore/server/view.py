@@ -22,10 +22,11 @@ from everycore.server.scoreboard import (
 
 
 class ClusterView:
-    """The board as the worker in `row` sees it.
+    """The scoreboard as the worker in `row` sees it.
 
-    worker_draining: set when this worker begins to drain. A response without an end (server-sent events, a long poll) should
-    end then, so that its client asks again and reaches a worker that stays.
+    worker_draining: set when this worker begins to drain. A response without an end (server-sent events, a long poll)
+    should end then, so that its client asks again and reaches a worker that stays.
+    stopping: true once the whole server was told to stop.
     """
 
     def __init__(self, board: Scoreboard, row: int) -> None:
@@ -48,10 +49,15 @@ class ClusterView:
         return self._board.snapshot()
 
     def publish_metrics(self, counters: Sequence[int], gauges: Sequence[int]) -> None:
-        """Put figures of this worker's app on the board: up to 8 counters and 4 gauges, by their places.
+        """Write metrics of this worker's app to the scoreboard.
 
-        counters only grow, and the cluster keeps those of the dead: `Snapshot.counters` are of all workers there ever were.
-        Levels go with their worker. Raises ValueError for more.
+        Args:
+            counters: Up to 8, by their places. They only grow, and those of dead workers are kept: `Snapshot.counters`
+                are of all workers there ever were.
+            gauges: Up to 4, by their places. They go with their worker.
+
+        Raises:
+            ValueError: There are more than the scoreboard has room for.
         """
         if len(counters) > COUNTERS or len(gauges) > GAUGES:
             raise ValueError(f"the board has room for {COUNTERS} counters and {GAUGES} gauges")

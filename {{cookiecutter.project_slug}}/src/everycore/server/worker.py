@@ -21,6 +21,8 @@ from time import monotonic, monotonic_ns
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.children import State
@@ -29,7 +31,6 @@ from everycore.server.policy import Policy, Recycling
 from everycore.server.request_timeouts import RequestTimeouts
 from everycore.server.scoreboard import Scoreboard
 from everycore.server.view import ClusterView
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
 DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter: a drain should end when its last connection does

@@ -7,14 +7,16 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from everycore.web.operator_auth import require_ops_token
-from everycore.web.reporting import host_id
-from everycore.web.settings import AppSettings
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-PATIENCE = 0.5  # seconds for Redis to tell of the other hosts: our own needs none, and somebody looks
+from everycore.web.hosts import HostRegistry
+from everycore.web.operator_auth import require_ops_token
+from everycore.web.reporting import host_id
+from everycore.web.settings import AppSettings
+
+PEERS_TIMEOUT = 0.5  # seconds for Redis to tell of the other hosts: our own needs none, and somebody looks
 
 
 def routes(settings: AppSettings) -> list[Route]:
@@ -36,8 +38,8 @@ async def cluster_status(request: Request) -> dict[str, Any]:
     own = host_id(cluster)
     others: dict[str, bytes] = {}
     with suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
-            others = await request.state.hosts.peers(own)
+        async with asyncio.timeout(PEERS_TIMEOUT):
+            others = await HostRegistry(request.state.redis).peers(own)
     return {
         "host": own,
         "hosts": {own: asdict(cluster.snapshot())} | {host: json.loads(board) for host, board in others.items()},

@@ -5,10 +5,11 @@ This room knows no route.
 
 from hmac import compare_digest
 
-from everycore.web.settings import AppSettings
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from everycore.web.settings import AppSettings
 
 
 def require_ops_token(settings: AppSettings) -> list[Middleware]:

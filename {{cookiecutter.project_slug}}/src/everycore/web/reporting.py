@@ -1,67 +1,88 @@
-"""What each worker tells once a second: its figures to the board, and one worker for its host the board to Redis.
+"""Every second each worker writes its metrics to the scoreboard, and one worker of each host publishes that to Redis.
 
-That one is the first whose heart beats, so who dies is followed by the next. It knows the board as
-`request.state.cluster` has it, and no process.
+The publishing worker is the first one with a recent heartbeat, so the next one takes over from a worker that died.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from everycore.state.cache.cache import Cache
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from everycore.server import ClusterView, WorkerRow
 from everycore.web.hosts import HostRegistry
 from everycore.web.metrics import collect_metrics
-from redis.exceptions import RedisError
 
-EVERY = 1.0  # seconds
-HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which the next worker speaks for the host
+INTERVAL = 1.0  # seconds
+HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which the next worker publishes for the host
 SERVING = ("ready", "retiring")
 
 logger = logging.getLogger(__name__)
 
 
-def host_id(cluster: Any) -> str:
-    """The host, and its primary's pid: several clusters may run on one host."""
+def host_id(cluster: ClusterView) -> str:
+    """Return the host and its primary's pid: several servers may run on one host."""
     return f"{cluster.host}:{cluster.primary}"
 
 
-@asynccontextmanager
-async def reporting(cluster: Any, redis: Any, cache: Cache, hosts: HostRegistry) -> AsyncIterator[None]:
-    """Report while the block lasts, and at its end. cluster: as in `request.state`; None under plain uvicorn."""
-    if cluster is None:
-        yield
-        return
-    over = asyncio.Event()
-    task = asyncio.create_task(_report(cluster, redis, cache, hosts, over))
-    try:
-        yield
-    finally:
-        over.set()  # not a cancel: Python 3.11 may lose it (see run_as_leader)
-        await task
-        cluster.publish_metrics(*collect_metrics(redis, cache))
+class Reporting:
+    """Reports while the lifespan of the app inside runs. It touches no request.
+
+    Without `cluster` in the lifespan's state, as under plain uvicorn, or without `redis`, it does nothing.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        stopping = asyncio.Event()
+        task: asyncio.Task[None] | None = None
+        state: dict[str, Any] = scope.get("state", {})
+
+        async def send_and_start(message: Message) -> None:
+            nonlocal task
+            if message["type"] == "lifespan.startup.complete" and {"cluster", "redis", "cache"} <= state.keys():
+                task = asyncio.create_task(_report(state, stopping))
+            await send(message)
+
+        async def receive_and_stop() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and task is not None:
+                stopping.set()  # not a cancel: Python 3.11 may lose it (see run_as_leader)
+                await task
+            return message
+
+        await self.app(scope, receive_and_stop, send_and_start)
 
 
-async def _report(cluster: Any, redis: Any, cache: Cache, hosts: HostRegistry, over: asyncio.Event) -> None:
-    while not over.is_set():
-        cluster.publish_metrics(*collect_metrics(redis, cache))
+async def _report(state: dict[str, Any], stopping: asyncio.Event) -> None:
+    cluster: ClusterView = state["cluster"]
+    hosts = HostRegistry(state["redis"])
+    while not stopping.is_set():
+        cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"]))
         seen = cluster.snapshot()
         if reporter_pid(seen.workers) == cluster.pid:
             try:
                 await hosts.announce(host_id(cluster), json.dumps(asdict(seen)))
             except RedisError:
-                pass  # the client has said in the log that Redis is away
-            except Exception:  # whatever it was: without this task nobody would hear of this worker again
-                logger.exception("the other hosts were not told")
+                pass  # the client has logged that Redis is unavailable
+            except Exception:  # whatever it was: without this task nobody would know of this worker
+                logger.exception("publishing host status failed")
         with suppress(TimeoutError):
-            async with asyncio.timeout(EVERY):
-                await over.wait()
+            async with asyncio.timeout(INTERVAL):
+                await stopping.wait()
+    cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"]))
 
 
-def reporter_pid(workers: Sequence[Any]) -> int | None:
-    """The pid of the worker that speaks for its host: of those who live the lowest slot, and rather one that stays."""
+def reporter_pid(workers: Sequence[WorkerRow]) -> int | None:
+    """Return the pid of the worker that publishes for its host: the lowest slot that lives, and is not draining."""
     alive = [worker for worker in workers if worker.heartbeat_age_s < HEARTBEAT_TIMEOUT]
     return min(alive, key=lambda worker: worker.state not in SERVING).pid if alive else None

@@ -13,7 +13,8 @@ const COMPUTE_MS = 300;
 export async function ask(path, credentials = "omit") {
   const response = await fetch(path, { cache: "no-store", credentials });
   if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
-  return { body: await response.json(), slot: response.headers.get("x-worker") };
+  const body = await response.json();
+  return { body, slot: body.worker.slot };
 }
 
 const either = (words) => new Intl.ListFormat("en", { type: "disjunction" }).format(words);

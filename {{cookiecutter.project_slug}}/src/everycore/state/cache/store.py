@@ -17,13 +17,12 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from everycore.state.cache.entry import Entry, unpack
-from everycore.state.client.pipelined import PipelinedRedis
-from everycore.state.client.script import Script
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-# ==== state.near
+from everycore.state.cache.entry import Entry, unpack
+from everycore.state.client.pipelined import PipelinedRedis
+from everycore.state.client.script import Script
 
 MOST_ENTRIES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
@@ -112,8 +111,6 @@ class NearCache:
         self.bytes = 0
 
 
-# ==== state.store
-
 # Seconds that a generation is kept, from its tag's first use or last invalidation: the tags of users who never come
 # back must go. What is stored under it is then computed anew.
 TAG_TTL = 30 * 86400
@@ -156,7 +153,7 @@ class RedisCacheStore:
         # Pushes are of RESP3; an URL may ask for the older one.
         self.tracked = isinstance(redis, PipelinedRedis) and _protocol(redis) != "2"
         if isinstance(redis, PipelinedRedis) and self.tracked:
-            redis.listen(self.near, ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix))
+            redis.add_invalidation_listener(self.near, ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix))
 
     def names(self, key: str, tags: Iterable[str]) -> list[str]:
         """Of the keys in Redis that a value depends on."""

@@ -5,7 +5,6 @@ import builtins
 from typing import Any, Self, cast
 from urllib.parse import SplitResult, urlsplit
 
-from everycore.state.client.pipelined import PipelinedRedis
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, ClusterPubSub
 from redis.asyncio.connection import parse_url
@@ -24,6 +23,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.maint_notifications import MaintNotificationsConfig
+
+from everycore.state.client.pipelined import PipelinedRedis
 
 # Redis is away, not ready yet, full, or changing its primary: the request may be tried again later. A ConnectionError
 # is also BusyLoadingError and our QueueFullError.

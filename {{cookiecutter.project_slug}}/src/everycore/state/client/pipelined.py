@@ -11,10 +11,11 @@ from inspect import iscoroutine
 from typing import Any
 
 import hiredis
-from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 from redis.asyncio import Redis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ResponseError
+
+from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 
 # They keep their connection for as long as they like: each has one of its own, and no timeout but the caller's.
 # XREAD blocks only with BLOCK; without it this is merely dearer.
@@ -78,8 +79,8 @@ class PipelinedRedis(Redis):
     def add_invalidation_listener(self, listener: InvalidationListener, *at_connect: tuple[Any, ...]) -> None:
         """Tell `listener` of invalidations and lost connections; `at_connect` are commands for every new connection.
 
-        They are sent before any other, and one that Redis refuses fails the connection: `redis.add_invalidation_listener(near_cache,
-        ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`. Raises RuntimeError after the first command.
+        They are sent before any other, and one that Redis refuses fails the connection:
+        `add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`. Raises RuntimeError after the first command.
         """
         self._link.add_invalidation_listener(listener, [self._packed(command) for command in at_connect])
 
@@ -88,7 +89,8 @@ class PipelinedRedis(Redis):
 
         on_reply: called with the raw answer as it is read, after all that the stream brought before it and before what
         comes next, also when the caller was cancelled meanwhile; never for an error. What it raises is raised here. A
-        value stored by it is never older than an invalidation that a `InvalidationListener` has heard: after `await` it may be.
+        value stored by it is never older than an invalidation that an `InvalidationListener` was told: after `await`
+        it may be.
         """
         needs, name = classify(args[0])
         if needs is None and NEVER_DECODE not in options:

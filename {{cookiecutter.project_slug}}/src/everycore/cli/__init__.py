@@ -1,0 +1,18 @@
+"""The command line: serve, dev, check, status, reload, scale and stop, for any ASGI app."""
+
+from everycore.cli.commands import commands, fail
+from everycore.cli.control import ClusterControl, ControlError
+from everycore.cli.dev_redis import RedisServerError, run_redis
+from everycore.cli.local_server import LocalServer, development, run_server
+
+__all__ = [
+    "ClusterControl",
+    "ControlError",
+    "LocalServer",
+    "RedisServerError",
+    "commands",
+    "development",
+    "fail",
+    "run_redis",
+    "run_server",
+]

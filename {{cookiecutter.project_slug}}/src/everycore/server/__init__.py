@@ -1,0 +1,30 @@
+"""The server: a primary that runs any ASGI app on every core.
+
+Does not import: redis, starlette, everycore.state, everycore.web. The app is named by "module:attribute".
+"""
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("everycore forks its workers, which Windows cannot do. Use Docker, or WSL.")
+
+from everycore.server.listeners import BindError
+from everycore.server.loading import LoadError
+from everycore.server.policy import Policy
+from everycore.server.run_dir import RunDirError
+from everycore.server.scoreboard import Snapshot, WorkerRow
+from everycore.server.serve import serve
+from everycore.server.settings import ServerSettings
+from everycore.server.view import ClusterView
+
+__all__ = [
+    "BindError",
+    "ClusterView",
+    "LoadError",
+    "Policy",
+    "RunDirError",
+    "ServerSettings",
+    "Snapshot",
+    "WorkerRow",
+    "serve",
+]

@@ -1,0 +1,100 @@
+"""The settings of the server: what any ASGI app is served with. The app's own are not here."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everycore.environ import EnvironSettings, SettingsError, parse_items, setting
+from everycore.server.policy import Policy
+
+MAX_WORKERS = 128
+
+
+def parse_workers(text: str) -> int | None:
+    """Return a number of workers, or None for "auto".
+
+    Raises:
+        ValueError: The text is neither "auto" nor a number from 1 to MAX_WORKERS.
+    """
+    if text == "auto":
+        return None
+    count = int(text)
+    if not 1 <= count <= MAX_WORKERS:
+        raise ValueError(text)
+    return count
+
+
+def parse_log_level(text: str) -> str:
+    """Return the name of a level as `logging` spells it.
+
+    Raises:
+        ValueError: The text is no such name.
+    """
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise ValueError(text)
+    return text.upper()
+
+
+def default_run_dir() -> Path:
+    """Return a folder for this user and the folder of this process."""
+    name = f"everycore-{os.getuid()}"
+    shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
+    return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
+
+
+@dataclass(frozen=True)
+class ServerSettings(EnvironSettings):
+    """All times are seconds. `.env.example` explains each."""
+
+    bind: tuple[str, ...] = setting(("127.0.0.1:8000",), parse_items, "addresses with commas, such as 127.0.0.1:8000")
+    workers: int | None = setting(
+        None, parse_workers, f"auto, or a number of workers from 1 to {MAX_WORKERS}", name="WEB_CONCURRENCY"
+    )
+    run_dir: Path = setting(default_run_dir, Path)  # noqa: RUF009 - it is a field
+    forwarded_allow_ips: str = "127.0.0.1,::1"
+    header_timeout: float = 10.0
+    body_timeout: float = 60.0
+    graceful_timeout: float = 30.0
+    drain_delay: float = 0.0
+    linger: float = 5.0
+    boot_timeout: float = 60.0
+    hang_timeout: float = 30.0
+    max_requests: int = 0
+    max_rss_mb: int = 0
+    log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
+    access_log: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @classmethod
+    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
+        values = super()._values(environ)
+        if "tls_key" in values and "tls_cert" not in values:
+            raise SettingsError("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
+        return values
+
+    def policy(self) -> Policy:
+        """Return what the primary and its workers go by."""
+        return Policy(
+            graceful_timeout=self.graceful_timeout,
+            drain_delay=self.drain_delay,
+            linger=self.linger,
+            boot_timeout=self.boot_timeout,
+            hang_timeout=self.hang_timeout or None,
+            header_timeout=self.header_timeout,
+            body_timeout=self.body_timeout,
+            max_requests=self.max_requests,
+            max_growth=self.max_rss_mb * 2**20,
+        )
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        """Return what `preload` takes besides the app."""
+        return {
+            "access_log": self.access_log,
+            "forwarded_allow_ips": self.forwarded_allow_ips,
+            "ssl_certfile": self.tls_cert,
+            "ssl_keyfile": self.tls_key,
+        }

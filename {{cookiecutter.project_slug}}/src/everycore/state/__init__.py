@@ -1,0 +1,44 @@
+"""The state that all workers share, in Redis: sessions, counters, a cache, rate limits, a leader, broadcast.
+
+It works under any server. Does not import: everycore.server, everycore.web.
+"""
+
+from everycore.state.broadcast import MISSED, Broadcast
+from everycore.state.cache.cache import Cache
+from everycore.state.cache.decorator import cached
+from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
+from everycore.state.counters import DAY, HOUR, MINUTE, Counters
+from everycore.state.leader import run_as_leader
+from everycore.state.lifespan import lifespan, sessions
+from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
+from everycore.state.rate_limit_middleware import RateLimitMiddleware
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.sessions.session import Session
+from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
+from everycore.state.settings import StateSettings
+
+__all__ = [
+    "DAY",
+    "HOUR",
+    "MINUTE",
+    "MISSED",
+    "UNAVAILABLE_ERRORS",
+    "Broadcast",
+    "Cache",
+    "Counters",
+    "Lifetimes",
+    "RateLimitMiddleware",
+    "RateLimitResult",
+    "RateLimiter",
+    "Rule",
+    "Session",
+    "SessionMiddleware",
+    "SessionStore",
+    "SessionTooLargeError",
+    "StateSettings",
+    "cached",
+    "connect",
+    "lifespan",
+    "run_as_leader",
+    "sessions",
+]

@@ -1,0 +1,1 @@
+"""A cache that all workers share."""

@@ -1,0 +1,1 @@
+"""One connection to Redis for each worker, shared by all of its requests."""

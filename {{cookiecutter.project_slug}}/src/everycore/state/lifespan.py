@@ -1,0 +1,66 @@
+"""What each worker opens when its app starts: the Redis client, and everything that stands on it."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from everycore.state.broadcast import Broadcast
+from everycore.state.cache.cache import Cache
+from everycore.state.client.connect import connect
+from everycore.state.counters import Counters
+from everycore.state.rate_limit import RateLimiter
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.sessions.store import Lifetimes, SessionStore
+from everycore.state.settings import StateSettings
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+
+def lifespan(settings: StateSettings, own: Lifespan | None = None) -> Lifespan:
+    """Return a lifespan for Starlette that opens the state of a worker.
+
+    Handlers find what it opens as `request.state.redis`, `counters`, `cache`, `limits`, `broadcast` and `sessions`.
+    The app's own lifespan finds them under the same names in `app.state`.
+
+    Args:
+        settings: Where Redis is, and how sessions are kept.
+        own: The app's lifespan. It runs inside, so the state outlives it, and what it yields is added.
+    """
+
+    @asynccontextmanager
+    async def opened(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        redis = connect(settings.redis_url, settings.redis_timeout)
+        cache = Cache(redis)  # before the first command
+        counters, broadcast = Counters(redis), Broadcast(redis)
+        lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
+        state = {
+            "redis": redis,
+            "counters": counters,
+            "limits": RateLimiter(redis),
+            "cache": cache,
+            "broadcast": broadcast,
+            "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
+        }
+        for name, value in state.items():
+            setattr(app.state, name, value)
+        try:
+            if own is None:
+                yield state
+            else:
+                async with own(app) as added:
+                    yield {**state, **(added or {})}
+        finally:
+            await cache.aclose()
+            await broadcast.aclose()
+            await counters.aclose()
+            await redis.aclose()
+
+    return opened
+
+
+def sessions(settings: StateSettings) -> Middleware:
+    """Return the middleware that puts `request.session` on the routes inside it."""
+    return Middleware(SessionMiddleware, secure=settings.production)

@@ -1,0 +1,1 @@
+"""Sessions of visitors: signed cookies in the browser, data in Redis."""

@@ -1,0 +1,22 @@
+"""Fixtures for pytest: `client`, `redis`, `serve`, `load` and `eventually`.
+
+`pyproject.toml` loads them with `-p everycore.testing` and names the app in `everycore_app`. Redis is a private server
+for the tests; the one of REDIS_URL or `.env` is never used.
+"""
+
+from everycore.testing.fixtures import client, eventually, load, pytest_addoption, redis, redis_url, serve
+from everycore.testing.load import Load
+from everycore.testing.visitor import Answer, Visitor
+
+__all__ = [
+    "Answer",
+    "Load",
+    "Visitor",
+    "client",
+    "eventually",
+    "load",
+    "pytest_addoption",
+    "redis",
+    "redis_url",
+    "serve",
+]

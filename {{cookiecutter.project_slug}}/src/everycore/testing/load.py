@@ -1,0 +1,57 @@
+"""Load on a running server, with every outcome counted by name."""
+
+import http.client
+import threading
+from collections import Counter
+from urllib.parse import urlsplit
+
+from everycore.testing.waiting import DEADLINE
+
+
+class Load:
+    """Clients in threads that send GETs until `stop`, and count what became of each in `seen`.
+
+    The outcomes are "ok", the status of any other response, "refused", "timeout", "reset on fresh" and
+    "reset on reused"; "sent" counts all requests.
+    """
+
+    def __init__(self, url: str, path: str = "/", clients: int = 4, keep_alive: bool = False) -> None:
+        self.host = urlsplit(url).netloc
+        self.path = path
+        self.keep_alive = keep_alive
+        self.seen: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> Counter[str]:
+        """End the load and return what was seen."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        return self.seen
+
+    def _run(self) -> None:
+        connection = http.client.HTTPConnection(self.host, timeout=DEADLINE)
+        while not self._over.is_set():
+            self.seen["sent"] += 1
+            self.seen[self._one(connection)] += 1
+            if not self.keep_alive:
+                connection.close()
+        connection.close()
+
+    def _one(self, connection: http.client.HTTPConnection) -> str:
+        fresh = connection.sock is None
+        try:
+            connection.request("GET", self.path)
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if isinstance(error, ConnectionRefusedError):
+                return "refused"
+            if isinstance(error, TimeoutError):
+                return "timeout"
+            return "reset on fresh" if fresh else "reset on reused"
+        return "ok" if response.status == http.HTTPStatus.OK else str(response.status)

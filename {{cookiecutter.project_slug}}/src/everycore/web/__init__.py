@@ -1,0 +1,22 @@
+"""ASGI parts for any Starlette app: health, metrics and status, security headers, limits, answers to errors."""
+
+from everycore.environ import SettingsError, parse_bool, setting
+from everycore.web.cluster import cluster_status
+from everycore.web.defaults import exception_handlers, middleware, routes
+from everycore.web.operator_auth import require_ops_token
+from everycore.web.security import BodySizeLimit, SecurityHeaders
+from everycore.web.settings import AppSettings
+
+__all__ = [
+    "AppSettings",
+    "BodySizeLimit",
+    "SecurityHeaders",
+    "SettingsError",
+    "cluster_status",
+    "exception_handlers",
+    "middleware",
+    "parse_bool",
+    "require_ops_token",
+    "routes",
+    "setting",
+]

@@ -1,0 +1,40 @@
+"""The settings of a web app: those of the state, and what requests it takes. An app's own class adds its fields."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from everycore.environ import SettingsError, parse_items, setting
+from everycore.state.settings import MAKE_A_KEY, PRODUCTION, StateSettings
+
+MIN_TOKEN_LENGTH = 16  # characters
+
+
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """Return the names of a list with commas.
+
+    Raises:
+        ValueError: One of them is no host name.
+    """
+    names = parse_items(text)
+    if not all(re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in names):
+        raise ValueError(text)
+    return names
+
+
+@dataclass(frozen=True)
+class AppSettings(StateSettings):
+    """What `everycore.web` and `everycore.state` need to know of an app."""
+
+    ops_token: str | None = setting(None, str.strip, "text", secret=True)
+    allowed_hosts: tuple[str, ...] = setting(("*",), parse_hosts, "host names without ports, such as a.com,*.b.com")
+    max_body: int = setting(2**20, expected="a whole number of bytes, 0 or more")
+
+    @classmethod
+    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
+        values = super()._values(environ)
+        token = values.get("ops_token")
+        if values.get("app_env", PRODUCTION) == PRODUCTION and token and len(token) < MIN_TOKEN_LENGTH:
+            raise SettingsError(f"OPS_TOKEN has fewer than {MIN_TOKEN_LENGTH} characters. Make one with: {MAKE_A_KEY}")
+        return values
