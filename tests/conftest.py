@@ -3,18 +3,24 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
-from cookiecutter.main import cookiecutter
 
 pytest_plugins = ["stacks"]  # what needs a Docker engine
 
 ROOT = Path(__file__).parents[1]
+sys.pycache_prefix = str(ROOT / "build" / "bytecode")  # never in the template, where a bake would copy it
+
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--redis-cluster", action="store_true", help="run the state's tests on a Redis Cluster of three nodes")
 
 
 @pytest.fixture
@@ -25,6 +31,8 @@ def bake(tmp_path: Path) -> Callable[..., Path]:
 
 def baked(folder: Path, into: Path | None = None, **answers: str) -> Path:
     """Generate a project from `answers`, by default into `folder`, where cookiecutter keeps what is its own."""
+    from cookiecutter.main import cookiecutter  # the engine's tests do without it
+
     own = {"cookiecutters_dir": str(folder / "cookiecutters"), "replay_dir": str(folder / "replay")}
     return Path(
         cookiecutter(

@@ -1,9 +1,10 @@
 """What operators see of an app that runs under plain uvicorn, or in a test's client: nothing, and no failure."""
 
 import pytest
-from everycore.web.settings import read
 from starlette.testclient import TestClient
-from USER.app import create_app
+from sample.app import create_app
+
+from everycore.web.settings import AppSettings
 
 
 @pytest.fixture
@@ -12,13 +13,13 @@ def environ(redis_url: str) -> dict[str, str]:
 
 
 def test_without_a_cluster_there_is_no_host_and_no_figure(environ: dict[str, str]) -> None:
-    with TestClient(create_app(read(environ))) as client:
+    with TestClient(create_app(AppSettings.from_environ(environ))) as client:
         assert client.get("/cluster").json()["hosts"] == {}
         assert (client.get("/metrics").status_code, client.get("/metrics").text) == (200, "")
         assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
 
 
 def test_they_are_not_kept_by_caches(environ: dict[str, str]) -> None:
-    with TestClient(create_app(read(environ))) as client:
+    with TestClient(create_app(AppSettings.from_environ(environ))) as client:
         for path in ("/cluster", "/metrics"):
             assert client.get(path).headers["cache-control"] == "no-store"

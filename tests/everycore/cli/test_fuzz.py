@@ -10,12 +10,13 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import uvicorn
-from everycore.web.settings import read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Mount, Route
-from USER.app import create_app
+from sample.app import create_app
 from uvicorn.lifespan.on import LifespanOn
+
+from everycore.web.settings import AppSettings
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY", "get", "X"]
 NAMES = [b"cookie", b"host", b"authorization", b"content-type", b"content-length", b"range", b"accept", b"origin"]
@@ -57,7 +58,7 @@ class Served:
     """The app between its lifespan's two ends, in a loop of its own; `ask` calls it as a server does."""
 
     def __init__(self, environ: dict[str, str]) -> None:
-        self.app = create_app(read(environ))
+        self.app = create_app(AppSettings.from_environ(environ))
         self.paths = paths(self.app.routes)
         self._runner = asyncio.Runner()
         self._lifespan = LifespanOn(uvicorn.Config(self.app, lifespan="on", log_config=None))

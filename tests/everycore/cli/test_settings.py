@@ -4,29 +4,31 @@ import re
 from pathlib import Path
 
 import pytest
-from everycore.web.settings import SettingsError, read
+
+from everycore.web import AppSettings, SettingsError
+from places import TEMPLATE
 
 KEY = "a-key-of-more-than-thirty-two-characters"
-PROJECT = Path(__file__).parents[2]
+PROJECT = TEMPLATE
 
 
 def test_production_is_the_default_and_needs_a_key() -> None:
     with pytest.raises(SettingsError, match=r"SECRET_KEY is not set.*python3 -c 'import secrets"):
-        read({})
-    assert read({"SECRET_KEY": KEY}).production
+        AppSettings.from_environ({})
+    assert AppSettings.from_environ({"SECRET_KEY": KEY}).production
 
 
 @pytest.mark.parametrize("key", ["short", f"{KEY},short"])
 def test_a_short_key_is_refused_in_production(key: str) -> None:
     with pytest.raises(SettingsError, match="fewer than 32 characters"):
-        read({"SECRET_KEY": key})
+        AppSettings.from_environ({"SECRET_KEY": key})
 
 
 def test_a_key_may_come_from_a_file_and_one_that_is_named_is_not_looked_for(tmp_path: Path) -> None:
     file = tmp_path / "secret_key"
     file.write_text(f"{KEY},{KEY}2\n")
-    assert read({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
-    assert read({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
+    assert AppSettings.from_environ({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
+    assert AppSettings.from_environ({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("", "is not set"), ("short", "fewer")])
@@ -35,7 +37,7 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
     if content is not None:
         file.write_text(content)
     with pytest.raises(SettingsError, match=said):
-        read({"SECRET_KEY_FILE": str(file)})
+        AppSettings.from_environ({"SECRET_KEY_FILE": str(file)})
 
 
 @pytest.mark.parametrize(
@@ -58,29 +60,29 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is '{value}'; it must be"):
-        read({"SECRET_KEY": KEY, name: value})
+        AppSettings.from_environ({"SECRET_KEY": KEY, name: value})
 
 
 def test_an_empty_value_is_the_default() -> None:
-    assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
+    assert AppSettings.from_environ({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
 
 
 def test_secrets_are_not_printed() -> None:
-    assert KEY not in repr(read({"SECRET_KEY": KEY}))
+    assert KEY not in repr(AppSettings.from_environ({"SECRET_KEY": KEY}))
 
 
 def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> None:
     with pytest.raises(SettingsError, match="OPS_TOKEN has fewer than 16 characters"):
-        read({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
-    settings = read({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # as files end
+        AppSettings.from_environ({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
+    settings = AppSettings.from_environ({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # as files end
     assert settings.ops_token == KEY
     assert KEY not in repr(settings)
-    assert read({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
+    assert AppSettings.from_environ({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
 
 
 def test_hosts_are_names_with_commas() -> None:
     hosts = ("shop.com", "*.shop.com", "[::1]")
-    assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
+    assert AppSettings.from_environ({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
 
 
 def test_the_example_lists_every_knob_and_no_other() -> None:

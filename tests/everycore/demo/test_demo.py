@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGE = next(path.parent for path in (Path(__file__).parents[2] / "src").glob("*/__main__.py"))
+from places import SAMPLE
+
+PACKAGE = SAMPLE
 
 
 def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:

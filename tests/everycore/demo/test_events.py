@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+
 from everycore_demo import events
 from everycore_demo.events import Events
-from starlette.requests import Request
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +32,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def cluster() -> Any:
-    return SimpleNamespace(leaving=asyncio.Event(), host="a", slot=2, pid=3, generation=4)
+    return SimpleNamespace(worker_draining=asyncio.Event(), host="a", slot=2, pid=3, generation=4)
 
 
 def request(cluster: Any = None) -> Request:
@@ -59,12 +60,12 @@ async def test_a_worker_that_leaves_ends_its_streams(seen: dict[str, Any], clust
     client = Client(Events(None), request(cluster))
     await client.event()
     await client.event()
-    cluster.leaving.set()
+    cluster.worker_draining.set()
     assert await client.event() == ""
 
 
 async def test_who_asks_a_leaving_worker_is_sent_on_at_once(seen: dict[str, Any], cluster: Any) -> None:
-    cluster.leaving.set()
+    cluster.worker_draining.set()
     client = Client(Events(None), request(cluster))
     assert "retry: 200" in await client.event()
     assert await client.event() == ""

@@ -1,11 +1,12 @@
 """When the demo is on."""
 
 import pytest
-from everycore.web.settings import SettingsError, read
+
+from everycore.web import AppSettings, SettingsError
 from everycore_demo.switch import on
 
-PRODUCTION = read({"SECRET_KEY": "a-key-of-more-than-thirty-two-characters"})
-DEVELOPMENT = read({"APP_ENV": "development"})
+PRODUCTION = AppSettings.from_environ({"SECRET_KEY": "a-key-of-more-than-thirty-two-characters"})
+DEVELOPMENT = AppSettings.from_environ({"APP_ENV": "development"})
 
 
 def test_the_demo_is_off_in_production_and_on_in_development() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from places import TEMPLATE
+
+PROJECT = TEMPLATE
 
 
 def refused(ended: Any, code: int, said: str) -> None:
@@ -26,7 +28,7 @@ def test_production_without_a_secret_key_is_refused_with_the_command_that_makes_
     ended = cli("serve", APP_ENV="production", SECRET_KEY="")
     refused(ended, 2, "SECRET_KEY is not set")
     command = ended.stderr.partition("Make one with: ")[2].strip().replace("python3", sys.executable, 1)
-    key = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S602
+    key = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.strip()
     assert cli("check", APP_ENV="production", SECRET_KEY=key).returncode == 0
 
 

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGE = next(path.parent for path in (Path(__file__).parents[1] / "src").glob("*/__main__.py"))
+from places import SAMPLE
+
+PACKAGE = SAMPLE
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
-PACKAGE = next(path.parent.name for path in (PROJECT / "src").glob("*/__main__.py"))
+from places import TEMPLATE
+
+PROJECT = TEMPLATE
+PACKAGE = "sample"
 
 HANGS = "import time\ntime.sleep(600)\n"
 # The check passes; what fails or hangs is the start of the new workers.

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = next(path.parent for path in (ROOT / "src").glob("*/__main__.py"))
+from places import SAMPLE, TEMPLATE
+
+ROOT = TEMPLATE
+PACKAGE = SAMPLE
 CODE = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
 # As it is said: string literals that follow each other on several lines are one.
 SAID = re.sub(r'"\s*\n\s*f?"', "", "\n".join(text for name, text in CODE.items() if "test_" not in name))

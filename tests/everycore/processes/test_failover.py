@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis
 
-PACKAGE = next(path.parent.name for path in (Path(__file__).parents[1] / "src").glob("*/__main__.py"))
+PACKAGE = "sample"
 
 APP = """
 import os
@@ -20,9 +20,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from PACKAGE.state.middleware import SessionMiddleware
-from PACKAGE.state.redis import connect
-from PACKAGE.state.sessions import SessionStore
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.client.connect import connect
+from everycore.state.sessions.store import SessionStore
 
 @asynccontextmanager
 async def lifespan(app):
@@ -70,7 +70,7 @@ def replicated(redis_under_sentinels: Any) -> Callable[[], bool]:
 def test_sessions_outlive_their_primary(
     serve: Any, redis_under_sentinels: Any, replicated: Any, eventually: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "visited.py").write_text(APP.replace("PACKAGE", PACKAGE))
+    (tmp_path / "visited.py").write_text(APP)
     environ = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "REDIS_URL": redis_under_sentinels.url}
     cluster = serve("--workers", "2", "--app", "visited:app", **environ)
     status, said, headers = visit(cluster.url, "")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-PACKAGE = next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
+PACKAGE = "sample"
 APP = """
 import asyncio, pathlib
 from contextlib import asynccontextmanager

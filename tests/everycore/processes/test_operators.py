@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 KEY = "a-key-of-more-than-thirty-two-characters"
-TOKEN = "twenty-four-characters.."  # noqa: S105 - of the test
+TOKEN = "twenty-four-characters.."
 PRODUCTION = {"APP_ENV": "production", "SECRET_KEY": KEY}
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-PACKAGE = next(path.parent.name for path in (Path(__file__).parents[1] / "src").glob("*/__main__.py"))
+PACKAGE = "sample"
 
 WITHOUT_THE_INTERPRETERS_LOCK = "time.sleep(60)"
 WITH_THE_INTERPRETERS_LOCK = "re.match(r'(a+)+$', 'a' * 40 + 'b')"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 CRASHING = """
-from PACKAGE.app import create_app
+from sample.app import create_app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -46,7 +46,7 @@ FIELDS = {
 @pytest.fixture
 def server(serve: Any, tmp_path: Any, package: str) -> Any:
     """Our app, with four routes more."""
-    (tmp_path / "crashing.py").write_text(CRASHING.replace("PACKAGE", package))
+    (tmp_path / "crashing.py").write_text(CRASHING)
 
     def start(**environ: str) -> Any:
         return serve("--app", "crashing:app", "--workers", "1", PYTHONPATH=str(tmp_path), **environ)

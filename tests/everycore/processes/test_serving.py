@@ -20,7 +20,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 async def events(request):
-    leaving = request.state.cluster.leaving
+    leaving = request.state.cluster.worker_draining
 
     async def stream():
         yield "data: hello\\n\\n"
@@ -49,7 +49,7 @@ def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: A
     context = ssl.create_default_context(cafile=tls["TLS_CERT"])
 
     def worker(_: int) -> int:
-        with urllib.request.urlopen(url, context=context, timeout=20) as answer:  # noqa: S310 - https
+        with urllib.request.urlopen(url, context=context, timeout=20) as answer:
             return int(json.load(answer)["worker"])
 
     with ThreadPoolExecutor(8) as threads:
@@ -85,7 +85,7 @@ def test_a_stream_without_an_end_is_told_of_a_stop_and_finishes_well(
 ) -> None:
     (tmp_path / "streams.py").write_text(STREAMS)
     cluster = serve("--app", "streams:app", "--workers", "1", PYTHONPATH=str(tmp_path), LINGER="60")
-    with urllib.request.urlopen(cluster.url, timeout=20) as stream:  # noqa: S310 - http
+    with urllib.request.urlopen(cluster.url, timeout=20) as stream:
         assert stream.readline() == b"data: hello\n"
         cluster.process.terminate()
         assert stream.read() == b"\ndata: goodbye\n\n"  # complete: a cut stream raises IncompleteRead

@@ -17,7 +17,7 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
-PACKAGE = next(path.parent.name for path in (Path(__file__).parents[1] / "src").glob("*/__main__.py"))
+PACKAGE = "sample"
 
 # Every request first says that it has read its session, in a list in Redis; those with `?hold` then wait to be let on.
 APP = """
@@ -27,9 +27,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route, WebSocketRoute
-from PACKAGE.state.middleware import SessionMiddleware
-from PACKAGE.state.redis import connect
-from PACKAGE.state.sessions import SessionStore
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.client.connect import connect
+from everycore.state.sessions.store import SessionStore
 
 @asynccontextmanager
 async def lifespan(app):
@@ -76,7 +76,7 @@ Visit = Callable[..., tuple[int, Any, str | None]]
 
 @pytest.fixture
 def start(serve: Any, tmp_path: Path) -> Callable[..., Any]:
-    (tmp_path / "visits.py").write_text(APP.replace("PACKAGE", PACKAGE))
+    (tmp_path / "visits.py").write_text(APP)
     where = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0"}
     return lambda **environ: serve("--workers", "3", "--app", "visits:app", **where, **environ)
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from places import TEMPLATE
+
+PROJECT = TEMPLATE
 NAME = next(
     line.split('"')[1] for line in (PROJECT / "pyproject.toml").read_text().splitlines() if line.startswith("name = ")
 )

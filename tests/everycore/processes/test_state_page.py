@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import redis
 from starlette.testclient import TestClient
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = next(path.parent.name for path in (ROOT / "src").glob("*/__main__.py"))
+from places import TEMPLATE
+
+ROOT = TEMPLATE
+PACKAGE = "sample"
 
 # The imports that each block would begin with.
 IMPORTS = """
@@ -23,25 +24,25 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from PACKAGE.state.broadcast import Broadcast
-from PACKAGE.state.cache import Cache
-from PACKAGE.state.counters import Counters
-from PACKAGE.state.limiting import RateLimitMiddleware
-from PACKAGE.state.limits import RateLimiter, Rule
-from PACKAGE.state.middleware import SessionMiddleware
-from PACKAGE.state.once import run_as_leader
-from PACKAGE.state.redis import connect
-from PACKAGE.state.sessions import SessionStore
-from PACKAGE.state.windows import DAY
+from everycore.state.broadcast import Broadcast
+from everycore.state.cache.cache import Cache
+from everycore.state.counters import Counters
+from everycore.state.rate_limit_middleware import RateLimitMiddleware
+from everycore.state.rate_limit import RateLimiter, Rule
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.leader import run_as_leader
+from everycore.state.client.connect import connect
+from everycore.state.sessions.store import SessionStore
+from everycore.state.counters import DAY
 """
 
 
 def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., Any]) -> None:
     page = (ROOT / "docs" / "state.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    code = IMPORTS.replace("PACKAGE", PACKAGE) + "\n".join(blocks).replace("redis://127.0.0.1:6379/0", redis_url)
+    code = IMPORTS + "\n".join(blocks).replace("redis://127.0.0.1:6379/0", redis_url)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 - our own page
+    exec(code, names)
     database: Any = redis.Redis.from_url(redis_url)
     database.flushall()
 

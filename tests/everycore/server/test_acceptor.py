@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+
 from everycore.server.acceptor import Acceptor
 
 pytestmark = pytest.mark.anyio

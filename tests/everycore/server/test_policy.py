@@ -1,16 +1,17 @@
 """Backoff without a clock."""
 
 import pytest
+
 from everycore.server.policy import Backoff, Policy, Recycling
 
 
 def test_the_first_death_is_answered_at_once() -> None:
-    assert Backoff().died(now=100.0, lived=0.2) == 0.0
+    assert Backoff().record_failure(now=100.0, lived=0.2) == 0.0
 
 
 def test_dying_young_again_and_again_waits_longer_up_to_the_ceiling() -> None:
     backoff = Backoff()
-    delays = [backoff.died(now=0.0, lived=0.1) for _ in range(12)]
+    delays = [backoff.record_failure(now=0.0, lived=0.1) for _ in range(12)]
     assert delays[1] == pytest.approx(0.5, rel=0.11)
     assert delays[3] == pytest.approx(8.0, rel=0.11)
     assert max(delays) <= 15.0 * 1.1
@@ -20,14 +21,14 @@ def test_dying_young_again_and_again_waits_longer_up_to_the_ceiling() -> None:
 def test_a_good_life_clears_the_record() -> None:
     backoff = Backoff()
     for _ in range(5):
-        backoff.died(now=0.0, lived=0.1)
-    assert backoff.died(now=100.0, lived=61.0) == 0.0
+        backoff.record_failure(now=0.0, lived=0.1)
+    assert backoff.record_failure(now=100.0, lived=61.0) == 0.0
 
 
 def test_the_next_fork_is_due_when_the_delay_is_over() -> None:
     backoff = Backoff()
-    backoff.died(now=10.0, lived=0.0)
-    delay = backoff.died(now=20.0, lived=0.0)
+    backoff.record_failure(now=10.0, lived=0.0)
+    delay = backoff.record_failure(now=20.0, lived=0.0)
     assert backoff.not_before == 20.0 + delay
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from everycore.server import scoreboard
 from everycore.server.children import State
 from everycore.server.scoreboard import Reload, Scoreboard, ScoreboardError
@@ -10,7 +11,7 @@ from everycore.server.scoreboard import Reload, Scoreboard, ScoreboardError
 
 def write(board: Scoreboard, row: int, pid: int, requests: int = 0, connections: int = 0) -> None:
     board.header[scoreboard.USED_ROWS] = max(board.header[scoreboard.USED_ROWS], row + 1)
-    board.publish()
+    board.write_header()
     cells = board.row(row)
     cells[scoreboard.PID], cells[scoreboard.STATE] = pid, State.READY
     cells[scoreboard.REQUESTS], cells[scoreboard.CONNECTIONS] = requests, connections
@@ -54,7 +55,7 @@ def test_no_reader_sees_half_of_it(tmp_path: Path) -> None:
 
     board.cells = Watched(board.cells)  # type: ignore[assignment]
     board.absorb_dead_row(0)
-    board.publish()
+    board.write_header()
     assert set(seen) == {5}
 
 
@@ -64,7 +65,7 @@ def test_who_accepts_and_what_they_hold_together_is_the_measure(tmp_path: Path) 
     write(board, 1, pid=12, connections=4)
     write(board, 2, pid=13, connections=0)
     board.row(2)[scoreboard.STATE] = State.DRAINING
-    assert board.all_accepting() == (2, 13)
+    assert board.total_connections() == (2, 13)
 
 
 def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
@@ -130,12 +131,12 @@ def test_garbage_on_the_whole_board_breaks_no_reader_and_the_primary_says_again_
     board.absorb_dead_row(1)
     spoil(board, value)
     board.snapshot()
-    board.all_accepting()
+    board.total_connections()
     for _ in range(2):
         spoil(board, value)
         board.absorb_dead_row(0)
     board.clear_unused_rows({2})
-    board.publish()
+    board.write_header()
     write(board, 2, pid=3)
     mended = Scoreboard.read(tmp_path / "board").snapshot()
     assert [row.pid for row in mended.workers] == [3]

@@ -1,6 +1,7 @@
 """What the manager hears, told round by round: no process, no socket, and the clock is an argument."""
 
 import pytest
+
 from everycore.server.children import Child, Children, State
 from everycore.server.scoreboard import HEADER_CELLS, RELOAD, RELOAD_AT, Reload
 from everycore.server.systemd import POLL_INTERVAL, Service, ServiceNotifier
@@ -43,7 +44,7 @@ class Cluster:
         return child
 
     def hears(self, now: float = 0.0, stopping: bool = False) -> list[str]:
-        self.service.tell(now, stopping)
+        self.service.update(now, stopping)
         return self.heard.take()
 
     def ask(self) -> list[str]:
@@ -91,7 +92,7 @@ def test_each_reload_that_is_asked_for_is_told_because_the_manager_waits_for_its
 def test_a_new_image_is_ready_when_its_reload_is_done(cluster: Cluster) -> None:
     cluster.worker(0)
     cluster.header[RELOAD] = Reload.STARTING
-    cluster.slots.generation = 2
+    cluster.children.generation = 2
     cluster.take_over()
     assert cluster.hears() == []
     cluster.worker(1)

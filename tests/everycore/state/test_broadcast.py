@@ -6,10 +6,11 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state import broadcast as broadcast_module
 from everycore.state.broadcast import MAX_WAITING, MISSED, Broadcast, Messages
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +67,7 @@ async def test_a_server_that_falls_silent_is_left_and_found_again(
             lost = broadcast._pubsub
             os.kill(pid, signal.SIGSTOP)
             async with asyncio.timeout(DEADLINE):
-                while broadcast._pubsub is lost:  # noqa: ASYNC110 - there is nothing that would tell
+                while broadcast._pubsub is lost:
                     await asyncio.sleep(0.01)
             os.kill(pid, signal.SIGCONT)
             assert await following(messages) is MISSED

@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state.cache import store as near_module
 from everycore.state.cache.cache import Cache
 from everycore.state.cache.entry import pack
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +147,7 @@ async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
     world = {"k": 1}
     for _ in range(2):
         await one.read("k", world)
-    one.cache._far.near.invalidated = lambda keys: None  # what Redis says does not arrive
+    one.cache._store.near.invalidated = lambda keys: None  # what Redis says does not arrive
     world["k"] = 2
     await other.cache.forget("k")
     async with asyncio.timeout(DEADLINE):
@@ -189,7 +190,7 @@ async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: A
 
     async def read(worker: Worker) -> None:
         for _ in range(20):
-            await asyncio.gather(*(worker.cache._far.load(key, ()) for key in random.choices(keys, k=3)))
+            await asyncio.gather(*(worker.cache._store.load(key, ()) for key in random.choices(keys, k=3)))
 
     kept = 0
     for turn in range(30):
@@ -198,7 +199,7 @@ async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: A
         for worker in readers[1:]:  # its own client's writes, unlike the cache's, are not heard by the first
             await worker.caught_up()
             for key in keys:
-                entry = worker.cache._far.near._kept.get(f"cache:{{{key}}}", (None,))[0]
+                entry = worker.cache._store.near._kept.get(f"cache:{{{key}}}", (None,))[0]
                 if entry is not None:
                     kept += 1
                     raw: Any = await redis.get(f"cache:{{{key}}}")

@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state import counters as counters_module
 from everycore.state.client.connect import connect
 from everycore.state.counters import Counters
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 
@@ -17,15 +18,15 @@ async def test_a_name_never_counted_is_zero(redis: Redis) -> None:
 
 async def test_parallel_additions_are_all_counted_and_each_gets_its_own_total(redis: Redis) -> None:
     counters = Counters(redis)
-    totals = await asyncio.gather(*(counters.add("hits") for _ in range(100)))
+    totals = await asyncio.gather(*(counters.increment("hits") for _ in range(100)))
     assert sorted(totals) == list(range(1, 101))
     assert await counters.get("hits") == 100
 
 
 async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) -> None:
     counters = Counters(redis)
-    assert await counters.add("stock", 5) == 5
-    assert await counters.add("stock", -2) == 3
+    assert await counters.increment("stock", 5) == 5
+    assert await counters.increment("stock", -2) == 3
     await counters.reset("stock")
     assert await counters.get("stock") == 0
 

@@ -5,9 +5,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from everycore.state.cache.entry import Entry, pack, unpack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everycore.state.cache.entry import Entry, pack, unpack
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,8 @@ def test_what_is_packed_comes_back(value: Any, generations: dict[str, str], life
         assert entry is not None
         assert entry.value() == value
         assert (entry.token, entry.delta, entry.generations) == ("token", 0.25, generations)
-        assert entry.until == 100.0 + life / 1000
-        assert entry.fresh_until == entry.until - 10.0
+        assert entry.expires_at == 100.0 + life / 1000
+        assert entry.fresh_until == entry.expires_at - 10.0
 
 
 def test_each_reader_has_a_copy_of_its_own() -> None:
@@ -62,9 +63,9 @@ def test_each_reader_has_a_copy_of_its_own() -> None:
 
 
 def test_a_stale_value_is_always_due_and_a_fresh_one_the_likelier_the_nearer_its_end() -> None:
-    entry = Entry("1", "t", delta=1.0, generations={}, fresh_until=100.0, until=200.0)
-    assert all(entry.due(100.0 + late) for late in range(100))
-    due = Counter(left for left in (1, 3, 50) for _ in range(4000) if entry.due(100.0 - left))
+    entry = Entry("1", "t", delta=1.0, generations={}, fresh_until=100.0, expires_at=200.0)
+    assert all(entry.should_refresh(100.0 + late) for late in range(100))
+    due = Counter(left for left in (1, 3, 50) for _ in range(4000) if entry.should_refresh(100.0 - left))
     # Of an exponential distribution: exp(-1) and exp(-3) of 4000, and exp(-50) of any number.
     assert 1200 < due[1] < 1750
     assert 100 < due[3] < 320

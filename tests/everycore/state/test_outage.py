@@ -9,8 +9,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 from redis.exceptions import ConnectionError, TimeoutError
+
+from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +61,7 @@ async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
         await client.ping()
         answer = asyncio.ensure_future(client.echo("x"))
         await asyncio.sleep(0)
-        time.sleep(0.6)  # noqa: ASYNC251 - as a handler should not; the command is issued and not sent
+        time.sleep(0.6)
         assert await answer == b"x"
         assert client.stats.connections == 1
 
@@ -75,7 +76,7 @@ async def test_a_machine_that_was_frozen_has_not_lost_its_redis(redis_start: Any
         async with asyncio.timeout(20):
             while client.stats.commands < 2:
                 await asyncio.wait([answer], timeout=0.001)
-        time.sleep(1.0)  # noqa: ASYNC251 - we are frozen as well
+        time.sleep(1.0)
         os.kill(process.pid, signal.SIGCONT)
         assert await answer == b"x"
         assert client.stats.connections == 1

@@ -5,11 +5,13 @@ import random
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.client.manager import QueueFullError
-from everycore.state.client.pipelined import PipelinedRedis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import ConnectionError, DataError, ReadOnlyError, ResponseError
+
+from everycore.state.client.connect import connect
+from everycore.state.client import manager
+from everycore.state.client.manager import QueueFullError
+from everycore.state.client.pipelined import PipelinedRedis
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_server("is about the pipelined connection")]
 
@@ -215,7 +217,7 @@ async def test_a_value_of_64_mib_goes_there_and_back_while_others_are_served(red
 
 
 async def test_a_full_queue_is_said_and_not_sent(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_WAITING", 100)
+    monkeypatch.setattr(manager, "MAX_WAITING", 100)
     answers = await asyncio.gather(*(redis.incr("n") for _ in range(150)), return_exceptions=True)
     assert answers[:100] == list(range(1, 101))
     assert all(isinstance(answer, QueueFullError) for answer in answers[100:])

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 from everycore_demo.worker import answering
 
-TOKEN_HEADER = "x-control-token"  # noqa: S105 - its name
+TOKEN_HEADER = "x-control-token"
 SIGNED = b"controls"
 MAX_WORKERS = 12  # by this way; the page has a card for each
 BLOCK_S = 5.0
@@ -147,4 +147,4 @@ async def _send(pid: int, number: signal.Signals) -> None:
 
 
 async def _block() -> None:
-    time.sleep(BLOCK_S)  # noqa: ASYNC251 - to do harm is what it is for
+    time.sleep(BLOCK_S)

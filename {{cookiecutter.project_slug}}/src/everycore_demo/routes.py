@@ -97,7 +97,7 @@ async def block(request: Request) -> Response:
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise HTTPException(403, "this came from another site")
     ms = _milliseconds(request)
-    time.sleep(ms / 1000)  # noqa: ASYNC251 - the very mistake this route is here to show
+    time.sleep(ms / 1000)
     return JSONResponse({"worker": answering(request), "blocked_ms": ms})
 
 

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import everycore_demo
-from everycore import state, web
 from starlette.applications import Starlette
 from starlette.routing import Mount
+
+import everycore_demo
+from everycore import state, web
 
 from .pages import static
 from .routes import ROUTES

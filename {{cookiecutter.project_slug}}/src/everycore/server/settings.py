@@ -41,7 +41,7 @@ def parse_log_level(text: str) -> str:
 def default_run_dir() -> Path:
     """Return a folder for this user and the folder of this process."""
     name = f"everycore-{os.getuid()}"
-    shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
+    shared_memory = Path("/dev/shm")
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
 
 

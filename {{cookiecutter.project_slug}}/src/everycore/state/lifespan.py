@@ -16,10 +16,11 @@ from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.state.sessions.store import Lifetimes, SessionStore
 from everycore.state.settings import StateSettings
 
-Lifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
+OwnLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 
-def lifespan(settings: StateSettings, own: Lifespan | None = None) -> Lifespan:
+def lifespan(settings: StateSettings, own: OwnLifespan | None = None) -> Lifespan:
     """Return a lifespan for Starlette that opens the state of a worker.
 
     Handlers find what it opens as `request.state.redis`, `counters`, `cache`, `limits`, `broadcast` and `sessions`.

@@ -8,7 +8,6 @@ and one client costs one short key. This file knows no request; `limiting.py` pu
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from redis.asyncio import Redis
 
@@ -61,7 +60,7 @@ class Rule:
     limit: int
     per: float
     burst: int | None = None
-    fail_open: Literal["open", "closed"] = "open"
+    fail_open: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -72,8 +71,6 @@ class Rule:
             raise ValueError(f"rule {self.name}: per is a number of seconds from {MIN_PER} on, not {self.per}")
         if self.size * self.per_us >= EXACT:
             raise ValueError(f"rule {self.name}: {self.size} in {self.per} s is too much to count exactly")
-        if not isinstance(self.fail_open, bool):
-            raise ValueError(f"rule {self.name}: fail_open is True or False, not {self.fail_open!r}")
 
     @property
     def size(self) -> int:
@@ -124,7 +121,7 @@ class RateLimiter:
         try:
             taken, level = await self._take(self._key(rule, who), rule.limit, full, pour)
         except UNAVAILABLE_ERRORS:
-            if rule.fail_open == "closed":
+            if not rule.fail_open:
                 raise
             return RateLimitResult(True, rule.size, rule.size, 0.0, 0.0, enforced=False)
         drains_in_1_s = rule.limit * MICROSECONDS

@@ -153,7 +153,8 @@ class RedisCacheStore:
         # Pushes are of RESP3; an URL may ask for the older one.
         self.tracked = isinstance(redis, PipelinedRedis) and _protocol(redis) != "2"
         if isinstance(redis, PipelinedRedis) and self.tracked:
-            redis.add_invalidation_listener(self.near, ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix))
+            tracking = ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix)
+            redis.add_invalidation_listener(self.near, tracking)
 
     def names(self, key: str, tags: Iterable[str]) -> list[str]:
         """Of the keys in Redis that a value depends on."""

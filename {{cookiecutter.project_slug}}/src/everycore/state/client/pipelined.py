@@ -80,7 +80,8 @@ class PipelinedRedis(Redis):
         """Tell `listener` of invalidations and lost connections; `at_connect` are commands for every new connection.
 
         They are sent before any other, and one that Redis refuses fails the connection:
-        `add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`. Raises RuntimeError after the first command.
+        `add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`.
+        Raises RuntimeError after the first command.
         """
         self._link.add_invalidation_listener(listener, [self._packed(command) for command in at_connect])
 

@@ -103,7 +103,7 @@ class Session(MutableMapping[str, Any]):
         their updates is lost. An assignment of `key` that is not saved yet gives way to it. In a session that is not
         stored yet nobody can come between, and in one that was ended meanwhile it has no effect.
         """
-        if len(args) == 2:  # noqa: PLR2004 - key and fn
+        if len(args) == 2:
             return self._swap(self, *args)
         return super().update(*args, **values)
 

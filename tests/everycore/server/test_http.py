@@ -4,6 +4,7 @@ import asyncio
 from typing import cast
 
 import pytest
+
 from everycore.server.http import CoalescingTransport
 
 pytestmark = pytest.mark.anyio

@@ -1,6 +1,6 @@
 """A real Redis for tests in each form that the URL takes: a server, a Redis Cluster, replicas under sentinels.
 
-`pytest --redis-cluster src/*/state` runs on a Redis Cluster what else runs on one server, test by test.
+`pytest --redis-cluster tests/everycore/state` runs on a Redis Cluster what else runs on one server, test by test.
 """
 
 import random
@@ -128,10 +128,6 @@ def under_sentinels(start: Callable[..., subprocess.Popen[bytes]], folder: Path)
     for sentinel in sentinels:
         sentinel.close()
     return Replicated(f"redis+sentinel://{','.join(f'{HOST}:{port}' for port in asked)}/service/0", ports, primary)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--redis-cluster", action="store_true", help="have redis_url be a Redis Cluster of three nodes")
 
 
 def pytest_configure(config: pytest.Config) -> None:

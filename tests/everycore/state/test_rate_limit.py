@@ -6,13 +6,14 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.client.script import Script
-from everycore.state.rate_limit import MAX_KEY_LENGTH, TAKE, RateLimiter, RateLimitResult, Rule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
+
+from everycore.state.client.connect import connect
+from everycore.state.client.script import Script
+from everycore.state.rate_limit import MAX_KEY_LENGTH, TAKE, RateLimiter, RateLimitResult, Rule
 
 pytestmark = pytest.mark.anyio
 
@@ -85,9 +86,9 @@ async def test_a_cost_that_is_never_allowed_is_refused_with_a_word(redis: Redis,
 async def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_raises() -> None:
     limits = RateLimiter(connect(NOWHERE, 0.5))
     verdict = await limits.take(Rule("api", 10, per=60), "ann")
-    assert (verdict.allowed, verdict.counted) == (True, False)
+    assert (verdict.allowed, verdict.enforced) == (True, False)
     with pytest.raises(ConnectionError):
-        await limits.take(Rule("api", 10, per=60, when_away="closed"), "ann")
+        await limits.take(Rule("api", 10, per=60, fail_open=False), "ann")
 
 
 # Hours, so that no key goes by Redis' own clock while the test's stands still.
@@ -108,7 +109,7 @@ async def test_any_takes_at_any_times_are_judged_as_virtual_scheduling_does(
     limits, model = Clocked(redis), VirtualScheduling(rule)
     for pause_us, cost in takes:
         limits.now += pause_us
-        cost = min(cost, rule.size)  # noqa: PLW2901
+        cost = min(cost, rule.size)
         judged, expected = await limits.take(rule, "ann", cost), model.take(limits.now, cost)
         assert (judged.allowed, judged.limit, judged.remaining) == (
             expected.allowed,

@@ -1,8 +1,9 @@
 """Whatever a client sends for a cookie."""
 
-from everycore.state.sessions.cookie import VERIFIED, CookieSigner, SessionCookie, hashed
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everycore.state.sessions.cookie import VERIFIED, CookieSigner, SessionCookie, hashed
 
 KEY = "a-key-of-more-than-thirty-two-characters"
 SIGNATURES = CookieSigner([KEY])
@@ -25,12 +26,12 @@ def test_it_is_found_among_others() -> None:
 
 @given(st.lists(st.binary(max_size=300), max_size=5))
 def test_nothing_that_is_sent_for_a_cookie_is_an_error_or_verified(headers: list[bytes]) -> None:
-    assert SIGNATURES.verified(found(*headers, *(b"session=" + header for header in headers))) is None
+    assert SIGNATURES.verify(found(*headers, *(b"session=" + header for header in headers))) is None
 
 
 @given(st.text(max_size=400) | st.builds(lambda end: SIGNED[:end], st.integers(0, len(SIGNED) - 1)))
 def test_what_we_have_not_signed_is_not_verified(value: str) -> None:
-    assert SIGNATURES.verified(value) is None
+    assert SIGNATURES.verify(value) is None
 
 
 @given(st.integers(0, len(SIGNED) - 1), st.characters(min_codepoint=32, max_codepoint=126))
@@ -38,23 +39,23 @@ def test_one_changed_character_is_enough(position: int, character: str) -> None:
     changed = SIGNED[:position] + character + SIGNED[position + 1 :]
     # The last character of a signature has bits that mean nothing.
     expected = ("an-id", hashed("an-id")) if changed == SIGNED or position == len(SIGNED) - 1 else None
-    assert SIGNATURES.verified(changed) in (expected, None)
+    assert SIGNATURES.verify(changed) in (expected, None)
 
 
 def test_a_cookie_is_verified_once_and_a_flood_of_forged_ones_pushes_out_none() -> None:
     signatures = CookieSigner([KEY])
     for _ in range(3):
-        assert signatures.verified(SIGNED) == ("an-id", hashed("an-id"))
+        assert signatures.verify(SIGNED) == ("an-id", hashed("an-id"))
     for number in range(2 * VERIFIED):
-        signatures.verified(f"forged.{number}")
-    assert signatures.verified(SIGNED)
+        signatures.verify(f"forged.{number}")
+    assert signatures.verify(SIGNED)
     assert (signatures._known.cache_info().hits, signatures._known.cache_info().currsize) == (3, 1)
     for number in range(2 * VERIFIED):
-        signatures.verified(signatures.sign(str(number)))
+        signatures.verify(signatures.sign(str(number)))
     assert signatures._known.cache_info().currsize == VERIFIED
 
 
 def test_the_first_key_signs_and_all_verify() -> None:
     rotated = CookieSigner(["a-new-key-of-more-than-thirty-two-characters", KEY])
-    assert rotated.verified(SIGNED)
-    assert SIGNATURES.verified(rotated.sign("an-id")) is None
+    assert rotated.verify(SIGNED)
+    assert SIGNATURES.verify(rotated.sign("an-id")) is None

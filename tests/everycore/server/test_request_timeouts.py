@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import uvicorn
-from everycore.server.request_timeouts import RequestTimeouts
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from everycore.server.request_timeouts import RequestTimeouts
 
 pytestmark = pytest.mark.anyio
 

@@ -5,9 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.rate_limit import RateLimiter, Rule
-from everycore.state.rate_limit_middleware import RateLimitMiddleware, client_address
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
@@ -16,6 +13,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from everycore.state.client.connect import connect
+from everycore.state.rate_limit import RateLimiter, Rule
+from everycore.state.rate_limit_middleware import RateLimitMiddleware, client_address
 
 NOWHERE = "unix:///nowhere/redis.sock"
 
@@ -48,7 +49,7 @@ def app(url: str) -> Starlette:
         await client.aclose()
 
     twice = Middleware(RateLimitMiddleware, rule=Rule("twice", 2, per=60))
-    closed = Middleware(RateLimitMiddleware, rule=Rule("closed", 2, per=60, when_away="closed"))
+    closed = Middleware(RateLimitMiddleware, rule=Rule("closed", 2, per=60, fail_open=False))
     burst = Middleware(RateLimitMiddleware, rule=Rule("burst", 100, per=6000, burst=10), key=by_api_key)
     routes = [
         Route("/free", hello),
@@ -123,7 +124,7 @@ async def test_a_server_that_cannot_refuse_in_words_closes_with_try_again_later(
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    rule = Rule("closed", 2, per=60, when_away="closed")
+    rule = Rule("closed", 2, per=60, fail_open=False)
     scope: dict[str, Any] = {
         "type": "websocket",
         "headers": [],

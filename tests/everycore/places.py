@@ -1,0 +1,10 @@
+"""Where things are: the template's sources, which these tests run in place, and the app that they serve."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
+ENGINE = TEMPLATE / "src" / "everycore"
+SAMPLE = Path(__file__).parent / "sample"
+PYTHONPATH = (TEMPLATE / "src", SAMPLE.parent)
+BYTECODE = ROOT / "build" / "bytecode"  # never in the template, where a bake would copy it

@@ -1,0 +1,1 @@
+"""The app that the engine's tests serve: as a bake's, and small."""

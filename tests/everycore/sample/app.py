@@ -1,0 +1,40 @@
+"""A page that uses a session, a counter and a cached value, and the demo."""
+
+from datetime import UTC, datetime
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+import everycore_demo
+from everycore import state, web
+
+
+def create_app(settings: web.AppSettings | None = None) -> Starlette:
+    settings = settings or web.AppSettings.from_environ()
+    return Starlette(
+        routes=[
+            *web.routes(settings),
+            *everycore_demo.routes(settings),
+            Mount("/", routes=[Route("/", home)], middleware=[state.sessions(settings)]),
+        ],
+        middleware=web.middleware(settings),
+        exception_handlers=web.exception_handlers(),
+        lifespan=state.lifespan(settings),
+    )
+
+
+async def home(request: Request) -> Response:
+    visits = request.session["visits"] = request.session.get("visits", 0) + 1
+    return JSONResponse(
+        {
+            "your_visits": visits,
+            "all_visits": await request.state.counters.increment("home:visits"),
+            "open_since": await request.state.cache.get_or_compute("home:open-since", now, ttl=86400),
+        }
+    )
+
+
+async def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
