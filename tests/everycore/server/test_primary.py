@@ -12,13 +12,13 @@ import pytest
 
 from everycore.cli.dev_redis import stop
 
-PROGRAM = f"""
+PROGRAM = """
 import sys
 from pathlib import Path
-from {__package__} import log
-from {__package__}.policy import Policy
-from {__package__}.serve import serve
-log.set_up("INFO")
+from everycore.server.logging import configure
+from everycore.server.policy import Policy
+from everycore.server.serve import serve
+configure("INFO")
 policy = Policy(boot_timeout=float(sys.argv[1]), abort_grace=0.2)
 sys.exit(serve("patient:app", ["127.0.0.1:0"], 1, policy, Path("run")))
 """
@@ -37,13 +37,13 @@ def primary(tmp_path: Path) -> Iterator[Callable[[str, str], tuple[subprocess.Po
     """Run a primary for an app of the given code, with so many seconds to boot or be checked; process and log."""
     started = []
 
-    def start(code: str, hang_detector: str) -> tuple[subprocess.Popen[bytes], Path]:
+    def start(code: str, boot_timeout: str) -> tuple[subprocess.Popen[bytes], Path]:
         (tmp_path / "patient.py").write_text(code)
         log = tmp_path / "log"
         with log.open("wb") as stderr:
             environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
             process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, hang_detector], cwd=tmp_path, stderr=stderr, env=environ
+                [sys.executable, "-c", PROGRAM, boot_timeout], cwd=tmp_path, stderr=stderr, env=environ
             )
         started.append(process)
         return process, log

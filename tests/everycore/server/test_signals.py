@@ -6,10 +6,10 @@ import sys
 
 LEFT_PENDING = """
 import os, signal, sys
-from {package}.signals import SignalQueue, blocked
+from everycore.server.signals import SignalQueue, all_signals_blocked
 queue = SignalQueue()
 os.kill(os.getpid(), signal.SIGTERM)
-with blocked():
+with all_signals_blocked():
     queue.repost_pending()
     assert signal.SIGTERM in signal.sigpending()
     assert not queue.take()
@@ -18,7 +18,7 @@ with blocked():
 
 
 def test_a_signal_that_came_just_before_an_exec_is_not_lost() -> None:
-    program = LEFT_PENDING.format(package=__package__)
+    program = LEFT_PENDING
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert ended.stderr == ""
     assert int(signal.SIGTERM) in map(int, ended.stdout.split())

@@ -34,7 +34,7 @@ async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url
     heard = Heard()
     async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
-        near.listen(heard, ("CLIENT", "TRACKING", "ON", *mode))
+        near.add_invalidation_listener(heard, ("CLIENT", "TRACKING", "ON", *mode))
 
         async def read() -> None:
             await near.execute_command("GET", "k", on_reply=lambda value: heard.values.__setitem__(b"k", value))
@@ -45,14 +45,14 @@ async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url
                 await near.ping()  # an invalidation under way comes before this answer or the next
         assert heard.invalidations > 0
         with pytest.raises(RuntimeError, match="before the first command"):
-            near.listen(heard)
+            near.add_invalidation_listener(heard)
 
 
 async def test_a_listener_hears_of_a_flush_and_of_a_lost_connection(redis: Any, redis_url: str) -> None:
     heard = Heard()
     async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
-        near.listen(heard, ("CLIENT", "TRACKING", "ON"))
+        near.add_invalidation_listener(heard, ("CLIENT", "TRACKING", "ON"))
         await near.get("k")
         await redis.flushall()
         while not heard.invalidations:

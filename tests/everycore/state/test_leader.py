@@ -24,8 +24,8 @@ LEASE = 1.0
 # Prints its fence and stays.
 PROCESS = """
 import asyncio, sys
-from {package}.once import run_as_leader
-from {package}.redis import connect
+from everycore.state.leader import run_as_leader
+from everycore.state.client.connect import connect
 
 async def job(fence):
     print(fence, flush=True)
@@ -114,7 +114,7 @@ async def test_a_lease_of_no_time_is_refused(redis: Redis) -> None:
 
 
 async def test_a_leader_that_is_killed_is_succeeded(redis: Redis, redis_url: str) -> None:
-    script = PROCESS.format(package=__package__)
+    script = PROCESS
     record = Record()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, redis_url, stdout=asyncio.subprocess.PIPE

@@ -134,7 +134,7 @@ async def test_a_listener_that_fails_loses_the_connection_rather_than_an_invalid
 
     push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
     async with served(tmp_path, scripted(push + b"$1\r\na\r\n")) as (client, _):
-        client.listen(deaf := Deaf())
+        client.add_invalidation_listener(deaf := Deaf())
         with pytest.raises(ConnectionError, match="what keys"):
             await client.get("k")
         assert deaf.losses == 1
@@ -184,7 +184,7 @@ async def test_a_refused_command_at_connect_refuses_the_connection(tmp_path: Pat
         def lost(self) -> None: ...
 
     async with served(tmp_path, scripted(b"-NOPERM no tracking for you\r\n")) as (client, _):
-        client.listen(Silent(), ("CLIENT", "TRACKING", "ON"))
+        client.add_invalidation_listener(Silent(), ("CLIENT", "TRACKING", "ON"))
         with pytest.raises(ConnectionError, match="no tracking for you"):
             await client.get("k")
         await until(lambda: client.stats.connected, client)

@@ -69,7 +69,6 @@ class VirtualScheduling:
         ({"per": 0}, "seconds from 0.001 on"),
         ({"per": float("nan")}, "seconds from 0.001 on"),
         ({"limit": 10**6, "per": 86400 * 365}, "too much to count exactly"),
-        ({"when_away": "maybe"}, "open or closed"),
     ],
 )
 def test_a_rule_that_cannot_be_held_is_refused_when_it_is_made(wrong: dict[str, Any], says: str) -> None:
