@@ -54,6 +54,13 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),
+        ("FORWARDED_ALLOW_IPS", "a;b"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1,"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+        ("FORWARDED_ALLOW_IPS", "proxy.example"),
+        ("ROOT_PATH", "shop"),
+        ("ROOT_PATH", "//shop"),
+        ("ROOT_PATH", "/a b"),
     ],
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
@@ -81,6 +88,17 @@ def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> Non
 def test_hosts_are_names_with_commas() -> None:
     hosts = ("shop.com", "*.shop.com", "[::1]")
     assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
+
+
+def test_lists_may_have_spaces() -> None:
+    settings = read({"SECRET_KEY": KEY, "BIND": "0.0.0.0:80, [::]:80", "FORWARDED_ALLOW_IPS": "unix, 10.0.0.0/8 ,*"})
+    assert settings.bind == ("0.0.0.0:80", "[::]:80")
+    assert settings.forwarded_allow_ips == ("unix", "10.0.0.0/8", "*")
+
+
+@pytest.mark.parametrize(("text", "path"), [("/shop", "/shop"), ("/shop/eu/", "/shop/eu"), ("/", "")])
+def test_root_path_has_no_slash_at_its_end(text: str, path: str) -> None:
+    assert read({"SECRET_KEY": KEY, "ROOT_PATH": text}).root_path == path
 
 
 def test_the_example_lists_every_knob_and_no_other() -> None:

@@ -1,5 +1,6 @@
 """Every knob, read once, from the environment. `.env.example` lists them, and a test holds that list to this file."""
 
+import ipaddress
 import os
 import re
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 SHORTEST_KEY, SHORTEST_TOKEN = 32, 16  # characters
 MOST_WORKERS = 128
+PROXIES = "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
 PRODUCTION, DEVELOPMENT = "production", "development"
 
 
@@ -27,7 +29,8 @@ class Settings:
     workers: int | None  # None: as many as there are usable CPUs
     run_dir: Path
     allowed_hosts: tuple[str, ...]
-    forwarded_allow_ips: str
+    forwarded_allow_ips: tuple[str, ...]
+    root_path: str  # without a slash at its end
     redis_url: str
     redis_timeout: float
     secret_keys: tuple[str, ...]  # the first signs, all verify
@@ -72,11 +75,12 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
 
     return Settings(
         app_env=app_env,
-        bind=tuple((env.get("BIND") or "127.0.0.1:8000").split(",")),
+        bind=_parts(env.get("BIND") or "127.0.0.1:8000"),
         workers=parsed(env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"),
         run_dir=Path(env.get("RUN_DIR") or _default_run_dir()),
         allowed_hosts=parsed(env, "ALLOWED_HOSTS", ("*",), _hosts, "host names without ports, such as a.com,*.b.com"),
-        forwarded_allow_ips=env.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1",
+        forwarded_allow_ips=parsed(env, "FORWARDED_ALLOW_IPS", ("127.0.0.1", "::1"), _proxies, PROXIES),
+        root_path=parsed(env, "ROOT_PATH", "", _root_path, "a path such as /shop"),
         redis_url=env.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
         redis_timeout=number("REDIS_TIMEOUT", 1.0),
         secret_keys=_secret_keys(env, app_env),
@@ -148,8 +152,26 @@ def _log_level(text: str) -> str:
     return text.upper()
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _proxies(text: str) -> tuple[str, ...]:
+    proxies = _parts(text)
+    for proxy in proxies:
+        if proxy not in ("unix", "*"):
+            ipaddress.ip_network(proxy)
+    return proxies
+
+
+def _root_path(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
 def _hosts(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
+    names = _parts(text)
     if not all(re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in names):
         raise ValueError(text)
     return names

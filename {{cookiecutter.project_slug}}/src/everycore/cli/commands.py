@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 from everycore.cli.control import ClusterControl, ControlError, headline, table
-from everycore.server import cpus, handover
+from everycore.server import cpus, handover, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError, preload
 from everycore.server.logging import configure
@@ -67,6 +67,8 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
         logging.getLogger(__name__).info("%d workers: %s", count, reason)
+        for sentence in proxies.advice(settings.forwarded_allow_ips):
+            logging.getLogger(__name__).warning("%s", sentence)
     try:
         code = serve_cluster(
             target,
@@ -125,6 +127,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {
         "access_log": settings.access_log,
         "forwarded_allow_ips": settings.forwarded_allow_ips,
+        "root_path": settings.root_path,
         "ssl_certfile": settings.tls_cert,
         "ssl_keyfile": settings.tls_key,
     }
@@ -139,10 +142,12 @@ def check(target: str) -> None:
         preload(target, **_options(settings))
     except LoadError as error:
         fail(str(error), WORKER_BOOT_ERROR)
+    warnings = proxies.advice(settings.forwarded_allow_ips)
     if target == OWN_APP:
         require_redis(settings)
-        for sentence in advice(settings):
-            click.echo(f"warning: {sentence}", err=True)
+        warnings += advice(settings)
+    for sentence in warnings:
+        click.echo(f"warning: {sentence}", err=True)
     click.echo("ok")
 
 
