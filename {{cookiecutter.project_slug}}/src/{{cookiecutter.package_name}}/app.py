@@ -6,7 +6,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,7 +21,11 @@ from .state.redis import UNAVAILABLE, connect
 from .state.sessions import Lifetimes, SessionStore
 from .web import cluster, health, metrics, pages
 from .web.reporting import reporting
-from .web.security import BodyLimit, SecurityHeaders
+from .web.security import BodyLimit, KnownHosts, SecurityHeaders
+
+# Header fields of every answer that differ from web/security.py; a route may still set its own. With forms that never
+# lead to another origin: {"content-security-policy": f"{POLICY}; form-action 'self'"}
+CHANGED_FIELDS: dict[str, str] = {}
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -43,7 +46,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     """What every request pays for, and so only what is set."""
     chosen = []
     if "*" not in settings.allowed_hosts:
-        chosen.append(Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False))
+        chosen.append(Middleware(KnownHosts, settings.allowed_hosts, exempt=[route.path for route in health.routes()]))
     if settings.max_body:
         chosen.append(Middleware(BodyLimit, settings.max_body))
     return chosen
@@ -53,7 +56,7 @@ class App(Starlette):
     """Starlette, whose own answers to errors have the security headers too, and whose lifespan may know the cluster."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return SecurityHeaders(super().build_middleware_stack())
+        return SecurityHeaders(super().build_middleware_stack(), CHANGED_FIELDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
