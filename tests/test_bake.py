@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from itertools import product
+from pathlib import Path
 
 import pytest
 import yaml
@@ -138,6 +140,20 @@ def test_what_else_is_chosen_changes_no_python_and_leaves_no_trace(bake, tmp_pat
         everything = b"".join(files(project).values()).lower()
         assert (b"kubernetes" in everything) == (kubernetes == "yes")
         assert re.search(rb"\bdemo\b", everything) is None or demo == "yes"
+
+
+def test_readme_names_every_file_that_names_the_demo(bake, tmp_path):
+    """Its row on taking the demo out: the folders in the last cell go, and the files in the middle are edited."""
+    project = bake(into=tmp_path)
+    row = re.search(r"To take it out: (.*) \| (.*) \|$", (project / "README.md").read_text(), re.M)
+    edited, folders = (re.findall(r"`([^`]+)`", cell) for cell in row.groups())
+    for folder in folders:
+        (found,) = {project / folder, project / "src/cluster_app" / folder} & set(project.rglob("*"))
+        shutil.rmtree(found)
+    left = {path for path, text in files(project).items() if re.search(rb"\bdemo\b", text, re.I)}
+    named = {Path(path) if (project / path).exists() else Path("src/cluster_app", path) for path in edited[1:]}
+    assert edited[0] == "DEMO"
+    assert left == named | {Path("README.md")}
 
 
 def test_every_question_has_a_prompt_that_a_person_can_read():

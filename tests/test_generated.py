@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import groupby
 from pathlib import Path
 
 import pytest
-from conftest import KEPT, captured, pythons
+from conftest import KEPT, ROOT, captured, pythons
 
 FRESH_MACHINE = (
     *("awk", "bash", "cat", "dirname", "env", "grep", "make", "mkdir", "rm", "sed", "sh", "touch"),
@@ -75,7 +76,14 @@ def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running
     assert ended.returncode == 0
     assert "Redis counted 200 for 200 answers: exact" in ended.stdout
     assert "followed from worker to worker: exact" in ended.stdout
+    (sample,) = re.findall(r"```\n(worker .*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert shape(ended.stdout).endswith(shape(sample))
     assert running(project) == []
+
+
+def shape(text):
+    """It without its figures, and one row of a table for all that follow each other."""
+    return "\n".join(line for line, _ in groupby(re.sub(r" *\d+", " N", text).splitlines()))
 
 
 # On one of the two event loops; the whole bakes run on both.

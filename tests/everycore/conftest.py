@@ -15,14 +15,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from places import BYTECODE, PYTHONPATH
-
 from everycore.cli.dev_redis import tied_to_parent
 from everycore.cli.local_server import LocalServer, development, run_server
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, ScoreboardError, Snapshot
 from everycore.testing.fixtures import eventually, load  # noqa: F401 - fixtures
 from everycore.testing.waiting import DEADLINE
+from places import BYTECODE, PYTHONPATH
 from redis_servers import *  # noqa: F403 - fixtures and hooks
 
 APP = "sample.app:create_app"

@@ -2,9 +2,9 @@
 
 import pytest
 from starlette.testclient import TestClient
-from sample.app import create_app
 
 from everycore.web.settings import AppSettings
+from sample.app import create_app
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Mount, Route
-from sample.app import create_app
 from uvicorn.lifespan.on import LifespanOn
 
 from everycore.web.settings import AppSettings
+from sample.app import create_app
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY", "get", "X"]
 NAMES = [b"cookie", b"host", b"authorization", b"content-type", b"content-length", b"range", b"accept", b"origin"]

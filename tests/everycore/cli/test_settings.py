@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from everycore.server import ServerSettings
 from everycore.web import AppSettings, SettingsError
 from places import TEMPLATE
 
@@ -12,23 +15,29 @@ KEY = "a-key-of-more-than-thirty-two-characters"
 PROJECT = TEMPLATE
 
 
+def read(environ: dict[str, str]) -> Any:
+    """The settings of the app and of the server, as one."""
+    server, app = ServerSettings.from_environ(environ), AppSettings.from_environ(environ)
+    return SimpleNamespace(**{**vars(server), **vars(app)}, production=app.production, shown=f"{server} {app}")
+
+
 def test_production_is_the_default_and_needs_a_key() -> None:
     with pytest.raises(SettingsError, match=r"SECRET_KEY is not set.*python3 -c 'import secrets"):
-        AppSettings.from_environ({})
-    assert AppSettings.from_environ({"SECRET_KEY": KEY}).production
+        read({})
+    assert read({"SECRET_KEY": KEY}).production
 
 
 @pytest.mark.parametrize("key", ["short", f"{KEY},short"])
 def test_a_short_key_is_refused_in_production(key: str) -> None:
     with pytest.raises(SettingsError, match="fewer than 32 characters"):
-        AppSettings.from_environ({"SECRET_KEY": key})
+        read({"SECRET_KEY": key})
 
 
 def test_a_key_may_come_from_a_file_and_one_that_is_named_is_not_looked_for(tmp_path: Path) -> None:
     file = tmp_path / "secret_key"
     file.write_text(f"{KEY},{KEY}2\n")
-    assert AppSettings.from_environ({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
-    assert AppSettings.from_environ({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
+    assert read({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
+    assert read({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("", "is not set"), ("short", "fewer")])
@@ -37,7 +46,7 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
     if content is not None:
         file.write_text(content)
     with pytest.raises(SettingsError, match=said):
-        AppSettings.from_environ({"SECRET_KEY_FILE": str(file)})
+        read({"SECRET_KEY_FILE": str(file)})
 
 
 @pytest.mark.parametrize(
@@ -56,38 +65,53 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),
+        ("FORWARDED_ALLOW_IPS", "a;b"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1,"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+        ("FORWARDED_ALLOW_IPS", "proxy.example"),
+        ("ROOT_PATH", "shop"),
+        ("ROOT_PATH", "//shop"),
+        ("ROOT_PATH", "/a b"),
     ],
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is '{value}'; it must be"):
-        AppSettings.from_environ({"SECRET_KEY": KEY, name: value})
+        read({"SECRET_KEY": KEY, name: value})
 
 
 def test_an_empty_value_is_the_default() -> None:
-    assert AppSettings.from_environ({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
+    assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
 
 
 def test_secrets_are_not_printed() -> None:
-    assert KEY not in repr(AppSettings.from_environ({"SECRET_KEY": KEY}))
+    assert KEY not in read({"SECRET_KEY": KEY}).shown
 
 
 def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> None:
     with pytest.raises(SettingsError, match="OPS_TOKEN has fewer than 16 characters"):
-        AppSettings.from_environ({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
-    settings = AppSettings.from_environ({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # as files end
+        read({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
+    settings = read({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # as files end
     assert settings.ops_token == KEY
-    assert KEY not in repr(settings)
-    assert AppSettings.from_environ({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
+    assert KEY not in settings.shown
+    assert read({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
 
 
 def test_hosts_are_names_with_commas() -> None:
     hosts = ("shop.com", "*.shop.com", "[::1]")
-    assert AppSettings.from_environ({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
+    assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
 
 
-def test_the_example_lists_every_knob_and_no_other() -> None:
+def test_lists_may_have_spaces() -> None:
+    settings = read({"SECRET_KEY": KEY, "BIND": "0.0.0.0:80, [::]:80", "FORWARDED_ALLOW_IPS": "unix, 10.0.0.0/8 ,*"})
+    assert settings.bind == ("0.0.0.0:80", "[::]:80")
+    assert settings.forwarded_allow_ips == ("unix", "10.0.0.0/8", "*")
+
+
+@pytest.mark.parametrize(("text", "path"), [("/shop", "/shop"), ("/shop/eu/", "/shop/eu"), ("/", "")])
+def test_root_path_has_no_slash_at_its_end(text: str, path: str) -> None:
+    assert read({"SECRET_KEY": KEY, "ROOT_PATH": text}).root_path == path
+
+
+def test_example_lists_every_setting() -> None:
     listed = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.M))
-    package = Path(__file__).parent
-    source = "".join(path.read_text() for path in (package / "settings.py", *package.glob("web/*/switch.py")))
-    known = set(re.findall(r'(?:env\.get\(|env, |number\()"([A-Z_]+)"', source))
-    assert listed == known
+    assert listed == {*ServerSettings.names(), *AppSettings.names(), "DEMO", "GREETING"}

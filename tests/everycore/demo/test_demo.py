@@ -19,9 +19,11 @@ def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "Redis counted 60 for 60 answers: exact" in ended.stdout
     assert "followed from worker to worker: exact" in ended.stdout
-    pids = re.findall(r"^[0-3] +(\d+)", ended.stdout, re.M)
-    assert len(pids) > 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    rows = [tuple(map(int, row)) for row in re.findall(r"^([0-3]) +(\d+) +(\d+) +(\d+)$", ended.stdout, re.M)]
+    assert len(rows) > 1
+    assert not any(Path(f"/proc/{pid}").exists() for _, pid, _, _ in rows)
+    assert all(memory < redis == 60 for _, _, memory, redis in rows)  # each worker would tell a visitor too few
+    assert sum(memory for _, _, memory, _ in rows) == 60
 
 
 def test_in_a_terminal_the_demo_serves_on_until_ctrl_c(get: Any, eventually: Any, tmp_path: Path) -> None:

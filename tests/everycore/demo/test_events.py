@@ -26,7 +26,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         shown["looks"].put_nowait(1)
         return {"host": "a", "hosts": shown["hosts"]}
 
-    monkeypatch.setattr(events, "picture", picture)
+    monkeypatch.setattr(events, "cluster_status", picture)
     return shown
 
 

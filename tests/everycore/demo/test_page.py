@@ -183,7 +183,7 @@ def test_production_has_no_control_and_no_token(serve: Any, stream: Any, get: An
     url = serve("--workers", "1", **PRODUCTION).url
     opened = stream(url)
     assert opened.hello["token"] is None
-    assert get(url, "/")[0] == 200
+    assert get(url, "/demo")[0] == 200
     for verb in ("kill", "block", "reload", "more", "fewer", "pause"):
         assert get(url, f"/demo/control/{verb}")[0] == 404
     assert get(url, "/demo/block?ms=0")[0] == 404
@@ -194,9 +194,9 @@ def test_the_page_names_no_part_that_is_not_served(serve: Any, get: Any) -> None
     parts = ["page.css", "favicon.svg", "page.js", "dom.js", "live.js", "cards.js", "fire.js", "harm.js", "asking.js"]
     content = {part: get(url, f"/demo/{part}") for part in parts}
     assert {status for status, _, _ in content.values()} == {200}
-    everything = get(url, "/")[1] + b"".join(body for _, body, _ in content.values())
+    everything = get(url, "/demo")[1] + b"".join(body for _, body, _ in content.values())
     for part in parts:
         assert part.encode() in everything
     assert b"http://" not in everything.replace(b'xmlns="http://www.w3.org/2000/svg"', b"")
     assert b"https://" not in everything
-    assert b"style=" not in get(url, "/")[1]
+    assert b"style=" not in get(url, "/demo")[1]

@@ -1,4 +1,4 @@
-"""What the app tells browsers, whom it believes, and what it takes from a client."""
+"""What the app tells browsers, for which names it answers, and what it takes from a client."""
 
 import json
 import socket
@@ -23,32 +23,27 @@ def app():
     async def framed(request: Request) -> Response:
         return Response("", headers={"X-Frame-Options": "SAMEORIGIN"})
 
-    async def who(request: Request) -> Response:
-        return JSONResponse([request.client.host, request.url.scheme])
-
-    app = create_app()
+    app = create_app(headers=globals().get("HEADERS"))
     app.add_route("/crash", crash)
     app.add_route("/echo", echo, methods=["POST"])
     app.add_route("/framed", framed)
-    app.add_route("/who", who)
     return app
 """
 FIELDS = {
-    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+    "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
 }
 
 
 @pytest.fixture
-def server(serve: Any, tmp_path: Any, package: str) -> Any:
-    """Our app, with four routes more."""
-    (tmp_path / "crashing.py").write_text(CRASHING)
+def server(serve: Any, tmp_path: Any) -> Any:
+    """Our app, with three routes more; `first` is run before all else."""
 
-    def start(**environ: str) -> Any:
+    def start(first: str = "", **environ: str) -> Any:
+        (tmp_path / "crashing.py").write_text(first + CRASHING)
         return serve("--app", "crashing:app", "--workers", "1", PYTHONPATH=str(tmp_path), **environ)
 
     return start
@@ -70,6 +65,16 @@ def test_what_a_route_sets_itself_is_left_as_it_is(server: Any, ask: Any) -> Non
     assert answer.getheader("X-Content-Type-Options") == "nosniff"
 
 
+def test_changed_fields_take_the_place_of_the_defaults(server: Any, ask: Any) -> None:
+    """As the docstring of `web.middleware` says, and an empty value leaves a field out."""
+    first = "from everycore.web import POLICY\n"
+    first += "HEADERS = {'content-security-policy': f\"{POLICY}; form-action 'self'\", 'x-frame-options': ''}\n"
+    answer = ask(server(first).url, "/healthz")
+    assert answer.getheader("Content-Security-Policy") == f"{FIELDS['Content-Security-Policy']}; form-action 'self'"
+    assert answer.getheader("X-Frame-Options") is None
+    assert answer.getheader("Referrer-Policy") == FIELDS["Referrer-Policy"]
+
+
 def test_a_crash_tells_the_log_and_not_the_client(server: Any, ask: Any, eventually: Any) -> None:
     cluster = server()
     assert ask(cluster.url, "/crash").text == "Internal Server Error"
@@ -87,18 +92,18 @@ def test_a_request_for_another_name_is_refused(server: Any, ask: Any) -> None:
         ("evilshop.com", 400),
         ("", 400),
     ):
-        assert ask(url, "/healthz", {"Host": host}).status == status, host
+        assert ask(url, "/", {"Host": host}).status == status, host
 
 
-def test_only_a_known_proxy_is_believed(server: Any, ask: Any) -> None:
-    spoofed = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"}
-    stranger = server(FORWARDED_ALLOW_IPS="10.0.0.1").url
-    assert json.loads(ask(stranger, "/who", spoofed).text) == ["127.0.0.1", "http"]
-    known = server().url
-    assert json.loads(ask(known, "/who", spoofed).text) == ["6.6.6.6", "https"]
-    # What a client wrote itself stands left of what the proxy has added.
-    chained = {"X-Forwarded-For": "1.2.3.4, 6.6.6.6, 127.0.0.1"}
-    assert json.loads(ask(known, "/who", chained).text)[0] == "6.6.6.6"
+@pytest.mark.parametrize("root_path", ["", "/shop"])
+def test_probes_answer_for_any_host(serve: Any, ask: Any, root_path: str) -> None:
+    """A balancer or an orchestrator asks by an address that ALLOWED_HOSTS cannot name."""
+    url = serve("--workers", "1", ALLOWED_HOSTS="shop.com", ROOT_PATH=root_path).url
+    for host in ("10.1.2.3:8000", "[fd00::1]:8000", "evil.com", ""):
+        for path in ("/healthz", "/readyz", f"{root_path}/healthz"):
+            assert ask(url, path, {"Host": host}).status == 200, (host, path)
+        for path in ("/", "/metrics", "/healthz/", "/healthz/x", "/x/healthz", "//healthz", "/healthz%2f"):
+            assert ask(url, path, {"Host": host}).status == 400, (host, path)
 
 
 def test_a_body_that_is_too_large_is_refused_whether_its_length_is_told_or_not(server: Any, ask: Any) -> None:

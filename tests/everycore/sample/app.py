@@ -11,7 +11,7 @@ import everycore_demo
 from everycore import state, web
 
 
-def create_app(settings: web.AppSettings | None = None) -> Starlette:
+def create_app(settings: web.AppSettings | None = None, headers: dict[str, str] | None = None) -> Starlette:
     settings = settings or web.AppSettings.from_environ()
     return Starlette(
         routes=[
@@ -19,7 +19,7 @@ def create_app(settings: web.AppSettings | None = None) -> Starlette:
             *everycore_demo.routes(settings),
             Mount("/", routes=[Route("/", home)], middleware=[state.sessions(settings)]),
         ],
-        middleware=web.middleware(settings),
+        middleware=web.middleware(settings, headers),
         exception_handlers=web.exception_handlers(),
         lifespan=state.lifespan(settings),
     )

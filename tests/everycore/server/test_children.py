@@ -6,7 +6,9 @@ from everycore.server.children import Child, Children, State
 
 
 def started(children: Children, slot: int, state: State = State.READY) -> Child:
-    child = Child(pid=100 + len(children), slot=slot, generation=children.generation, row=len(children), since=0.0, state=state)
+    child = Child(
+        pid=100 + len(children), slot=slot, generation=children.generation, row=len(children), since=0.0, state=state
+    )
     children.register(child)
     return child
 

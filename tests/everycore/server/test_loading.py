@@ -19,7 +19,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 @pytest.mark.parametrize("write", ["async def app(scope, receive, send): ...\n"], indirect=True)
 def test_a_bare_asgi_function_is_an_app(write: str) -> None:
-    assert preload(f"{write}:app", proxy_headers=False).loaded_app.__name__ == "app"
+    assert preload(f"{write}:app").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
 FACTORY = "async def app(scope, receive, send): ...\ndef create():\n    return app\n"
@@ -27,7 +27,7 @@ FACTORY = "async def app(scope, receive, send): ...\ndef create():\n    return a
 
 @pytest.mark.parametrize("write", [FACTORY], indirect=True)
 def test_a_factory_is_called(write: str) -> None:
-    assert preload(f"{write}:create", proxy_headers=False).loaded_app.__name__ == "app"
+    assert preload(f"{write}:create").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
 @pytest.mark.parametrize("write", ["value = 1 / 0\n"], indirect=True)

@@ -8,8 +8,8 @@ import pytest
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import ConnectionError, DataError, ReadOnlyError, ResponseError
 
-from everycore.state.client.connect import connect
 from everycore.state.client import manager
+from everycore.state.client.connect import connect
 from everycore.state.client.manager import QueueFullError
 from everycore.state.client.pipelined import PipelinedRedis
 

@@ -5,8 +5,8 @@ import logging
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 import test_cache
+from redis.asyncio import Redis
 from test_cache import DEADLINE, Computation
 
 from everycore.state.cache.cache import Cache, _Wanted

@@ -3,7 +3,7 @@
 import random
 import threading
 
-from everycore.cli import ClusterControl
+from everycore.cli import LocalServer
 
 PAUSE = 0.3  # seconds between two kills
 RELOAD_EVERY = 5  # kills
@@ -12,12 +12,13 @@ RELOAD_EVERY = 5  # kills
 class Chaos:
     """While it is entered, it harms a running server, but never kills its last ready worker."""
 
-    def __init__(self, control: ClusterControl) -> None:
-        self.control = control
+    def __init__(self, server: LocalServer) -> None:
+        self._server = server
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Chaos":
+        self._control = self._server.control
         self._thread.start()
         return self
 
@@ -28,10 +29,10 @@ class Chaos:
     def _run(self) -> None:
         done = 0
         while not self._stopping.wait(PAUSE):
-            ready = [worker for worker in self.control.snapshot().workers if worker.state == "ready"]
+            ready = [worker for worker in self._control.snapshot().workers if worker.state == "ready"]
             if done % RELOAD_EVERY == RELOAD_EVERY - 1:
-                self.control.ask_to_reload()
+                self._control.ask_to_reload()
                 done += 1
             elif len(ready) > 1:
-                self.control.kill(random.choice(ready).pid)
+                self._control.kill(random.choice(ready).pid)
                 done += 1

@@ -1,4 +1,4 @@
-"""`demo`: fires requests at a cluster and shows what each worker counted beside what Redis counted."""
+"""`demo`: fires requests at a cluster and shows how many each worker would say there were, beside what Redis says."""
 
 import contextlib
 import http.client
@@ -61,7 +61,7 @@ def own_server(app: str, requests: int, workers: int, chaos: bool) -> bool:
             running = stack.enter_context(run_server(app, environ, "--workers", str(workers), port=PORT))
         except OSError:
             running = stack.enter_context(run_server(app, environ, "--workers", str(workers)))
-        exact = show(running.url, requests, Chaos(running.control) if chaos else contextlib.nullcontext())
+        exact = show(running.url, requests, Chaos(running) if chaos else contextlib.nullcontext())
         if exact and sys.stdout.isatty():
             click.echo(f"\nOpen {running.url} to see it in a browser. Ctrl-C stops it.")
             with contextlib.suppress(KeyboardInterrupt):
@@ -135,15 +135,19 @@ def get(url: str, path: str, cookie: str = "") -> tuple[Answer, str]:
 
 
 def report(tally: Tally, steps: list[Answer]) -> tuple[str, bool]:
-    """The table to print, and whether every shared figure was exact."""
+    """The table to print, and whether every shared figure was exact.
+
+    Each row has what a visitor of that worker would be told: the worker's own count, and the one that all share.
+    """
+    truth = max((answer["redis"]["hits"] for answer in tally.answers), default=0)
     workers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
     for answer in tally.answers:
         # In containers, several hosts have the same pids.
         workers[answer["worker"]["host"], answer["worker"]["pid"]].append(answer)
-    lines = [f"{'worker':<8}{'pid':>9}{'answered':>10}{'its memory counted':>21}"]
+    lines = [f"{'worker':<8}{'pid':>9}{'visits, by its memory':>25}{'visits, by Redis':>20}"]
     for (_, pid), answers in sorted(workers.items(), key=lambda item: (item[1][0]["worker"]["slot"], item[0])):
         memory = max(answer["memory"]["hits"] for answer in answers)
-        lines.append(f"{answers[0]['worker']['slot']:<8}{pid:>9}{len(answers):>10}{memory:>21}")
+        lines.append(f"{answers[0]['worker']['slot']:<8}{pid:>9}{memory:>25}{truth:>20}")
     if tally.broken:
         lines.append(f"\n{tally.broken} of {tally.sent} requests got no answer: their worker was killed.")
     verdict = "NOT EXACT" if not tally.exact else "no answered one is missing" if tally.broken else "exact"

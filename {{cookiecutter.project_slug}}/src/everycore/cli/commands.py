@@ -14,7 +14,7 @@ import click
 
 from everycore.cli.control import ClusterControl, ControlError, headline, table
 from everycore.environ import EnvironSettings, SettingsError
-from everycore.server import cpus, handover
+from everycore.server import cpus, handover, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError, preload
 from everycore.server.logging import configure
@@ -69,6 +69,8 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
         logging.getLogger(__name__).info("%d workers: %s", count, reason)
+        for sentence in proxies.advice(settings.forwarded_allow_ips):
+            logging.getLogger(__name__).warning("%s", sentence)
     try:
         code = serve_cluster(
             target,
@@ -122,11 +124,13 @@ def check(target: str) -> None:
         fail(str(error), 2)
     except LoadError as error:
         fail(str(error), WORKER_BOOT_ERROR)
+    warnings = proxies.advice(settings.forwarded_allow_ips)
     if target == click.get_current_context().obj:
         state = read_settings(StateSettings)
         require_redis(state)
-        for sentence in advice(state):
-            click.echo(f"warning: {sentence}", err=True)
+        warnings += advice(state)
+    for sentence in warnings:
+        click.echo(f"warning: {sentence}", err=True)
     click.echo("ok")
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,7 @@ import uvicorn
 from everycore.environ import SettingsError
 from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.logging import AccessLog
+from everycore.server.proxies import LOCAL, behind_proxies
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +25,17 @@ class LoadError(Exception):
     """The app cannot be loaded; the message says why, in one line."""
 
 
-def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Config:
+def preload(
+    target: str,
+    access_log: bool = False,
+    forwarded_allow_ips: Sequence[str] = LOCAL,
+    root_path: str = "",
+    **options: Any,
+) -> uvicorn.Config:
     """Import `target` ("module:attribute", an ASGI app or a factory without arguments) and uvicorn's own parts.
 
-    access_log: write a line for each request. `options` go to uvicorn.Config. Raises LoadError.
+    access_log: write a line for each request. forwarded_allow_ips, root_path: as proxies.py has them. `options` go to
+    uvicorn.Config. Raises LoadError.
     """
     config = uvicorn.Config(
         find_app(target),
@@ -35,6 +44,7 @@ def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Co
         log_config=None,
         server_header=False,
         access_log=False,  # ours is cheaper and tells the milliseconds
+        proxy_headers=False,  # ours are stricter
         **options,
     )
     try:
@@ -43,6 +53,7 @@ def preload(target: str, access_log: bool = False, **options: Any) -> uvicorn.Co
         raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
     if access_log:
         config.loaded_app = AccessLog(config.loaded_app)
+    config.loaded_app = behind_proxies(config.loaded_app, forwarded_allow_ips, root_path)
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         logger.warning("importing %s started threads (%s): they do not survive the fork into workers", target, names)

@@ -3,11 +3,17 @@
 import json
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import perf_counter, time
 from typing import Any
+
+# What a terminal takes for a command, or for the end of a line (Unicode's categories Cc, Zl and Zp, and what turns the
+# direction of text), but for the tab and the newline of a traceback.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+INDENT = "    "  # before each line of a message but its first
 
 _identity = {"who": "primary"}
 _terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -39,13 +45,14 @@ def set_uvicorn_level(hushed: bool) -> None:
 
 def write_access_line(method: str, path: str, status: int, ms: float, client: str) -> None:
     """Write a line for one request. Not through `logging`, nor through a dict: 5 us, where those take 20 and 10."""
-    now, path = time(), json.dumps(path)  # as JSON in text, too: no path can begin a line of its own
+    # What comes from outside is escaped as JSON, in text too: it can neither end its field nor begin a line of its own.
+    now, method, path, client = time(), json.dumps(method), json.dumps(path), json.dumps(client)
     if _terminal:
-        line = _text(now, "ACCESS", f"{method} {path} {status} {ms:.1f} ms {client}")
+        line = _text(now, "ACCESS", f"{method[1:-1]} {path} {status} {ms:.1f} ms {client[1:-1]}")
     else:
         line = (
             f'{{"time": "{_utc(now)}", "level": "access", "who": "{_identity["who"]}", "pid": {os.getpid()}, '
-            f'"method": "{method}", "path": {path}, "status": {status}, "ms": {ms:.1f}, "client": "{client}"}}'
+            f'"method": {method}, "path": {path}, "status": {status}, "ms": {ms:.1f}, "client": {client}}}'
         )
     sys.stderr.write(line + "\n")
 
@@ -68,8 +75,10 @@ class _Formatter(logging.Formatter):
 
 
 def _text(when: float, level: str, message: str) -> str:
+    """A message may quote what a client sent: no part of it can look like a line of ours, or steer the terminal."""
     clock = datetime.fromtimestamp(when).strftime("%H:%M:%S")
-    return f"{clock} {level:<7} {_identity['who']} pid={os.getpid()}  {message}"
+    shown = CONTROLS.sub(lambda found: ascii(found[0])[1:-1], message).replace("\n", f"\n{INDENT}")
+    return f"{clock} {level:<7} {_identity['who']} pid={os.getpid()}  {shown}"
 
 
 def _json(when: float, level: str, message: str) -> str:

@@ -1,6 +1,8 @@
 """The settings of the server: what any ASGI app is served with. The app's own are not here."""
 
+import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 
 from everycore.environ import EnvironSettings, SettingsError, parse_items, setting
 from everycore.server.policy import Policy
+from everycore.server.proxies import ANYBODY, UNIX
 
 MAX_WORKERS = 128
 
@@ -38,6 +41,30 @@ def parse_log_level(text: str) -> str:
     return text.upper()
 
 
+def parse_proxies(text: str) -> tuple[str, ...]:
+    """Return the parts of FORWARDED_ALLOW_IPS.
+
+    Raises:
+        ValueError: A part is no address, no network, and not "unix" or "*".
+    """
+    proxies = parse_items(text)
+    for proxy in proxies:
+        if proxy not in (ANYBODY, UNIX):
+            ipaddress.ip_network(proxy)
+    return proxies
+
+
+def parse_root_path(text: str) -> str:
+    """Return a path prefix without a slash at its end.
+
+    Raises:
+        ValueError: The text is no path.
+    """
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
 def default_run_dir() -> Path:
     """Return a folder for this user and the folder of this process."""
     name = f"everycore-{os.getuid()}"
@@ -54,7 +81,10 @@ class ServerSettings(EnvironSettings):
         None, parse_workers, f"auto, or a number of workers from 1 to {MAX_WORKERS}", name="WEB_CONCURRENCY"
     )
     run_dir: Path = setting(default_run_dir, Path)  # noqa: RUF009 - it is a field
-    forwarded_allow_ips: str = "127.0.0.1,::1"
+    forwarded_allow_ips: tuple[str, ...] = setting(
+        ("127.0.0.1", "::1"), parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
+    )
+    root_path: str = setting("", parse_root_path, "a path such as /shop")
     header_timeout: float = 10.0
     body_timeout: float = 60.0
     graceful_timeout: float = 30.0
@@ -95,6 +125,7 @@ class ServerSettings(EnvironSettings):
         return {
             "access_log": self.access_log,
             "forwarded_allow_ips": self.forwarded_allow_ips,
+            "root_path": self.root_path,
             "ssl_certfile": self.tls_cert,
             "ssl_keyfile": self.tls_key,
         }

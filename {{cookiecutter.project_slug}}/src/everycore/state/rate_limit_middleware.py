@@ -24,9 +24,9 @@ def client_address(connection: HTTPConnection) -> str:
     """The client's address; of IPv6 its /64, which is the least that a provider gives to one customer (RFC 6177):
     otherwise each of its 2^64 addresses would be a client of its own, with a quota of its own.
 
-    Behind proxies uvicorn takes it from X-Forwarded-For, if FORWARDED_ALLOW_IPS names them. On a unix socket there
-    is none unless that is "*" and the proxy sends the header: then all share one quota, as one client named "-".
-    A limit that is too strict shows at once, one that is not there never does.
+    Behind proxies the server takes it from X-Forwarded-For, if FORWARDED_ALLOW_IPS names them. On a unix socket there
+    is none unless that has "unix" and the proxy sends the header: without, all share one quota, as one client named
+    "-". A limit that is too strict shows at once, one that is not there never does.
     """
     host = connection.client.host if connection.client else "-"
     if ":" not in host:

@@ -4,10 +4,11 @@ from everycore.environ import SettingsError, parse_bool, setting
 from everycore.web.cluster import cluster_status
 from everycore.web.defaults import exception_handlers, middleware, routes
 from everycore.web.operator_auth import require_ops_token
-from everycore.web.security import BodySizeLimit, SecurityHeaders
+from everycore.web.security import POLICY, BodySizeLimit, SecurityHeaders
 from everycore.web.settings import AppSettings
 
 __all__ = [
+    "POLICY",
     "AppSettings",
     "BodySizeLimit",
     "SecurityHeaders",

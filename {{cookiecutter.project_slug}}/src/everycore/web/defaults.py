@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -12,7 +11,7 @@ from starlette.routing import Route
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.web import cluster, health, metrics
 from everycore.web.reporting import Reporting
-from everycore.web.security import BodySizeLimit, SecurityHeaders, WorkerHeader, headers
+from everycore.web.security import SCOPE_KEY, BodySizeLimit, KnownHosts, SecurityHeaders, WorkerHeader
 from everycore.web.settings import AppSettings
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -23,11 +22,18 @@ def routes(settings: AppSettings) -> list[Route]:
     return [*health.routes(), *cluster.routes(settings), *metrics.routes(settings)]
 
 
-def middleware(settings: AppSettings) -> list[Middleware]:
-    """Return only the middleware that the settings ask for: every request pays for each layer."""
-    chosen = [Middleware(Reporting), Middleware(SecurityHeaders)]
+def middleware(settings: AppSettings, headers: Mapping[str, str] | None = None) -> list[Middleware]:
+    """Return only the middleware that the settings ask for: every request pays for each layer.
+
+    Args:
+        settings: What requests are taken.
+        headers: Security headers in place of the defaults, by lower-case name; an empty value leaves one out. For
+            forms that never lead to another origin:
+            `{"content-security-policy": f"{web.POLICY}; form-action 'self'"}`.
+    """
+    chosen = [Middleware(Reporting), Middleware(SecurityHeaders, headers)]
     if "*" not in settings.allowed_hosts:
-        chosen.append(Middleware(TrustedHostMiddleware, settings.allowed_hosts, www_redirect=False))
+        chosen.append(Middleware(KnownHosts, settings.allowed_hosts, exempt=[route.path for route in health.routes()]))
     if settings.development:
         chosen.append(Middleware(WorkerHeader))
     if settings.max_body:
@@ -56,4 +62,5 @@ async def client_disconnected(request: Request, error: Exception) -> Response:
 
 async def server_error(request: Request, error: Exception) -> Response:
     """Answer for an exception that no handler took. Starlette sends it past all middleware, and logs the exception."""
-    return PlainTextResponse("Internal Server Error", 500, headers())
+    fields = {name.decode(): value.decode() for name, value in request.scope.get(SCOPE_KEY, ())}
+    return PlainTextResponse("Internal Server Error", 500, fields)
