@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from places import SAMPLE
-
-PACKAGE = SAMPLE
+from places import TEMPLATE
 
 
 def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:
@@ -28,7 +26,7 @@ def test_the_demo_is_exact_and_leaves_nothing_running(cli: Any) -> None:
 
 def test_in_a_terminal_the_demo_serves_on_until_ctrl_c(get: Any, eventually: Any, tmp_path: Path) -> None:
     terminal, other_end = pty.openpty()
-    command = [sys.executable, "-m", PACKAGE.name, "demo", "--requests", "20"]
+    command = [sys.executable, "-m", "sample", "demo", "--requests", "20"]
     process = subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, start_new_session=True)
     os.close(other_end)
     shown = ""
@@ -62,7 +60,7 @@ def test_the_demo_fires_at_a_running_cluster(serve: Any, cli: Any) -> None:
 
 
 def test_the_demo_says_so_when_nobody_or_somebody_else_answers(serve: Any, cli: Any) -> None:
-    bare = serve("--app", "examples.bare:app", "--workers", "1")
+    bare = serve("--app", "examples.bare:app", "--workers", "1", PYTHONPATH=str(TEMPLATE))
     for url in ("http://127.0.0.1:1", bare.url):
         ended = cli("demo", "--url", url)
         assert ended.returncode == 1

@@ -32,8 +32,8 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def package() -> str:
-    """The name of the package, for the code of an app."""
-    return next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent.name
+    """The package whose command line is run."""
+    return "sample"
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def puppets(serve: Any, tmp_path: Path) -> Any:
     (tmp_path / "puppet.py").write_text(PUPPET)
 
     def start(*arguments: str, **environ: str) -> Any:
-        hang_detector = {"LINGER": "0", "GRACEFUL_TIMEOUT": "2", "HANG_TIMEOUT": "2", "PYTHONDONTWRITEBYTECODE": "1"}
-        environ = {**hang_detector, "PYTHONPATH": str(tmp_path), **environ}
+        timeouts = {"LINGER": "0", "GRACEFUL_TIMEOUT": "2", "HANG_TIMEOUT": "2", "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {**timeouts, "PYTHONPATH": str(tmp_path), **environ}
         return serve("--workers", "2", "--app", "puppet:app", *arguments, **environ)
 
     return start

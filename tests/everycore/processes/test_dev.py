@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from places import SAMPLE
-
-PACKAGE = SAMPLE
+from places import SAMPLE, TEMPLATE
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
-    bare = serve("--app", "examples.bare:app", "--workers", "2")
+    examples = {"PYTHONPATH": str(TEMPLATE)}
+    bare = serve("--app", "examples.bare:app", "--workers", "2", **examples)
     assert get(bare.url, "/")[1].startswith(b"Handled by worker ")
-    ordinary = serve("--app", "examples.ordinary:app", "--workers", "2")
+    ordinary = serve("--app", "examples.ordinary:app", "--workers", "2", **examples)
     assert b'"visits":1' in get(ordinary.url, "/")[1]
 
 
@@ -26,7 +25,7 @@ def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventual
     with contextlib.closing(_free_port()) as free:
         port = free.getsockname()[1]
     process = _dev(port, started, tmp_path)
-    touched = PACKAGE / "web" / "home.py"
+    touched = SAMPLE / "app.py"
     before = touched.stat()
     try:
         eventually(lambda: "ready after" in started.read_text())
@@ -73,7 +72,7 @@ def _free_port() -> socket.socket:
 
 
 def _dev(port: int, log: Path, run_dir: Path, **environ: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", PACKAGE.name, "dev", "--bind", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "sample", "dev", "--bind", f"127.0.0.1:{port}"]
     env = {**os.environ, "RUN_DIR": str(run_dir / "run"), **environ}
     with log.open("wb") as stderr:
         return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from places import TEMPLATE
-
-PROJECT = TEMPLATE
-PACKAGE = "sample"
+from places import ENGINE
 
 HANGS = "import time\ntime.sleep(600)\n"
 # The check passes; what fails or hangs is the start of the new workers.
@@ -164,8 +161,8 @@ def test_a_primary_that_was_stopped_for_a_while_has_the_same_workers_after(
 def test_the_primarys_own_code_is_checked_and_reloaded_too(
     puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
-    shutil.copytree(PROJECT / "src" / PACKAGE, tmp_path / PACKAGE)
-    primary = tmp_path / PACKAGE / "cluster" / "primary.py"
+    shutil.copytree(ENGINE, tmp_path / "everycore")
+    primary = tmp_path / "everycore" / "server" / "primary.py"
     code = primary.read_text()
     cluster = puppets()
     eventually(lambda: len(ready(cluster)) == 2)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from places import SAMPLE, TEMPLATE
+from places import ENGINE, TEMPLATE
 
 ROOT = TEMPLATE
-PACKAGE = SAMPLE
-CODE = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
+CODE = {path.relative_to(ENGINE).as_posix(): path.read_text() for path in ENGINE.rglob("*.py")}
 # As it is said: string literals that follow each other on several lines are one.
 SAID = re.sub(r'"\s*\n\s*f?"', "", "\n".join(text for name, text in CODE.items() if "test_" not in name))
 

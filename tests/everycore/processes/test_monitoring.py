@@ -2,12 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "deploy" / "monitoring"
+from places import TEMPLATE
+
+FOLDER = TEMPLATE / "deploy" / "monitoring"
 # What Prometheus itself adds to every sample, and what the dashboard's variables stand for.
 OF_PROMETHEUS = {"job", "instance"}
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from places import TEMPLATE
+
 STREAMS = """
 import asyncio
 from starlette.applications import Starlette
@@ -44,7 +46,7 @@ def tls(tmp_path: Path) -> dict[str, str]:
 
 
 def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: Any, tls: dict[str, str]) -> None:
-    cluster = serve("--workers", "2", "--app", "examples.ordinary:app", **tls)
+    cluster = serve("--workers", "2", "--app", "examples.ordinary:app", PYTHONPATH=str(TEMPLATE), **tls)
     url = cluster.url.replace("http:", "https:") + "/"
     context = ssl.create_default_context(cafile=tls["TLS_CERT"])
 

@@ -18,9 +18,6 @@ import pytest
 from places import TEMPLATE
 
 PROJECT = TEMPLATE
-NAME = next(
-    line.split('"')[1] for line in (PROJECT / "pyproject.toml").read_text().splitlines() if line.startswith("name = ")
-)
 
 # As sd_listen_fds(3) has it: the socket is descriptor 3, and the pid is the one that the command keeps.
 HAND_OVER = (
@@ -51,7 +48,7 @@ def activate(redis_url: str, tmp_path: Path) -> Iterator[Any]:
 
         def start(listener: socket.socket, *arguments: str, **environ: str) -> SimpleNamespace:
             log = tmp_path / f"activated-{len(list(tmp_path.glob('activated-*')))}.log"
-            serving = [sys.executable, str(Path(sys.executable).parent / NAME), "serve", *arguments]
+            serving = [sys.executable, "-m", "sample", "serve", *arguments]
             development = {"APP_ENV": "development", "REDIS_URL": redis_url, "RUN_DIR": str(tmp_path / "run")}
             with log.open("wb") as stderr:
                 process = subprocess.Popen(

@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 from places import TEMPLATE
 
 ROOT = TEMPLATE
-PACKAGE = "sample"
 
 # The imports that each block would begin with.
 IMPORTS = """
@@ -50,7 +49,7 @@ def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., An
         return TestClient(names["app"], base_url="https://testserver")
 
     with database, browser() as here, browser() as there:
-        assert eventually(lambda: database.exists("leader:{clear_unused_rows}"))
+        assert eventually(lambda: database.exists("leader:{tidy}"))
         assert [client.get("/login?name=ann").json() for client in (here, here, there)] == [
             {"logins": 1},
             {"logins": 2},

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 import everycore_demo
 from everycore import state, web
@@ -17,7 +17,7 @@ def create_app(settings: web.AppSettings | None = None, headers: dict[str, str] 
         routes=[
             *web.routes(settings),
             *everycore_demo.routes(settings),
-            Mount("/", routes=[Route("/", home)], middleware=[state.sessions(settings)]),
+            Route("/", home, middleware=[state.sessions(settings)]),
         ],
         middleware=web.middleware(settings, headers),
         exception_handlers=web.exception_handlers(),

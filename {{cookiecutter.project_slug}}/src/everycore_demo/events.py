@@ -30,7 +30,7 @@ CREEPING = ("age_s", "heartbeat_age_s", "lag_ms", "reload_age_s", "rss_bytes")
 
 @dataclass(frozen=True)
 class Frame:
-    """One cluster_status as it goes over the wire, and what of it is news."""
+    """One status as it goes over the wire, and what of it is news."""
 
     data: bytes
     news: str

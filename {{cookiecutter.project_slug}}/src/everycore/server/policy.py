@@ -6,7 +6,7 @@ from random import uniform
 
 @dataclass(frozen=True)
 class Policy:
-    """Every hang_detector of the cluster, in seconds.
+    """Every timeout of the server, in seconds.
 
     boot_timeout: for a check, and from fork until the worker must be ready (its lifespan complete and accepting).
     boot_attempts: workers that may die before any was ever ready; then the primary gives up with exit code 3.

@@ -108,6 +108,4 @@ def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> 
     except BaseException:
         logger.exception("the worker failed")
     finally:
-        os._exit(
-            code & 0xFF
-        )  # as sys.exit does: an OverflowError would let the child clear_unused_rows up the primary's things
+        os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child remove the primary's files
