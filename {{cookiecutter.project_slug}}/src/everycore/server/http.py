@@ -23,14 +23,17 @@ class CoalescingTransport:
         self._head = b""
         self._call_soon = asyncio.get_running_loop().call_soon
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self.plain.writelines((head, data))
-        elif data.endswith(END_OF_HEAD):
+            if data:
+                self.plain.writelines((head, data))
+            else:  # asyncio's own loop would try for ever to send an empty piece
+                self.plain.write(head)
+        elif isinstance(data, bytes) and data.endswith(END_OF_HEAD):
             self._head = data
             self._call_soon(self._flush)
-        else:
+        elif data:
             self.plain.write(data)
 
     def close(self) -> None:
