@@ -7,7 +7,7 @@ one's 120 us of CPU. This room knows bytes and no HTTP but the blank line that e
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from everycore.server.request_protocol import RequestProtocol
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -49,7 +49,7 @@ class CoalescingTransport:
         return getattr(self.plain, name)
 
 
-class CoalescingHttpProtocol(HttpToolsProtocol):
+class CoalescingHttpProtocol(RequestProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", CoalescingTransport(transport)))
 
