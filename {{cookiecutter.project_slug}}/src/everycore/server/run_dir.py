@@ -5,10 +5,16 @@ its re-exec. A file left by a dead primary is thus never mistaken for a living o
 """
 
 import fcntl
+import logging
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
+
+LOCK_TRIES, LOCK_PAUSE = 50, 0.02  # seconds; a command that looks for the owner holds the lock for a moment
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirError(Exception):
@@ -51,6 +57,15 @@ class RunDir:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
+
+    def lock_again(self, fd: int) -> None:
+        """After the re-exec, with the descriptor that `lock` returned: gVisor has dropped the lock, Linux has not."""
+        for _ in range(LOCK_TRIES):
+            with suppress(OSError):
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(LOCK_PAUSE)
+        logger.error("the lock of RUN_DIR %s belongs to another process since the reload: stop one of both", self.path)
 
     def owner(self) -> int | None:
         """The pid of the living primary, or None. For other processes than the primary itself."""
