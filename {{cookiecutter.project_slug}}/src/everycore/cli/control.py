@@ -36,7 +36,10 @@ class ClusterControl:
         return self._run_dir.owner() != self.pid
 
     def reload(self) -> None:
-        """Ask for a reload and wait for its end. Raises ControlError if the old generation serves on."""
+        """Ask for a reload and wait until the old generation is gone.
+
+        Raises ControlError if the old generation serves on, or if one of its workers failed while it drained.
+        """
         before = self.snapshot().generation
         asked = time.monotonic()
         self._send(signal.SIGHUP)
@@ -48,9 +51,19 @@ class ClusterControl:
             if seen.reload == "refused":
                 raise ControlError(f"reload refused: {seen.reload_reason} Generation {before} serves on.")
             refuse_to_wait_for(seen)
-            return seen.reload == "done" and seen.generation > before
+            return seen.reload == "done" and seen.generation > before and not draining(seen)
 
-        self._wait(done, lambda seen: f"generation {seen.generation}, reload: {seen.reload}")
+        def tell(seen: Snapshot) -> str:
+            left = f", {draining(seen)} old workers drain" if seen.reload == "done" and draining(seen) else ""
+            return f"generation {seen.generation}, reload: {seen.reload}{left}"
+
+        self._wait(done, tell)
+        seen = self.snapshot()
+        if seen.reload == "done" and seen.reload_reason:
+            raise ControlError(
+                f"generation {seen.generation} serves, but {seen.reload_reason}: its requests in flight are lost. "
+                "See the log."
+            )
 
     def scale(self, wanted: int) -> None:
         """Ask for `wanted` workers and wait until so many are ready.
@@ -105,6 +118,11 @@ def refuse_to_wait_for(seen: Snapshot) -> None:
     """Raise ControlError if a new generation does not start: nobody knows when it will."""
     if seen.reload == "starting" and seen.reload_reason:
         raise ControlError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+
+
+def draining(seen: Snapshot) -> int:
+    """How many workers of older generations are left."""
+    return sum(worker.generation < seen.generation for worker in seen.workers)
 
 
 def ready(seen: Snapshot) -> int:

@@ -138,16 +138,19 @@ class Primary:
             if not pid:
                 return
             if not self.reloader.on_check_exit(pid, status, self.stopping) and (child := self.children.reap(pid)):
-                self.board.absorb_dead_row(child.row)
                 self.handle_worker_exit(child, status, now)
+                self.board.absorb_dead_row(child.row)  # last: who sees no row any more finds on the board how it ended
 
     def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
         lived = now - child.since
         if child.state is State.DRAINING or self.stopping:  # nobody waits for its successor
-            how, level = (
-                ("left", logging.INFO) if exited_as_requested(status) else (describe_exit(status), logging.WARNING)
-            )
-            logger.log(level, "%s %s after %.1f s", child, how, lived)
+            if exited_as_requested(status):
+                logger.info("%s left after %.1f s", child, lived)
+                return
+            how = "was killed at its deadline" if child.overdue else describe_exit(status)
+            logger.warning("%s %s while it drained, after %.1f s", child, how, lived)
+            if not self.stopping:
+                self.reloader.hear_of_a_failed_drain(child, how)
             return
         delay = self.backoff[child.slot].record_failure(now, lived)
         self.backoff[child.slot].failed_to_boot = child.state is State.STARTING
@@ -189,7 +192,8 @@ class Primary:
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
             if child.deadline is not None and now >= child.deadline:
-                logger.error("%s is killed: it outlived its deadline", child)
+                if child.state is not State.DRAINING:  # what failed in a drain is one line, when the worker is dead
+                    logger.error("%s is killed: it outlived its deadline", child)
                 child.deadline = None
                 self.send(child, signal.SIGKILL)
             elif not child.aborted and now >= self.hang_detector.deadline(child):
