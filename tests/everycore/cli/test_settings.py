@@ -51,6 +51,8 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
         ("LOG_LEVEL", "loud"),
         ("MAX_BODY", "1M"),
         ("HEADER_TIMEOUT", "never"),
+        ("WRITE_TIMEOUT", "-1"),
+        ("KEEP_ALIVE", "0"),
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),
@@ -70,6 +72,21 @@ def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str,
 
 def test_an_empty_value_is_the_default() -> None:
     assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "linger"),
+    [
+        ({}, 5),
+        ({"KEEP_ALIVE": "2"}, 2),
+        ({"KEEP_ALIVE": "620"}, 15),
+        ({"KEEP_ALIVE": "620", "GRACEFUL_TIMEOUT": "100"}, 50),
+        ({"KEEP_ALIVE": "620", "LINGER": "7"}, 7),
+    ],
+)
+def test_linger_follows_keep_alive_within_a_drain(environ: dict[str, str], linger: float) -> None:
+    """No idle connection is closed early if there is time; a request on it at the end still has half of the drain."""
+    assert read({"SECRET_KEY": KEY, **environ}).linger == linger
 
 
 def test_secrets_are_not_printed() -> None:

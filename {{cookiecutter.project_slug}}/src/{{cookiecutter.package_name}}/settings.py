@@ -38,6 +38,8 @@ class Settings:
     max_body: int  # bytes; 0: any
     header_timeout: float
     body_timeout: float
+    write_timeout: float
+    keep_alive: float
     graceful_timeout: float
     drain_delay: float
     linger: float
@@ -73,6 +75,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     def number(name: str, default: float) -> float:
         return float(parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
 
+    keep_alive = parsed(env, "KEEP_ALIVE", 5.0, _more_than_none, "a number of seconds, more than 0")
+    graceful_timeout = number("GRACEFUL_TIMEOUT", 30.0)
     return Settings(
         app_env=app_env,
         bind=_parts(env.get("BIND") or "127.0.0.1:8000"),
@@ -88,9 +92,12 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         max_body=parsed(env, "MAX_BODY", 2**20, _count, "a whole number of bytes, 0 or more"),
         header_timeout=number("HEADER_TIMEOUT", 10.0),
         body_timeout=number("BODY_TIMEOUT", 60.0),
-        graceful_timeout=number("GRACEFUL_TIMEOUT", 30.0),
+        write_timeout=number("WRITE_TIMEOUT", 60.0),
+        keep_alive=keep_alive,
+        graceful_timeout=graceful_timeout,
         drain_delay=number("DRAIN_DELAY", 0.0),
-        linger=number("LINGER", 5.0),
+        # As long as an idle connection lives, none is closed early. The other half is for the request that comes last.
+        linger=number("LINGER", min(keep_alive, graceful_timeout / 2)),
         boot_timeout=number("BOOT_TIMEOUT", 60.0),
         hang_timeout=number("HANG_TIMEOUT", 30.0),
         max_requests=parsed(env, "MAX_REQUESTS", 0, _count, "a whole number, 0 or more"),
@@ -128,6 +135,13 @@ def parsed(env: Mapping[str, str], name: str, default: Any, parse: Callable[[str
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _more_than_none(text: str) -> float:
+    value = _seconds(text)
+    if not value:
         raise ValueError(text)
     return value
 

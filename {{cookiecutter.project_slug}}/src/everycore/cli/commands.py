@@ -118,6 +118,7 @@ def _policy(settings: Settings) -> Policy:
         hang_timeout=settings.hang_timeout or None,
         header_timeout=settings.header_timeout,
         body_timeout=settings.body_timeout,
+        write_timeout=settings.write_timeout,
         max_requests=settings.max_requests,
         max_growth=settings.max_rss_mb * 2**20,
     )
@@ -128,6 +129,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "access_log": settings.access_log,
         "forwarded_allow_ips": settings.forwarded_allow_ips,
         "root_path": settings.root_path,
+        "timeout_keep_alive": settings.keep_alive,
         "ssl_certfile": settings.tls_cert,
         "ssl_keyfile": settings.tls_key,
     }
@@ -182,7 +184,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 @main.command()
 def reload() -> None:
-    """Load the new code, with no request lost; exit 1, with the reason, if the old code serves on."""
+    """Load the new code and wait until the old workers are gone; exit 1, with the reason, if a request may be lost."""
     with operating() as running:
         running.reload()
 

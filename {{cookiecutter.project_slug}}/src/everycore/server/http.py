@@ -56,3 +56,9 @@ class CoalescingHttpProtocol(RequestProtocol):
     def handle_websocket_upgrade(self) -> None:
         self.transport = cast("CoalescingTransport", self.transport).plain  # no head is held: nothing was answered yet
         super().handle_websocket_upgrade()
+
+    body_bytes = 0  # of all bodies so far: request_timeouts.py sees by it whether one goes on
+
+    def on_body(self, body: bytes) -> None:
+        self.body_bytes += len(body)
+        super().on_body(body)
