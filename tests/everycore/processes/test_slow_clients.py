@@ -30,10 +30,12 @@ LASTS = 2 * LIMIT + 1  # seconds of a slow client, so that a limit on its whole 
 
 
 @pytest.fixture
-def cluster(serve: Any, tmp_path: Path) -> Any:
+def cluster(serve: Any, tmp_path: Path, ready: Any, eventually: Any) -> Any:
     (tmp_path / "sizes.py").write_text(APP)
     limits = {"BODY_TIMEOUT": str(LIMIT), "WRITE_TIMEOUT": str(LIMIT), "LINGER": "0", "GRACEFUL_TIMEOUT": "60"}
-    return serve("--app", "sizes:app", "--workers", "1", PYTHONPATH=str(tmp_path), **limits)
+    running = serve("--app", "sizes:app", "--workers", "1", PYTHONPATH=str(tmp_path), **limits)
+    eventually(lambda: ready(running))  # before, a client's time does not count
+    return running
 
 
 @pytest.fixture

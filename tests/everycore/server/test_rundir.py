@@ -3,9 +3,11 @@
 import fcntl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from everycore.server import run_dir
 from everycore.server.run_dir import RunDir
 
 HOLD = """
@@ -41,6 +43,30 @@ def test_lock_dropped_by_exec_is_taken_again(run_dir: RunDir) -> None:
     assert is_locked(run_dir)
     run_dir.lock_again(fd)  # where it was kept, nothing changes
     assert is_locked(run_dir)
+
+
+def test_owner_waits_for_a_primary_in_its_exec(run_dir: RunDir) -> None:
+    """Where an exec drops the lock, `status` and `reload` would otherwise say that the primary is gone."""
+    command = [sys.executable, "-c", HOLD, str(run_dir.path / "lock")]
+    lock = run_dir.path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
+    ) as alive:  # without the lock, for now
+        lock.write_text(f"{alive.pid}\n")
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(run_dir.owner)
+            with subprocess.Popen(command, stdin=subprocess.PIPE) as holds:
+                assert asked.result() == alive.pid
+                holds.communicate()
+        alive.communicate(b"\n")
+
+
+def test_owner_that_is_dead_is_none_at_once(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "EXEC_TIME", 1e9)
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (run_dir.path / "lock").write_text(f"{dead.pid}\n")
+    assert run_dir.owner() is None
 
 
 def test_lock_held_by_another_is_said_and_not_awaited(run_dir: RunDir, caplog: pytest.LogCaptureFixture) -> None:

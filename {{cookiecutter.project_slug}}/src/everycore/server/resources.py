@@ -47,7 +47,6 @@ class Resources:
 
     @classmethod
     def inherit(cls, run_dir: RunDir, reexec_state: ReexecState) -> Self:
-        run_dir.lock_again(reexec_state.lock)
         parent_pipe, wakeup_pipe = (
             (reexec_state.parent_pipe[0], reexec_state.parent_pipe[1]),
             (reexec_state.wakeup_pipe[0], reexec_state.wakeup_pipe[1]),

@@ -63,6 +63,7 @@ def _take_over(
 ) -> Primary:
     """Go on where the image before this one stopped; with its workers alone if the new code does not load."""
     signals = SignalQueue()  # a re-executed primary starts with all signals blocked
+    run_dir.lock_again(reexec_state.lock)
     config, refusal = None, ""
     try:
         config = preload(target, **options)
