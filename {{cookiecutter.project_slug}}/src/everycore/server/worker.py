@@ -109,8 +109,10 @@ class Worker(uvicorn.Server):
         set_uvicorn_level(False)
         self._set_state(State.READY)
         self.acceptor.start()
-        await self.main_loop()
-        await self._drain()
+        try:
+            await self.main_loop()
+        finally:
+            await self._drain()
 
     def _stop(self) -> None:
         self.should_exit = True
