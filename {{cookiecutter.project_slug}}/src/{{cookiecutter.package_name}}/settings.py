@@ -9,15 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .state import url
+
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 SHORTEST_KEY, SHORTEST_TOKEN = 32, 16  # characters
 MOST_WORKERS = 128
+QUOTED = "begins or ends with a quotation mark, which would be part of the secret. Set it without quotation marks."
 PROXIES = "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
 PRODUCTION, DEVELOPMENT = "production", "development"
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used: which one, what was found, what to do."""
+    """Settings that cannot be used: in `args` a sentence for each, with what to do. None repeats a secret."""
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
+
+
+class _Environment(dict[str, str]):
+    """Variables, and a sentence for each that cannot be used: all of them are told at once."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        super().__init__(variables)
+        self.faults: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -64,20 +78,21 @@ class Settings:
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from `environ`, the process's own by default. Raises SettingsError."""
-    env = os.environ if environ is None else environ
+    env = _Environment(os.environ if environ is None else environ)
     app_env = env.get("APP_ENV") or PRODUCTION
     if app_env not in (PRODUCTION, DEVELOPMENT):
-        raise SettingsError(f"APP_ENV is {app_env!r}; it must be {PRODUCTION} or {DEVELOPMENT}.")
+        _refuse(env, f"APP_ENV is {app_env!r}; it must be {PRODUCTION} or {DEVELOPMENT}.")
+        app_env = DEVELOPMENT  # asks for the least: nothing more is said that it would not ask for
 
     if env.get("TLS_KEY") and not env.get("TLS_CERT"):
-        raise SettingsError("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
+        _refuse(env, "TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
 
     def number(name: str, default: float) -> float:
         return float(parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
 
     keep_alive = parsed(env, "KEEP_ALIVE", 5.0, _more_than_none, "a number of seconds, more than 0")
     graceful_timeout = number("GRACEFUL_TIMEOUT", 30.0)
-    return Settings(
+    settings = Settings(
         app_env=app_env,
         bind=_parts(env.get("BIND") or "127.0.0.1:8000"),
         workers=parsed(env, "WEB_CONCURRENCY", None, workers, f"auto, or a number of workers from 1 to {MOST_WORKERS}"),
@@ -85,7 +100,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         allowed_hosts=parsed(env, "ALLOWED_HOSTS", ("*",), _hosts, "host names without ports, such as a.com,*.b.com"),
         forwarded_allow_ips=parsed(env, "FORWARDED_ALLOW_IPS", ("127.0.0.1", "::1"), _proxies, PROXIES),
         root_path=parsed(env, "ROOT_PATH", "", _root_path, "a path such as /shop"),
-        redis_url=env.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
+        redis_url=_redis_url(env),
         redis_timeout=number("REDIS_TIMEOUT", 1.0),
         secret_keys=_secret_keys(env, app_env),
         ops_token=_ops_token(env, app_env),
@@ -109,6 +124,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         session_idle=number("SESSION_IDLE", 14 * 86400.0),
         session_absolute=number("SESSION_ABSOLUTE", 90 * 86400.0),
     )
+    if env.faults:
+        raise SettingsError(*env.faults)
+    return settings
 
 
 def workers(text: str) -> int | None:
@@ -129,7 +147,15 @@ def parsed(env: Mapping[str, str], name: str, default: Any, parse: Callable[[str
     try:
         return parse(text)
     except ValueError:
-        raise SettingsError(f"{name} is {text!r}; it must be {expected}.") from None
+        _refuse(env, f"{name} is {text!r}; it must be {expected}.")
+        return default
+
+
+def _refuse(env: Mapping[str, str], fault: str) -> None:
+    """Raises SettingsError, unless `read` collects the faults."""
+    if not isinstance(env, _Environment):
+        raise SettingsError(fault)
+    env.faults.append(fault)
 
 
 def _seconds(text: str) -> float:
@@ -191,28 +217,48 @@ def _hosts(text: str) -> tuple[str, ...]:
     return names
 
 
+def _redis_url(env: Mapping[str, str]) -> str:
+    text = (env.get("REDIS_URL") or "redis://127.0.0.1:6379/0").strip()
+    try:
+        url.parse(text)
+    except ValueError as error:
+        _refuse(env, f"REDIS_URL cannot be used: {error}.")
+    return text
+
+
 def _ops_token(env: Mapping[str, str], app_env: str) -> str | None:
     token = env.get("OPS_TOKEN", "").strip() or None
-    if app_env == PRODUCTION and token and len(token) < SHORTEST_TOKEN:
-        raise SettingsError(f"OPS_TOKEN has fewer than {SHORTEST_TOKEN} characters. Make one with: {MAKE_A_KEY}")
+    if token and _quoted(token):
+        _refuse(env, f"OPS_TOKEN {QUOTED}")
+    elif app_env == PRODUCTION and token and len(token) < SHORTEST_TOKEN:
+        _refuse(env, f"OPS_TOKEN has fewer than {SHORTEST_TOKEN} characters. Make one with: {MAKE_A_KEY}")
     return token
 
 
 def _secret_keys(env: Mapping[str, str], app_env: str) -> tuple[str, ...]:
-    text = env.get("SECRET_KEY") or _content(env.get("SECRET_KEY_FILE"))
-    keys = tuple(key for key in text.strip().split(",") if key)
-    if app_env == PRODUCTION and (not keys or min(map(len, keys)) < SHORTEST_KEY):
+    text = env.get("SECRET_KEY") or _content(env, env.get("SECRET_KEY_FILE"))
+    keys = tuple(key for part in re.split(r"[,\r\n]", text or "") if (key := part.strip()))
+    if any(map(_quoted, keys)):
+        _refuse(env, f"SECRET_KEY {QUOTED}")
+    elif text is not None and app_env == PRODUCTION and (not keys or min(map(len, keys)) < SHORTEST_KEY):
         found = "is not set" if not keys else f"has fewer than {SHORTEST_KEY} characters"
-        raise SettingsError(f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
+        _refuse(env, f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
     return keys or ("only-for-development",)
 
 
-def _content(path: str | None) -> str:
+def _quoted(secret: str) -> bool:
+    """A shell takes quotes off, an env_file may not: then the same key would be another one on another host."""
+    return secret[0] in "\"'" or secret[-1] in "\"'"
+
+
+def _content(env: Mapping[str, str], path: str | None) -> str | None:
     """What a file holds, as containers are given their secrets: then no listing of the environment shows them."""
     try:
         return Path(path).read_text() if path else ""
     except (OSError, ValueError) as error:
-        raise SettingsError(f"SECRET_KEY_FILE {path} cannot be read: {error}.") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        _refuse(env, f"SECRET_KEY_FILE {path} cannot be read: {why}.")
+        return None
 
 
 def _default_run_dir() -> str:
