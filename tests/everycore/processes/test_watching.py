@@ -133,4 +133,4 @@ def test_into_a_pipe_it_says_the_board_and_ends_with_the_primary(
         finally:
             watching.kill()
     assert watching.returncode == 0
-    assert b"workers wanted" in said
+    assert b"1 worker wanted" in said

@@ -15,6 +15,7 @@ from time import monotonic
 import uvicorn
 from everycore.server import scoreboard, signals
 from everycore.server.children import NEVER, Child, Children, HangDetector, State, describe_exit, exited_as_requested
+from everycore.server.logging import counted
 from everycore.server.policy import Backoff, Policy
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
@@ -97,7 +98,7 @@ class Primary:
                 self.scale(self.children.wanted - 1)
 
     def stop_gracefully(self) -> None:
-        logger.info("stopping: %d workers drain", len(self.children))
+        logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
         self.reloader.cancel()
@@ -124,7 +125,7 @@ class Primary:
     def scale(self, wanted: int) -> None:
         if not self.stopping and 1 <= wanted <= scoreboard.ROWS // 2:
             self.children.wanted = self.reloader.scaled = wanted
-            logger.info("scaled to %d workers", wanted)
+            logger.info("scaled to %s", counted(wanted, "worker"))
 
     # What happens by itself
 
@@ -160,7 +161,7 @@ class Primary:
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_failures += 1
             if self.boot_failures >= self.policy.boot_attempts:
-                logger.error("%d workers died before any was ready: giving up", self.boot_failures)
+                logger.error("%s died before any was ready: giving up", counted(self.boot_failures, "worker"))
                 self.give_up()
         elif self.config is None and not len(self.children):
             logger.error("no worker is left, and the new code does not load: giving up")
