@@ -11,11 +11,12 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
+from everycore.cli import checks
 from everycore.cli.control import ClusterControl, ControlError, headline, table
-from everycore.server import cpus, handover, proxies
+from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
-from everycore.server.loading import LoadError, preload
-from everycore.server.logging import configure
+from everycore.server.loading import LoadError
+from everycore.server.logging import configure, counted
 from everycore.server.policy import Policy
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
@@ -24,6 +25,7 @@ from everycore.web import settings as settings_module
 from everycore.web.settings import Settings, SettingsError
 
 OWN_APP = f"{__package__}.app:create_app"
+SECRETS = ("SECRET_KEY", "SECRET_KEY_FILE", "OPS_TOKEN", "REDIS_URL")
 
 app_option = click.option("--app", "target", default=OWN_APP, help="An ASGI app or factory, as module:attribute.")
 
@@ -34,15 +36,38 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def read_settings(target: str = OWN_APP) -> Settings:
-    # Another app has its own secrets; ours is not asked for.
-    spare = {} if target == OWN_APP else {"APP_ENV": settings_module.DEVELOPMENT}
+    # Another app has its own secrets and its own Redis, perhaps in variables of the same names.
+    spare = {} if target == OWN_APP else {"APP_ENV": settings_module.DEVELOPMENT, **dict.fromkeys(SECRETS, "")}
     try:
         return settings_module.read({**os.environ, **spare})
     except SettingsError as error:
-        fail(str(error), 2)
+        *others, last = error.args
+        for fault in others:
+            click.echo(f"error: {fault}", err=True)
+        fail(last, 2)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def developing() -> bool:
+    """Whether a traceback is wanted. In production it is one line, and the traceback with LOG_LEVEL=debug."""
+    return os.environ.get("APP_ENV") == settings_module.DEVELOPMENT
+
+
+class Commands(click.Group):
+    """Whatever goes wrong in a command unforeseen is one line too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own ways to end
+        except Exception as error:
+            logging.getLogger(__name__).debug("%s failed", ctx.info_name, exc_info=True)
+            if developing():
+                click.echo(import_errors.whole(error), err=True)
+            fail(import_errors.summary(error, __name__))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Run this app, or any ASGI app, on every core."""
 
@@ -61,12 +86,13 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     settings = read_settings(target)
     configure(settings.log_level)
     if target == OWN_APP and not handover.is_reexec():
-        require_redis(settings)
-        for sentence in advice(settings):
-            logging.getLogger(__name__).warning("%s", sentence)
+        for finding in asyncio.run(checks.on_redis(settings, rights=False)):
+            if finding.code:
+                fail(finding.text, finding.code)
+            logging.getLogger(__name__).warning("%s", finding.text)
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
-        logging.getLogger(__name__).info("%d workers: %s", count, reason)
+        logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
         for sentence in proxies.advice(settings.forwarded_allow_ips):
             logging.getLogger(__name__).warning("%s", sentence)
     try:
@@ -79,34 +105,12 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             **_options(settings),
         )
     except LoadError as error:
+        if error.traceback and developing():
+            click.echo(error.traceback, err=True)
         fail(str(error), WORKER_BOOT_ERROR)
     except (BindError, RunDirError) as error:
         fail(str(error), 2 if isinstance(error, BindUsageError) else 1)
     sys.exit(code)
-
-
-def require_redis(settings: Settings) -> None:
-    from everycore.state.client.connect import connection_error
-
-    if reason := asyncio.run(connection_error(settings.redis_url, settings.redis_timeout)):
-        fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
-
-
-def advice(settings: Settings) -> list[str]:
-    """On the Redis of production: the one of `dev` keeps nothing, and is not meant to."""
-    from everycore.cli.redis_advice import check_server
-    from everycore.state.client.connect import connect
-
-    async def ask() -> list[str]:
-        async with connect(settings.redis_url, settings.redis_timeout) as redis:
-            return await check_server(redis)
-
-    return asyncio.run(ask()) if settings.production else []
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _policy(settings: Settings) -> Policy:
@@ -138,18 +142,16 @@ def _options(settings: Settings) -> dict[str, Any]:
 @main.command()
 @app_option
 def check(target: str) -> None:
-    """Find out whether `serve` would start: settings, app, Redis."""
+    """Find out whether `serve` would start and serve: settings, app, addresses, Redis. Each fault is a line."""
     settings = read_settings(target)
-    try:
-        preload(target, **_options(settings))
-    except LoadError as error:
-        fail(str(error), WORKER_BOOT_ERROR)
-    warnings = proxies.advice(settings.forwarded_allow_ips)
-    if target == OWN_APP:
-        require_redis(settings)
-        warnings += advice(settings)
-    for sentence in warnings:
-        click.echo(f"warning: {sentence}", err=True)
+    logging.basicConfig(format="warning: %(message)s")  # such as threads that an import started
+    logging.getLogger(f"{__package__}.state").setLevel(logging.ERROR)  # an outage is found, and told once
+    code = 0
+    for finding in checks.find(target, settings, _options(settings), target == OWN_APP):
+        click.echo(str(finding), err=True)
+        code = code or finding.code
+    if code:
+        sys.exit(code)
     click.echo("ok")
 
 
@@ -158,12 +160,13 @@ def check(target: str) -> None:
 @click.option("--workers", default="2", show_default=True)
 def dev(bind: str, workers: str) -> None:
     """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
+    from everycore.cli.dev import DevError
     from everycore.cli.dev import dev as run_dev
     from everycore.cli.dev_redis import RedisServerError
 
     try:
         sys.exit(run_dev(["--bind", bind, "--workers", workers]))
-    except RedisServerError as error:
+    except (DevError, RedisServerError) as error:
         fail(str(error))
 
 

@@ -14,12 +14,16 @@ SOURCE = Path(__file__).parent
 LOOK_AGAIN_MS = 300  # at the cluster, between changes
 
 
+class DevError(Exception):
+    """`dev` cannot run; the message says what to install."""
+
+
 def dev(arguments: list[str]) -> int:
-    """Run `serve` with `arguments` until it ends or Ctrl-C; return its exit code. Raises RedisServerError."""
+    """Run `serve` with `arguments` until it ends or Ctrl-C; return its exit code. Raises DevError, RedisServerError."""
     try:
         from watchfiles import watch
     except ModuleNotFoundError:
-        raise SystemExit("dev needs watchfiles: install the dev dependencies (make setup).") from None
+        raise DevError("dev needs watchfiles: install the dev dependencies (make setup).") from None
     given = os.environ.get("REDIS_URL")
     with nullcontext(given) if given else run_redis() as redis_url:
         if not given:

@@ -42,7 +42,8 @@ def cli(redis_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedPro
     """Run a command to its end: `cli("check", REDIS_URL="...")`."""
 
     def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **development(redis_url), "RUN_DIR": str(tmp_path / "run"), **environ}
+        own = {"RUN_DIR": str(tmp_path / "run"), "BIND": "127.0.0.1:0"}
+        env = {**os.environ, **development(redis_url), **own, **environ}
         return subprocess.run(
             command(*arguments),
             env={name: value for name, value in env.items() if value},

@@ -7,4 +7,4 @@ This package knows processes, sockets and signals. It knows no Redis and no rout
 import sys
 
 if sys.platform == "win32":
-    raise SystemExit("error: a cluster forks, which Windows cannot. Use Docker, or WSL.")
+    raise ImportError("a cluster forks, which Windows cannot. Use Docker, or WSL.")
