@@ -1,11 +1,17 @@
-"""Fixtures: `bake(**answers)` generates a project, `pythons` are the interpreters of this machine."""
+"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter that it is tested on.
 
+Without `--all` it is this one, and what is marked `in_all` does not run.
+"""
+
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cookiecutter.main import cookiecutter
@@ -14,7 +20,43 @@ pytest_plugins = ["stacks"]  # what needs a Docker engine
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
+PACKAGE = ROOT / "{{cookiecutter.project_slug}}" / "src" / "{{cookiecutter.package_name}}"
 MINORS = range(11, 15)
+
+
+def of_the_package(folder: Path, name: str) -> ModuleType:
+    """A module of a bake, or of the template itself, that needs nothing of its package."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+machine = of_the_package(PACKAGE, "testing_machine")
+missing = machine.missing
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every Python found, Redis and Valkey, the containers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(machine, "testing_machine")
+    config.addinivalue_line("markers", "in_all: runs with --all only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and not skip: nothing is missing."""
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("in_all")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "python" in metafunc.fixturenames:
+        metafunc.parametrize("python", pythons() if metafunc.config.getoption("--all") else [sys.executable])
 
 
 @pytest.fixture
@@ -58,11 +100,6 @@ def tracked() -> list[Path]:
     """The files of this repository as they are now, those that are not added yet among them."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
-
-
-def missing(what: str) -> None:
-    """Skip the test, or where CI=true fail it. what: what is not there, and how to have it."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def pythons() -> list[str]:

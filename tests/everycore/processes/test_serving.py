@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,13 +54,9 @@ app = Starlette(routes=[WebSocketRoute("/", flood)], lifespan=lifespan)
 
 
 @pytest.fixture
-def tls(tmp_path: Path) -> dict[str, str]:
+def tls(certificate: Path) -> dict[str, str]:
     """A certificate of our own, as the environment names it."""
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {cert}"
-    make += " -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(make.split(), check=True, capture_output=True)
-    return {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
+    return {"TLS_CERT": str(certificate), "TLS_KEY": str(certificate.with_name("key.pem"))}
 
 
 def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: Any, tls: dict[str, str]) -> None:

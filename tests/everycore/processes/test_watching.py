@@ -40,8 +40,9 @@ class Terminal:
                 return
 
     def read_to_the_end(self) -> int:
+        until = time.monotonic() + DEADLINE
         while self._read():
-            pass
+            assert time.monotonic() < until, f"it goes on: {self.text}"
         return self.process.wait(DEADLINE)
 
     @property
