@@ -8,7 +8,7 @@ BAKE := build/cluster-app
 install = set -o pipefail; printf 'Installing %s ' '$(1)'; \
     PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --retries 2 $(2) 2>.venv/pip.log | \
     awk '{ printf "."; fflush() }' && echo ' done' || { echo; echo "error: pip could not install $(1):" \
-    "$$(grep '^ERROR' .venv/pip.log | tail -n 1). Is there a network? All that pip said is in $(CURDIR)/.venv/pip.log"; exit 1; }
+    "$$(sed -n 's/^ERROR: //p' .venv/pip.log | tail -n 1). Is there a network? All that pip said is in $(CURDIR)/.venv/pip.log"; exit 1; }
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
@@ -33,7 +33,7 @@ bench: .venv/bench ## Measure a bake beside its peers, into this README: all, or
 	@$(BIN)/python -m benchmarks.readme
 
 test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
-	@echo 'About MINUTES minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
+	@echo 'About 5 minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST)
 

@@ -48,6 +48,7 @@ def test_its_own_lint_types_import_rules_and_tests_pass(bake, python, record_pro
     assert "Contracts: 3 kept, 0 broken" in ended.stdout
 
 
+@pytest.mark.in_all
 def test_long_names_pass_lint_and_types_too(bake):
     name = "a" * 19 + "-" + "b" * 20
     project = fresh(bake, "long-names", project_name=name, project_slug=name, license="none")
@@ -127,13 +128,11 @@ def test_lock_without_uv_writes_a_lock_file(bake, bare_path):
 
 def test_setup_without_a_network_says_one_sentence(bake, bare_path):
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
-    began = time.monotonic()
     ended = run(["make", "setup", f"PYTHON={sys.executable}"], bake(), PATH=bare_path, **nowhere)
     assert ended.returncode != 0
-    assert time.monotonic() - began < 30
     said = [line for line in ended.stdout.splitlines() if not line.startswith(("Installing pip", "make"))]
     assert len(said) == 1
-    assert said[0].startswith("error: pip could not install pip: ERROR: No matching distribution found")
+    assert said[0].startswith("error: pip could not install pip: No matching distribution found")
 
 
 def test_uv_alone_runs_it_too(bake, tmp_path):

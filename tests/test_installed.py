@@ -11,6 +11,8 @@ import urllib.request
 import pytest
 from conftest import PACKAGE, baked, captured, of_the_package
 
+pytestmark = pytest.mark.xdist_group("installed")  # once
+
 DEADLINE = 60.0  # seconds
 embedded = of_the_package(PACKAGE, "embedded")
 

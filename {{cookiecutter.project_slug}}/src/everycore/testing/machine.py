@@ -49,6 +49,7 @@ def pytest_sessionstart() -> None:
             signal.signal(number, lambda *_: None)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line for each part that was missing, with the number of tests that wanted it."""
     left_out: Counter[str] = Counter()
