@@ -44,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(machine, "testing_machine")
     config.addinivalue_line("markers", "in_all: runs with --all only")
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a `make` that a test starts is a user's
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
