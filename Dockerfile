@@ -20,6 +20,6 @@ CMD ["cluster-app", "serve"]
 FROM tools AS tests
 # hadolint ignore=DL3008
 RUN apt-get update && \
-    apt-get install --yes --no-install-recommends gcc git libc6-dev make openssl redis-server systemd && \
+    apt-get install --yes --no-install-recommends git make openssl redis-server systemd && \
     rm -rf /var/lib/apt/lists/*
 CMD ["make", "test"]

@@ -3,15 +3,19 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 BAKE := build/cluster-app
-PIP := PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check
-# One dot for each package, so that a slow network does not look like a hang.
-DOTS := awk '{ printf "."; fflush() } END { print " done" }'
+# $(call install,NAME,ARGUMENTS): a dot for each package, so that a slow network does not look like a hang; a failure in
+# one sentence. Without a network pip gives up within seconds.
+install = set -o pipefail; printf 'Installing %s ' '$(1)'; \
+    PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --retries 2 $(2) 2>.venv/pip.log | \
+    awk '{ printf "."; fflush() }' && echo ' done' || { echo; echo "error: pip could not install $(1):" \
+    "$$(sed -n 's/^ERROR: //p' .venv/pip.log | tail -n 1). Is there a network? All that pip said is in $(CURDIR)/.venv/pip.log"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake bench test lint format clean
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
+.PHONY: help demo bake bench test test-all lint format clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: bake ## Bake the default answers, and see every worker disagree while Redis is exact
 	@$(MAKE) --no-print-directory -C $(BAKE) demo PYTHON=$(PYTHON)
@@ -21,15 +25,20 @@ bake: .venv/bake ## Generate the default project into build/
 	@! test -f $(BAKE)/pyproject.toml || cp -p $(BAKE)/pyproject.toml build/before
 	@$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build >/dev/null
 	@# Unchanged, it keeps its date: nothing needs to be installed again.
-	@! cmp -s build/before $(BAKE)/pyproject.toml || mv build/before $(BAKE)/pyproject.toml
+	@[ "$$(cat build/before 2>&1)" != "$$(cat $(BAKE)/pyproject.toml)" ] || mv build/before $(BAKE)/pyproject.toml
 	@echo 'Baked $(BAKE)'
 
 bench: .venv/bench ## Measure a bake beside its peers, into this README: all, or SUITES="reload stop"
 	@$(BIN)/python -m benchmarks $(SUITES)
 	@$(BIN)/python -m benchmarks.readme
 
-test: lint ## Everything CI runs: lint, and what comes out of a bake on every Python found
-	@$(BIN)/pytest -n 2 --dist loadgroup --durations=10
+test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
+	@echo 'About 5 minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
+	@$(MAKE) --no-print-directory lint
+	@$(PYTEST)
+
+test-all: lint ## What CI runs: every Python found, Redis and Valkey, the containers
+	@$(PYTEST) --all
 
 lint: .venv/dev ## Style and format, of the template's sources in place too
 	@$(BIN)/ruff check benchmarks hooks tests
@@ -46,17 +55,17 @@ clean: ## Remove what was installed, baked and cached
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "error: Python 3.11 or newer is needed. Name one: make demo PYTHON=python3.13"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "error: no venv. On Debian: apt install python3-venv"; exit 1; }
-	@set -o pipefail; printf 'Installing pip '; $(PIP) --upgrade 'pip>=25.1' | $(DOTS)
+	@$(call install,pip,--upgrade 'pip>=25.1')
 	@touch $@
 
 .venv/bake: pyproject.toml | .venv/pip
-	@set -o pipefail; printf 'Installing cookiecutter '; $(PIP) --group bake | $(DOTS)
+	@$(call install,cookiecutter,--group bake)
 	@touch $@
 
 .venv/bench: pyproject.toml | .venv/pip
-	@set -o pipefail; printf 'Installing the runner of the benchmarks '; $(PIP) --group bench | $(DOTS)
+	@$(call install,the runner of the benchmarks,--group bench)
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/pip
-	@set -o pipefail; printf 'Installing the tools for the tests '; $(PIP) --group dev | $(DOTS)
+	@$(call install,the tools for the tests,--group dev)
 	@touch $@

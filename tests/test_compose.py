@@ -23,7 +23,7 @@ from stacks import (
 
 from benchmarks.load import Background
 
-pytestmark = pytest.mark.xdist_group("docker")
+pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 
 
 def test_the_container_job_of_a_bake_passes(project):

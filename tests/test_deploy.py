@@ -1,6 +1,7 @@
 """What the bake brings for its deployment, held to the tools that will read it."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def units(bake, folder, **answers):
     return copies
 
 
+def drain_limit(project, settings):
+    """When the primary ends the last worker itself, in seconds from the start of the drain."""
+    policy = runpy.run_path(str(project / "src" / "cluster_app" / "cluster" / "policy.py"))["Policy"]
+    return policy(graceful_timeout=float(settings["GRACEFUL_TIMEOUT"])).drain_limit
+
+
 @pytest.mark.parametrize("name", ["Cluster App", "100% Bücher \\"])
 def test_systemd_takes_the_units_without_a_complaint(bake, analyze, tmp_path, name):
     service, socket = units(bake, tmp_path, project_name=name, project_slug="my-shop")
@@ -56,8 +63,7 @@ def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):
     project = bake()
     settings = dict(re.findall(r"^([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
     unit = dict(re.findall(r"^([A-Za-z]+)=(.*)$", (project / "deploy/systemd/cluster-app.service").read_text(), re.M))
-    # 2 s on top are the primary's own patience, Policy.drain_limit.
-    stop = float(settings["DRAIN_DELAY"]) + float(settings["GRACEFUL_TIMEOUT"]) + 2
+    stop = float(settings["DRAIN_DELAY"]) + drain_limit(project, settings)
     assert float(unit["TimeoutStopSec"]) > stop + 10
     assert float(unit["WatchdogSec"]) >= 2 * float(settings["HANG_TIMEOUT"])
     assert unit["RuntimeDirectory"] == unit["Environment"].removeprefix("RUN_DIR=/run/") == "cluster-app"
@@ -89,7 +95,7 @@ def test_the_containers_wait_as_long_as_the_settings_do_and_take_every_one_of_th
     compose = (project / "docker-compose.yml").read_text()
     (grace,) = re.findall(r"stop_grace_period: (\d+)s # longer", compose)
     (delay,) = re.findall(r"DRAIN_DELAY: (\d+)", compose)
-    assert int(grace) > int(delay) + float(example["GRACEFUL_TIMEOUT"]) + 4
+    assert int(grace) > int(delay) + drain_limit(project, example)
     (passed,) = re.findall(r"^x-settings: &settings\n((?:  [A-Z_]+:\n)+)", compose, re.M)
     # What the container itself decides: its address, its proxies, its files.
     own = {"APP_ENV", "BIND", "FORWARDED_ALLOW_IPS", "REDIS_URL", "RUN_DIR", "SECRET_KEY_FILE", "TLS_CERT", "TLS_KEY"}

@@ -23,7 +23,7 @@ from stacks import (
 
 from benchmarks.load import REFUSED, Background
 
-pytestmark = pytest.mark.xdist_group("docker")
+pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_auto_means_as_many_workers_as_the_container_has_cpus(web, cpus):
     web.compose("up", "-d", "web", WEB_CPUS=cpus)
     eventually(lambda: settled(web))
     assert web.board()["wanted"] == 1
-    assert f"1 workers: the cgroup allows {cpus} CPUs" in web.compose("logs", "web")
+    assert f"1 worker: the cgroup allows {cpus} CPU{'' if cpus == '1' else 's'}" in web.compose("logs", "web")
 
 
 def test_sessions_and_counts_outlive_a_down(web):

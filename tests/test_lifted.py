@@ -3,7 +3,6 @@
 The apps are those of docs/state.md, and nothing else of the bake is there. What they need is in the dev group.
 """
 
-import importlib.util
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from conftest import of_the_package
 
 IMPORTS = re.compile(r'^IMPORTS = """\n(.*?)"""', re.M | re.S)
 
@@ -39,7 +39,8 @@ def test_state_works_in_another_app(bake, tmp_path, code, visitors):
     folder = tmp_path / "another"
     (package,) = (path.parent for path in project.glob("src/*/state"))
     shutil.copytree(package / "state", folder / "state", ignore=shutil.ignore_patterns("test_*"))
-    with embedded(package).redis_server() as redis, socket.create_server(("127.0.0.1", 0)) as listener:
+    embedded = of_the_package(package, "embedded")
+    with embedded.redis_server() as redis, socket.create_server(("127.0.0.1", 0)) as listener:
         (folder / "app.py").write_text(code(project).replace("redis://127.0.0.1:6379/0", redis))
         uvicorn = [sys.executable, "-B", "-m", "uvicorn", "app:app", "--fd", str(listener.fileno())]
         process = subprocess.Popen(uvicorn, cwd=folder, pass_fds=[listener.fileno()])
@@ -56,14 +57,6 @@ def test_state_works_in_another_app(bake, tmp_path, code, visitors):
         finally:
             process.terminate()
             process.wait(20)
-
-
-def embedded(package):
-    """The bake's own module that starts a Redis: it needs nothing but Python."""
-    spec = importlib.util.spec_from_file_location("embedded", package / "embedded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def get(url, cookie=""):

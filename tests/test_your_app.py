@@ -1,5 +1,6 @@
 """The apps of docs/your-app.md, word for word, on the cluster; and the cluster alone, copied beside one."""
 
+import http.client
 import json
 import os
 import re
@@ -11,11 +12,27 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 DEADLINE = 30.0  # seconds
+# A stream that ends by what sse-starlette sees of a stop, which is uvicorn's `Server.handle_exit`.
+EVENTS = """
+import asyncio
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+async def events(request):
+    async def stream():
+        while True:
+            yield "tick"
+            await asyncio.sleep(0.05)
+    return EventSourceResponse(stream())
+
+app = Starlette(routes=[Route("/", events)])
+"""
 
 
 @pytest.fixture
@@ -29,10 +46,10 @@ def blocks(project):
 
 
 @contextmanager
-def running(command, folder, **environ):
+def running(command, folder, stderr=None, **environ):
     """Run it in `folder` until the end; stop it as an operator would, and hold it to exit code 0."""
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0", "RUN_DIR": str(folder / "run"), **environ}
-    process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environ)
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environ, stderr=stderr)
     try:
         yield process
         process.terminate()
@@ -48,11 +65,15 @@ def free_port():
 
 
 def get(port):
+    with opened(port) as answer:
+        return json.load(answer)
+
+
+def opened(port):
     until = time.monotonic() + DEADLINE
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as answer:
-                return json.load(answer)
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE)
         except urllib.error.URLError:
             assert time.monotonic() < until, "nobody answers"
             time.sleep(0.05)
@@ -84,3 +105,21 @@ def test_the_cluster_alone_serves_and_reloads_beside_another_app(project, blocks
         while get(port) != {"from": "BSGI"}:
             assert time.monotonic() < until, "the old code serves on"
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=["reload", "stop"])
+def test_sse_starlette_streams_end_when_a_drain_begins(project, tmp_path, number):
+    (tmp_path / "yours.py").write_text(EVENTS)
+    log = tmp_path / "log"
+    port = free_port()
+    serve = ["-m", "cluster_app", "serve", "--app", "yours:app", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    environ = {"PYTHONPATH": str(project / "src"), "GRACEFUL_TIMEOUT": "600", "APP_ENV": "development"}
+    with log.open("w") as stderr, running(serve, tmp_path, stderr, **environ) as process, opened(port) as stream:
+        assert stream.readline() == b"data: tick\r\n"
+        process.send_signal(number)
+        began = time.monotonic()
+        with suppress(http.client.IncompleteRead):  # sse-starlette leaves out the last chunk, also under uvicorn
+            stream.read()
+        took = time.monotonic() - began
+    assert took < DEADLINE / 3  # it looks twice a second; without the call it would be GRACEFUL_TIMEOUT
+    assert "Traceback" not in log.read_text()

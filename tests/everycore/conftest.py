@@ -77,7 +77,8 @@ def cli(redis_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedPro
     """Run a command of the sample to its end: `cli("check", REDIS_URL="...")`."""
 
     def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **development(redis_url), "RUN_DIR": str(tmp_path / "run"), **extended(environ)}
+        own = {"RUN_DIR": str(tmp_path / "run"), "BIND": "127.0.0.1:0"}
+        env = {**os.environ, **development(redis_url), **own, **extended(environ)}
         return subprocess.run(
             tied_to_parent(sys.executable, "-m", "sample", *arguments),
             env={name: value for name, value in env.items() if value},

@@ -49,6 +49,41 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
         read({"SECRET_KEY_FILE": str(file)})
 
 
+@pytest.mark.parametrize("text", [f"{KEY}, {KEY}2", f"  {KEY} ,\t{KEY}2 ", f"{KEY}\n{KEY}2\n", f"{KEY}\r\n{KEY}2,\r\n"])
+def test_secret_keys_with_spaces_and_lines_are_stripped(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "secret_key"
+    file.write_bytes(text.encode())
+    for env in ({"SECRET_KEY": text}, {"SECRET_KEY_FILE": str(file)}):
+        assert read(env).secret_keys == (KEY, f"{KEY}2")
+
+
+@pytest.mark.parametrize("app_env", ["production", "development"])
+@pytest.mark.parametrize("text", [f'"{KEY}"', f"'{KEY}'", f"{KEY}, '{KEY}2'", f'{KEY}"'])
+def test_secret_key_in_quotes_is_refused_and_not_shown(app_env: str, text: str) -> None:
+    for name in ("SECRET_KEY", "OPS_TOKEN"):
+        with pytest.raises(SettingsError, match=f"{name} begins or ends with a quotation mark") as caught:
+            read({"APP_ENV": app_env, "SECRET_KEY": KEY, name: text})
+        assert KEY[:8] not in str(caught.value)
+
+
+def test_secret_key_file_of_bytes_is_refused_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "secret_key"
+    file.write_bytes(b"\xff" + KEY.encode())
+    with pytest.raises(SettingsError, match="is not text in UTF-8") as caught:
+        read({"SECRET_KEY_FILE": str(file)})
+    assert len(caught.value.args) == 1
+    assert KEY[:8] not in str(caught.value)
+
+
+def test_read_collects_every_fault() -> None:
+    bad = {"WEB_CONCURRENCY": "x", "LINGER": "x", "REDIS_URL": "app:hunter2@host", "APP_ENV": "x", "TLS_KEY": "x"}
+    with pytest.raises(SettingsError) as caught:
+        read(bad)
+    assert len(caught.value.args) == len(bad)
+    assert all(any(name in fault for fault in caught.value.args) for name in bad)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -62,6 +97,8 @@ def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | Non
         ("LOG_LEVEL", "loud"),
         ("MAX_BODY", "1M"),
         ("HEADER_TIMEOUT", "never"),
+        ("WRITE_TIMEOUT", "-1"),
+        ("KEEP_ALIVE", "0"),
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),
@@ -83,8 +120,25 @@ def test_an_empty_value_is_the_default() -> None:
     assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
 
 
+@pytest.mark.parametrize(
+    ("environ", "linger"),
+    [
+        ({}, 5),
+        ({"KEEP_ALIVE": "2"}, 2),
+        ({"KEEP_ALIVE": "620"}, 15),
+        ({"KEEP_ALIVE": "620", "GRACEFUL_TIMEOUT": "100"}, 50),
+        ({"KEEP_ALIVE": "620", "LINGER": "7"}, 7),
+    ],
+)
+def test_linger_follows_keep_alive_within_a_drain(environ: dict[str, str], linger: float) -> None:
+    """No idle connection is closed early if there is time; a request on it at the end still has half of the drain."""
+    assert read({"SECRET_KEY": KEY, **environ}).linger == linger
+
+
 def test_secrets_are_not_printed() -> None:
-    assert KEY not in read({"SECRET_KEY": KEY}).shown
+    settings = read({"SECRET_KEY": KEY, "REDIS_URL": "redis://app:hunter2@host"})
+    assert KEY not in settings.shown
+    assert "hunter2" not in settings.shown
 
 
 def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> None:

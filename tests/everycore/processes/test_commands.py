@@ -50,7 +50,7 @@ def test_a_redis_that_would_lose_sessions_is_warned_of_once_and_in_production_on
 
 
 def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:
-    refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 1, "Redis does not answer at REDIS_URL")
+    refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 2, "REDIS_URL cannot be used: a Redis URL begins with")
 
 
 def test_a_taken_port_is_one_line(cli: Any) -> None:

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,15 +33,32 @@ async def events(request):
 app = Starlette(routes=[Route("/", events)])
 """
 
+FLOODS = """
+import pathlib
+from contextlib import asynccontextmanager, suppress
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
+
+async def flood(websocket):
+    await websocket.accept()
+    with suppress(WebSocketDisconnect):
+        while True:
+            await websocket.send_bytes(b"x" * 1_000_000)
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    pathlib.Path(__file__).with_name("ended").touch()
+
+app = Starlette(routes=[WebSocketRoute("/", flood)], lifespan=lifespan)
+"""
+
 
 @pytest.fixture
-def tls(tmp_path: Path) -> dict[str, str]:
+def tls(certificate: Path) -> dict[str, str]:
     """A certificate of our own, as the environment names it."""
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {cert}"
-    make += " -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(make.split(), check=True, capture_output=True)
-    return {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
+    return {"TLS_CERT": str(certificate), "TLS_KEY": str(certificate.with_name("key.pem"))}
 
 
 def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: Any, tls: dict[str, str]) -> None:
@@ -72,6 +88,42 @@ def test_a_client_that_never_finishes_its_handshake_does_not_hold_a_stop(
         eventually(lambda: snapshot(cluster).workers[0].connections == 1)
         cluster.process.terminate()
         assert cluster.process.wait(8) == 0  # a handshake may take ten seconds
+
+
+def test_tls_client_that_answers_no_close_holds_no_drain(
+    serve: Any, ready: Any, snapshot: Any, eventually: Any, tls: dict[str, str]
+) -> None:
+    """As an idle connection in a pool: the close_notify is read with the next request, if ever."""
+    cluster = serve("--workers", "1", LINGER="0.2", GRACEFUL_TIMEOUT="60", **tls)
+    eventually(lambda: ready(cluster))
+    host, port = cluster.url.removeprefix("http://").split(":")
+    context = ssl.create_default_context(cafile=tls["TLS_CERT"])
+    with context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(4096)
+        cluster.process.terminate()
+        assert cluster.process.wait(20) == 0
+
+
+def test_tls_websocket_that_reads_nothing_harms_no_drain(
+    serve: Any, ready: Any, snapshot: Any, eventually: Any, tls: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "floods.py").write_text(FLOODS)
+    environ = {"PYTHONPATH": str(tmp_path), "LINGER": "0", "WRITE_TIMEOUT": "2", "GRACEFUL_TIMEOUT": "60", **tls}
+    cluster = serve("--app", "floods:app", "--workers", "1", **environ)
+    eventually(lambda: ready(cluster))
+    host, port = cluster.url.removeprefix("http://").split(":")
+    context = ssl.create_default_context(cafile=tls["TLS_CERT"])
+    with context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host) as client:
+        client.sendall(
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert b" 101 " in client.recv(200)
+        cluster.process.terminate()
+        assert cluster.process.wait(20) == 0
+    assert (tmp_path / "ended").exists()
+    assert "Traceback" not in cluster.log.read_text()
 
 
 def test_a_certificate_that_cannot_be_read_is_one_line(cli: Any, tls: dict[str, str]) -> None:

@@ -1,12 +1,15 @@
 """The acceptor on a real listener, with the board's figures told by the test."""
 
 import asyncio
+import errno
+import select
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from everycore.server.acceptor import Acceptor
+from everycore.server.acceptor import UNKNOWN_QUEUE, Acceptor
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +79,48 @@ async def test_a_worker_takes_its_part_of_a_burst_at_once_and_no_more(
     worker.acceptor.stop(last=False)
     await until_held(worker, 11)
     worker.close()
+
+
+class Mute(socket.socket):
+    """A listener whose kernel tells nothing of its queue: `told` is what it answers instead."""
+
+    told: bytes | None
+
+    def getsockopt(self, level: int, name: int, *size: int) -> Any:
+        if (level, name) != (socket.IPPROTO_TCP, socket.TCP_INFO):
+            return super().getsockopt(level, name, *size)
+        if self.told is None:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        return self.told
+
+
+@pytest.mark.parametrize("told", [bytes(28), bytes(24), b"", None], ids=["zero", "short", "empty", "absent"])
+async def test_acceptor_without_a_told_queue_accepts_all(
+    listener: socket.socket, clients: list[socket.socket], told: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gVisor says 0 always, qemu-user a short answer or an error."""
+    worker = Worker(listener)
+    mute = Mute(fileno=worker.acceptor._listeners.pop().detach())
+    mute.told = told
+    worker.acceptor._listeners.append(mute)
+    worker.siblings = [5]  # the first sight is of a worker beyond its share, too
+    worker.acceptor.start()
+    await until_held(worker, len(clients))
+    worker.acceptor.stop(last=False)
+    worker.close()
+    assert not caplog.records
+
+
+async def test_acceptor_with_a_told_queue_believes_zero(listener: socket.socket) -> None:
+    """On Linux 0 means that a sibling was faster, and not that a few may wait."""
+    worker = Worker(listener)
+    assert worker.acceptor._queued(listener) == UNKNOWN_QUEUE  # nothing was told yet
+    with socket.create_connection(listener.getsockname()):
+        await asyncio.get_running_loop().run_in_executor(None, select.select, [listener], [], [], 20)
+        assert worker.acceptor._queued(listener) == 1
+        listener.accept()[0].close()
+        assert worker.acceptor._queued(listener) == 0
+    worker.acceptor.stop(last=False)
 
 
 async def test_a_worker_above_its_share_steps_back_but_leaves_nobody_waiting(

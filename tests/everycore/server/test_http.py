@@ -1,6 +1,7 @@
 """What leaves in one piece, what is never held back, and what a closed connection is spared."""
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -21,9 +22,11 @@ class Recorder:
 
     def write(self, data: bytes) -> None:
         assert not self.closed, "uvloop raises for this"
-        self.pieces.append(data)
+        assert data, "asyncio's own loop tries for ever to send nothing"
+        self.pieces.append(bytes(data))
 
     def writelines(self, lines: tuple[bytes, ...]) -> None:
+        assert all(lines), "asyncio's own loop tries for ever to send nothing"
         self.write(b"".join(lines))
 
     def close(self) -> None:
@@ -59,6 +62,28 @@ async def test_a_head_without_a_body_leaves_in_the_same_tick() -> None:
     assert recorder.pieces == [HEAD]
     transport.write(BODY)
     assert recorder.pieces == [HEAD, BODY]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_transport_takes_all_that_is_like_bytes(kind: Callable[[bytes], bytes]) -> None:
+    recorder = Recorder()
+    transport = joining(recorder)
+    transport.write(HEAD)
+    for _ in range(3):
+        transport.write(kind(BODY))
+    assert recorder.pieces == [HEAD + BODY, BODY, BODY]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_transport_writes_nothing_empty(kind: Callable[[bytes], bytes]) -> None:
+    recorder = Recorder()
+    transport = joining(recorder)
+    transport.write(kind(b""))
+    transport.write(HEAD)
+    transport.write(kind(b""))
+    transport.write(kind(b""))
+    await asyncio.sleep(0)
+    assert recorder.pieces == [HEAD]
 
 
 async def test_a_head_leaves_before_the_connection_is_closed() -> None:

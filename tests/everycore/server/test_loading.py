@@ -49,7 +49,7 @@ def test_a_missing_dependency_is_not_mistaken_for_a_missing_app(write: str) -> N
 
 
 @pytest.mark.parametrize("write", ["app = 3\n"], indirect=True)
-@pytest.mark.parametrize(("attribute", "said"), [("app", "is a int, not"), ("other", "has no attribute 'other'")])
+@pytest.mark.parametrize(("attribute", "said"), [("app", "its type is int"), ("other", "has no attribute 'other'")])
 def test_what_is_no_app_is_refused(write: str, attribute: str, said: str) -> None:
     with pytest.raises(LoadError, match=said):
         preload(f"{write}:{attribute}")

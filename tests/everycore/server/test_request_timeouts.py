@@ -3,17 +3,20 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from everycore.server import request_timeouts
+from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.request_timeouts import RequestTimeouts
 
 pytestmark = pytest.mark.anyio
 
+LARGE = 32_000_000  # bytes; more than a kernel takes for a client that does not read
 POST = b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
 
 
@@ -23,7 +26,7 @@ class Served:
     def __init__(self) -> None:
         self.came = asyncio.Event()
         self.state = ServerState()
-        self.request_timeouts = RequestTimeouts(header_timeout=10, body_timeout=60)
+        self.request_timeouts = RequestTimeouts(header_timeout=10, body_timeout=60, write_timeout=60)
         self.heard = asyncio.Event()
         self.busy = asyncio.Event()
 
@@ -33,14 +36,15 @@ class Served:
         if scope["path"] == "/busy":
             self.heard.set()
             await self.busy.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
+        body = b"x" * LARGE if scope["path"] == "/large" else b""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
         self.heard.set()
 
     @property
-    def connection(self) -> HttpToolsProtocol:
+    def connection(self) -> CoalescingHttpProtocol:
         (connection,) = self.state.connections
-        assert isinstance(connection, HttpToolsProtocol)
+        assert isinstance(connection, CoalescingHttpProtocol)
         return connection
 
     def closes(self, *seconds: float) -> bool:
@@ -58,12 +62,14 @@ async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     config = uvicorn.Config(served.app, http="httptools", interface="asgi3", lifespan="off", log_config=None)
     config.load()
 
-    class Protocol(HttpToolsProtocol):
+    class Protocol(CoalescingHttpProtocol):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             served.came.set()
 
-    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
     ours.setblocking(False)
     await asyncio.get_running_loop().connect_accepted_socket(
         lambda: Protocol(config=config, server_state=served.state, app_state={}), ours
@@ -72,7 +78,7 @@ async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     yield served, writer
     served.busy.set()
     for connection in list(served.state.connections):
-        assert isinstance(connection, HttpToolsProtocol)
+        assert isinstance(connection, CoalescingHttpProtocol)
         connection.transport.abort()
     if served.state.tasks:
         await asyncio.wait(served.state.tasks)
@@ -103,14 +109,65 @@ async def test_who_says_a_byte_now_and_then_is_closed_all_the_same(
     assert one.closes(210)
 
 
-async def test_a_body_may_take_longer_than_a_head_but_not_for_ever(
-    served: tuple[Served, asyncio.StreamWriter],
-) -> None:
+async def test_body_that_goes_on_is_not_cut(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, writer = served
     await send(one, writer, POST % b"read" + b"x")
-    assert not one.closes(0, 30)
+    for second in (0, 50, 100, 150):
+        assert not one.closes(second, second + 49)
+        await send(one, writer, b"x")
+    assert not one.closes(200)
+
+
+async def test_body_that_pauses_is_cut_and_logged(
+    served: tuple[Served, asyncio.StreamWriter], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, writer = served
+    caplog.set_level("INFO")
+    await send(one, writer, POST % b"read" + b"x")
+    assert not one.closes(0, 59)
     await send(one, writer, b"x")
-    assert one.closes(59, 60)
+    assert one.closes(60, 119, 120)
+    assert [record.message for record in caplog.records] == [
+        "127.0.0.1 is disconnected: no byte of its request's body came within BODY_TIMEOUT (60 s)"
+    ]
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
+async def test_answer_that_is_read_slowly_is_not_cut(
+    served: tuple[Served, asyncio.StreamWriter], counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel counts no acknowledged bytes (0, a short answer, none), what is left is watched instead."""
+    one, writer = served
+    if not counted:
+        monkeypatch.setattr(request_timeouts, "ACKED_END", 16)  # a kernel that knows less
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await send(one, writer, b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    client = writer.get_extra_info("socket").dup()
+    taken, now = 0, 0
+    with client:
+        while taken < 2_000_000:
+            assert not one.closes(now, now + 59)
+            async with asyncio.timeout(20):
+                before = request_timeouts._wait_of(one.connection)
+                while request_timeouts._wait_of(one.connection) == before:  # the kernel has told of what was read
+                    with suppress(BlockingIOError):
+                        taken += len(client.recv(300_000))
+                    await asyncio.sleep(0)
+            now += 60
+        # And when it stops reading:
+        assert one.closes(now, now + 59, now + 120)
+
+
+async def test_many_cut_at_once_are_one_line(
+    served: tuple[Served, asyncio.StreamWriter], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = served
+    caplog.set_level("INFO")
+    one.request_timeouts._log(
+        [(one.connection, name) for name in ("BODY_TIMEOUT", *["HEADER_TIMEOUT"] * 2, "WRITE_TIMEOUT")]
+    )
+    (record,) = caplog.records
+    assert record.message.endswith("(60 s) (and 3 more: 2 HEADER_TIMEOUT, 1 WRITE_TIMEOUT)")
 
 
 async def test_who_waits_for_a_slow_app_is_no_dawdler(served: tuple[Served, asyncio.StreamWriter]) -> None:
@@ -138,5 +195,5 @@ async def test_what_comes_after_an_early_answer_is_not_taken_for_ever(
 
 async def test_zero_is_any_time(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, _ = served
-    one.request_timeouts = RequestTimeouts(0, 0)
+    one.request_timeouts = RequestTimeouts(0, 0, 0)
     assert not one.closes(0, 1e9)

@@ -10,7 +10,10 @@ from typing import Any, Self, get_origin
 
 
 class SettingsError(Exception):
-    """A setting cannot be used. The message names it, what was found, and what to do."""
+    """Settings cannot be used. `args` has a sentence for each: its name, what was found, what to do. No secret."""
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
 
 
 def parse_bool(text: str) -> bool:
@@ -33,6 +36,18 @@ def parse_seconds(text: str) -> float:
     """
     value = float(text)
     if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def parse_more_than_none(text: str) -> float:
+    """Return a finite number of seconds, more than 0.
+
+    Raises:
+        ValueError: The text is no such number.
+    """
+    value = parse_seconds(text)
+    if not value:
         raise ValueError(text)
     return value
 
@@ -101,7 +116,11 @@ class EnvironSettings:
         Raises:
             SettingsError: A variable has a value that cannot be used.
         """
-        return cls(**cls._values(os.environ if environ is None else environ))
+        faults: list[str] = []
+        values = cls._values(os.environ if environ is None else environ, faults)
+        if faults:
+            raise SettingsError(*faults)
+        return cls(**values)
 
     @classmethod
     def names(cls) -> dict[str, Any]:
@@ -110,12 +129,18 @@ class EnvironSettings:
         return {_variable(each): getattr(made, each.name) for each in fields(cls)}
 
     @classmethod
-    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
-        """Return the fields that are set. A subclass may add those that take more than one variable."""
+    def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+        """Return the fields that are set, and add a sentence to `faults` for each that cannot be used.
+
+        A subclass may look at more than one variable.
+        """
         values = {}
         for each in fields(cls):
             if text := environ.get(_variable(each)):
-                values[each.name] = _parse(each, text)
+                try:
+                    values[each.name] = _parse(each, text)
+                except ValueError as error:
+                    faults.append(str(error))
         return values
 
 
@@ -132,4 +157,5 @@ def _parse(each: Any, text: str) -> Any:
     try:
         return parse(text)
     except ValueError:
-        raise SettingsError(f"{_variable(each)} is {text!r}; it must be {expected}.") from None
+        shown = "set" if each.repr is False else repr(text)
+        raise ValueError(f"{_variable(each)} is {shown}; it must be {expected}.") from None

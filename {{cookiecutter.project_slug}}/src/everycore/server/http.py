@@ -7,7 +7,7 @@ one's 120 us of CPU. This room knows bytes and no HTTP but the blank line that e
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from everycore.server.request_protocol import RequestProtocol
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -23,14 +23,17 @@ class CoalescingTransport:
         self._head = b""
         self._call_soon = asyncio.get_running_loop().call_soon
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self.plain.writelines((head, data))
-        elif data.endswith(END_OF_HEAD):
+            if data:
+                self.plain.writelines((head, data))
+            else:  # asyncio's own loop would try for ever to send an empty piece
+                self.plain.write(head)
+        elif isinstance(data, bytes) and data.endswith(END_OF_HEAD):
             self._head = data
             self._call_soon(self._flush)
-        else:
+        elif data:
             self.plain.write(data)
 
     def close(self) -> None:
@@ -46,10 +49,16 @@ class CoalescingTransport:
         return getattr(self.plain, name)
 
 
-class CoalescingHttpProtocol(HttpToolsProtocol):
+class CoalescingHttpProtocol(RequestProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", CoalescingTransport(transport)))
 
     def handle_websocket_upgrade(self) -> None:
         self.transport = cast("CoalescingTransport", self.transport).plain  # no head is held: nothing was answered yet
         super().handle_websocket_upgrade()
+
+    body_bytes = 0  # of all bodies so far: request_timeouts.py sees by it whether one goes on
+
+    def on_body(self, body: bytes) -> None:
+        self.body_bytes += len(body)
+        super().on_body(body)

@@ -66,13 +66,20 @@ def inherited(fd: int, borrowed: bool) -> Listener:
         listener = Listener(fileno=fd)
     except OSError as error:
         raise BindError(f"fd://{fd} is not an inherited socket: {error.strerror}.") from None
-    if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if listener.type != socket.SOCK_STREAM or not _listens(listener):
         listener.detach()  # it is not ours to close
         raise BindError(f"fd://{fd} is not a listening stream socket. Hand over one that listens (Accept=no).")
     listener.borrowed = borrowed
     listener.set_inheritable(False)  # or whatever the app starts would keep the port after us
     listener.setblocking(False)
     return listener
+
+
+def _listens(listener: socket.socket) -> bool:
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # gVisor on its host's network does not tell; accept() will
+        return True
 
 
 def describe(listener: socket.socket, scheme: str = "http") -> str:

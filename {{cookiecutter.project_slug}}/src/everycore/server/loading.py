@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import uvicorn
 
 from everycore.environ import SettingsError
 from everycore.server.http import CoalescingHttpProtocol
+from everycore.server.import_errors import summary, whole
 from everycore.server.logging import AccessLog
 from everycore.server.proxies import LOCAL, behind_proxies
 
@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class LoadError(Exception):
-    """The app cannot be loaded; the message says why, in one line."""
+    """The app cannot be loaded; the message says why, in one line. traceback: of the app's own error, if it had one."""
+
+    def __init__(self, message: str, cause: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.traceback = whole(cause) if cause else ""
 
 
 def preload(
@@ -80,42 +84,36 @@ def find_app(target: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise LoadError(f"app {target!r}: there is no module {error.name!r} in {os.getcwd()}.") from None
-        raise LoadError(f"app {target!r} does not import: {_summary(error)}") from None
+        raise LoadError(f"app {target!r} does not import: {summary(error, module_name)}", error) from None
     except (Exception, SystemExit) as error:
-        raise LoadError(f"app {target!r} does not import: {_summary(error)}") from None
+        raise LoadError(f"app {target!r} does not import: {summary(error, module_name)}", error) from None
     try:
         for name in attribute.split("."):
             found = getattr(found, name)
     except AttributeError as error:
         raise LoadError(f"app {target!r}: {error}.") from None
-    return _built(found, target)
+    return _built(found, target, module_name)
 
 
-def _built(found: Any, target: str) -> Any:
+def _built(found: Any, target: str, module_name: str) -> Any:
     """Call a factory; return an app as it is."""
+    if callable(found) and not inspect.iscoroutinefunction(found) and _takes_no_argument(found):
+        try:
+            found = found()
+        except SettingsError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise LoadError(f"app factory {target!r} failed: {summary(error, module_name)}", error) from None
     if not callable(found):
-        raise LoadError(f"app {target!r} is a {type(found).__name__}, not an ASGI app or a factory.")
-    if inspect.iscoroutinefunction(found) or not _takes_no_argument(found):
-        return found
-    try:
-        return found()
-    except SettingsError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise LoadError(f"app factory {target!r} failed: {_summary(error)}") from None
+        raise LoadError(
+            f"app {target!r} is neither an ASGI app nor a factory of one: its type is {type(found).__name__}."
+        )
+    return found
 
 
 def _takes_no_argument(found: Any) -> bool:
     try:
         inspect.signature(found).bind()
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a builtin that tells none
         return False
     return True
-
-
-def _summary(error: BaseException) -> str:
-    """What went wrong and where, in one line: "NameError: name 'x' is not defined (main.py, line 3)"."""
-    what = traceback.format_exception_only(error)[-1].strip()
-    frames = traceback.extract_tb(error.__traceback__)
-    where = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), None)
-    return f"{what} ({where.filename}, line {where.lineno})" if where else what

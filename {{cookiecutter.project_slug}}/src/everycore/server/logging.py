@@ -29,6 +29,11 @@ def configure(level: str) -> None:
     set_uvicorn_level(False)
 
 
+def counted(number: float, noun: str) -> str:
+    """ "1 worker", "2 workers", "0.5 CPUs"."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 def set_process_name(who: str) -> None:
     """Name this process in every line that follows, such as "worker=0 gen=2"."""
     _identity["who"] = who

@@ -15,7 +15,8 @@ class Policy:
     linger: how long a draining worker still answers on kept-alive connections, with `Connection: close`.
     hang_timeout: a worker without a heartbeat for this long is aborted; None leaves hung workers alone.
     abort_grace: from SIGABRT (which prints every thread's stack) to SIGKILL.
-    header_timeout, body_timeout: for the head and for the body of a request to come; 0: any time.
+    header_timeout: for the head of a request to come; 0: any time.
+    body_timeout, write_timeout: since a client last sent a byte of a body, or took a byte of an answer; 0: any time.
     max_requests: after about so many (a tenth more or less) a worker asks for its successor; 0: never.
     max_growth: bytes of resident memory beyond what it had when it was ready, likewise; 0: never.
     """
@@ -29,6 +30,7 @@ class Policy:
     abort_grace: float = 1.0
     header_timeout: float = 10.0
     body_timeout: float = 60.0
+    write_timeout: float = 60.0
     max_requests: int = 0
     max_growth: int = 0
 

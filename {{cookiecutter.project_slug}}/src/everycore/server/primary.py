@@ -16,6 +16,7 @@ import uvicorn
 
 from everycore.server import scoreboard, signals
 from everycore.server.children import NEVER, Child, Children, HangDetector, State, describe_exit, exited_as_requested
+from everycore.server.logging import counted
 from everycore.server.policy import Backoff, Policy
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
@@ -98,7 +99,7 @@ class Primary:
                 self.scale(self.children.wanted - 1)
 
     def stop_gracefully(self) -> None:
-        logger.info("stopping: %d workers drain", len(self.children))
+        logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
         self.reloader.cancel()
@@ -125,7 +126,7 @@ class Primary:
     def scale(self, wanted: int) -> None:
         if not self.stopping and 1 <= wanted <= scoreboard.ROWS // 2:
             self.children.wanted = self.reloader.scaled = wanted
-            logger.info("scaled to %d workers", wanted)
+            logger.info("scaled to %s", counted(wanted, "worker"))
 
     # What happens by itself
 
@@ -139,16 +140,19 @@ class Primary:
             if not pid:
                 return
             if not self.reloader.on_check_exit(pid, status, self.stopping) and (child := self.children.reap(pid)):
-                self.board.absorb_dead_row(child.row)
                 self.handle_worker_exit(child, status, now)
+                self.board.absorb_dead_row(child.row)  # last: who sees no row any more finds on the board how it ended
 
     def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
         lived = now - child.since
         if child.state is State.DRAINING or self.stopping:  # nobody waits for its successor
-            how, level = (
-                ("left", logging.INFO) if exited_as_requested(status) else (describe_exit(status), logging.WARNING)
-            )
-            logger.log(level, "%s %s after %.1f s", child, how, lived)
+            if exited_as_requested(status):
+                logger.info("%s left after %.1f s", child, lived)
+                return
+            how = "was killed at its deadline" if child.overdue else describe_exit(status)
+            logger.warning("%s %s while it drained, after %.1f s", child, how, lived)
+            if not self.stopping:
+                self.reloader.hear_of_a_failed_drain(child, how)
             return
         delay = self.backoff[child.slot].record_failure(now, lived)
         self.backoff[child.slot].failed_to_boot = child.state is State.STARTING
@@ -158,7 +162,7 @@ class Primary:
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_failures += 1
             if self.boot_failures >= self.policy.boot_attempts:
-                logger.error("%d workers died before any was ready: giving up", self.boot_failures)
+                logger.error("%s died before any was ready: giving up", counted(self.boot_failures, "worker"))
                 self.give_up()
         elif self.config is None and not len(self.children):
             logger.error("no worker is left, and the new code does not load: giving up")
@@ -190,7 +194,8 @@ class Primary:
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
             if child.deadline is not None and now >= child.deadline:
-                logger.error("%s is killed: it outlived its deadline", child)
+                if child.state is not State.DRAINING:  # what failed in a drain is one line, when the worker is dead
+                    logger.error("%s is killed: it outlived its deadline", child)
                 child.deadline = None
                 self.send(child, signal.SIGKILL)
             elif not child.aborted and now >= self.hang_detector.deadline(child):

@@ -33,6 +33,7 @@ class Reloader:
         self._policy = policy
         self._check: int | None = None  # pid
         self._said: IO[bytes]  # its stderr
+        self._failed_drain = ""  # of the last reload: how an old worker ended
         self.handed_over = False  # this image is the outcome of a reload that is not complete yet
         self._asked_again = False
         self.deadline: float | None = None  # of the check, monotonic
@@ -85,6 +86,13 @@ class Reloader:
         if self.handed_over and child.generation == self._children.generation and self._check is None:
             self._resources.board.set_reload_status(Reload.STARTING, f"{child} {how}; the old generation serves on")
 
+    def hear_of_a_failed_drain(self, child: Child, how: str) -> None:
+        """A worker of an older generation died before its drain was complete: `reload` and `status` should say so."""
+        if child.generation < self._children.generation:
+            self._failed_drain = f"{child} {how} while it drained"
+            if self._resources.board.header[scoreboard.RELOAD] == Reload.DONE:
+                self._resources.board.set_reload_status(Reload.DONE, self._failed_drain)
+
     def complete_if_done(self) -> None:
         """The new generation serves every slot, and no older worker accepts any more."""
         if (
@@ -95,7 +103,7 @@ class Reloader:
             logger.info("reload: generation %d is complete", self._children.generation)
             self.handed_over = False
             if self._resources.board.header[scoreboard.RELOAD] == Reload.STARTING:  # and no later one since
-                self._resources.board.set_reload_status(Reload.DONE)
+                self._resources.board.set_reload_status(Reload.DONE, self._failed_drain)
 
     def fail(self, reason: str) -> None:
         logger.error("reload refused: %s Generation %d serves on.", reason, self._children.generation)

@@ -5,10 +5,18 @@ its re-exec. A file left by a dead primary is thus never mistaken for a living o
 """
 
 import fcntl
+import logging
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
+
+POLL_INTERVAL = 0.02  # seconds
+LOCK_TIME = 1.0  # seconds for `lock_again`: a command that looks for the owner holds the lock for a moment
+EXEC_TIME = 3.0  # seconds in which a re-executed primary may be without its lock
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirError(Exception):
@@ -52,23 +60,47 @@ class RunDir:
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
 
+    def lock_again(self, fd: int) -> None:
+        """After the re-exec, with the descriptor that `lock` returned: gVisor has dropped the lock, Linux has not."""
+        until = time.monotonic() + LOCK_TIME
+        while time.monotonic() < until:
+            with suppress(OSError):
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(POLL_INTERVAL)
+        logger.error("the lock of RUN_DIR %s belongs to another process since the reload: stop one of both", self.path)
+
     def owner(self) -> int | None:
         """The pid of the living primary, or None. For other processes than the primary itself."""
-        try:
-            fd = os.open(self._lock, os.O_RDWR)
-        except OSError:
-            return None
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            text = os.read(fd, 32).decode().strip()
-            return int(text) if text.isdigit() else None
-        finally:
-            os.close(fd)
-        return None
+        until = time.monotonic() + EXEC_TIME
+        while True:
+            try:
+                fd = os.open(self._lock, os.O_RDWR)
+            except OSError:
+                return None
+            try:
+                text = os.read(fd, 32).decode().strip()
+                pid = int(text) if text.isdigit() else None
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return pid
+            finally:
+                os.close(fd)
+            # Nobody holds it. Where the kernel drops a lock at an exec, its primary may be about to take it again.
+            if pid is None or not _exists(pid) or time.monotonic() >= until:
+                return None
+            time.sleep(POLL_INTERVAL)
 
     def remove(self) -> None:
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may hold what others put there
             self.path.rmdir()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is another user's
+    return True

@@ -11,7 +11,7 @@ from everycore.server.children import Children
 from everycore.server.handover import ReexecState
 from everycore.server.listeners import describe
 from everycore.server.loading import LoadError, preload
-from everycore.server.logging import flush_streams
+from everycore.server.logging import counted, flush_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
 from everycore.server.resources import Resources, children_of
@@ -54,7 +54,7 @@ def _begin(
     signals = SignalQueue()  # from here on others can find us
     resources = Resources.acquire(run_dir, binds)
     where = ", ".join(describe(opened, "https" if config.is_ssl else "http") for opened in resources.listeners)
-    logger.info("%s on %s with %d workers", target, where, workers)
+    logger.info("%s on %s with %s", target, where, counted(workers, "worker"))
     return Primary(config, resources, Children(workers), policy, signals)
 
 
@@ -63,6 +63,7 @@ def _take_over(
 ) -> Primary:
     """Go on where the image before this one stopped; with its workers alone if the new code does not load."""
     signals = SignalQueue()  # a re-executed primary starts with all signals blocked
+    run_dir.lock_again(reexec_state.lock)
     config, refusal = None, ""
     try:
         config = preload(target, **options)
@@ -79,5 +80,5 @@ def _take_over(
         primary.reloader.fail(refusal)
     else:
         primary.reloader.handed_over = True
-        logger.info("reload: generation %d takes over from %d workers", children.generation, len(children))
+        logger.info("reload: generation %d takes over from %s", children.generation, counted(len(children), "worker"))
     return primary

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everycore.environ import EnvironSettings, SettingsError, parse_items, setting
+from everycore.environ import EnvironSettings, parse_items, parse_more_than_none, setting
 from everycore.server.policy import Policy
 from everycore.server.proxies import ANYBODY, UNIX
 
@@ -65,9 +65,9 @@ def parse_root_path(text: str) -> str:
     return text.rstrip("/")
 
 
-def default_run_dir() -> Path:
-    """Return a folder for this user and the folder of this process."""
-    name = f"everycore-{os.getuid()}"
+def default_run_dir(app: str) -> Path:
+    """Return the run directory of this user for an app, by its top package. Two apps do not meet there."""
+    name = f"{app.partition(':')[0].partition('.')[0]}-{os.getuid()}"
     shared_memory = Path("/dev/shm")
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
 
@@ -80,13 +80,15 @@ class ServerSettings(EnvironSettings):
     workers: int | None = setting(
         None, parse_workers, f"auto, or a number of workers from 1 to {MAX_WORKERS}", name="WEB_CONCURRENCY"
     )
-    run_dir: Path = setting(default_run_dir, Path)  # noqa: RUF009 - it is a field
+    run_dir: Path | None = setting(None, Path, "a path")  # noqa: RUF009 - it is a field
     forwarded_allow_ips: tuple[str, ...] = setting(
         ("127.0.0.1", "::1"), parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
     )
     root_path: str = setting("", parse_root_path, "a path such as /shop")
     header_timeout: float = 10.0
     body_timeout: float = 60.0
+    write_timeout: float = 60.0
+    keep_alive: float = setting(5.0, parse_more_than_none, "a number of seconds, more than 0")
     graceful_timeout: float = 30.0
     drain_delay: float = 0.0
     linger: float = 5.0
@@ -100,11 +102,13 @@ class ServerSettings(EnvironSettings):
     tls_key: str | None = None
 
     @classmethod
-    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
-        values = super()._values(environ)
+    def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+        values = super()._values(environ, faults)
         if "tls_key" in values and "tls_cert" not in values:
-            raise SettingsError("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
-        return values
+            faults.append("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
+        # As long as an idle connection lives, none is closed early. The other half is for the request that comes last.
+        keep_alive, graceful = values.get("keep_alive", 5.0), values.get("graceful_timeout", 30.0)
+        return {"linger": min(keep_alive, graceful / 2), **values}
 
     def policy(self) -> Policy:
         """Return what the primary and its workers go by."""
@@ -116,6 +120,7 @@ class ServerSettings(EnvironSettings):
             hang_timeout=self.hang_timeout or None,
             header_timeout=self.header_timeout,
             body_timeout=self.body_timeout,
+            write_timeout=self.write_timeout,
             max_requests=self.max_requests,
             max_growth=self.max_rss_mb * 2**20,
         )
@@ -126,6 +131,7 @@ class ServerSettings(EnvironSettings):
             "access_log": self.access_log,
             "forwarded_allow_ips": self.forwarded_allow_ips,
             "root_path": self.root_path,
+            "timeout_keep_alive": self.keep_alive,
             "ssl_certfile": self.tls_cert,
             "ssl_keyfile": self.tls_key,
         }

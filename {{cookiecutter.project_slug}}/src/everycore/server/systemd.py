@@ -11,6 +11,7 @@ from enum import Enum, auto
 from time import monotonic_ns
 
 from everycore.server.children import ACCEPTING, Child, Children
+from everycore.server.logging import counted
 from everycore.server.scoreboard import RELOAD, RELOAD_AT, Reload
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -140,8 +141,7 @@ class Service:
             self._notifier.stopping()
 
     def _status(self) -> str:
-        count = len(self._ready())
-        text = f"{count} worker{'' if count == 1 else 's'}, generation {self._children.generation}"
+        text = f"{counted(len(self._ready()), 'worker')}, generation {self._children.generation}"
         refused = self._header[RELOAD] == Reload.REFUSED
         return f"{text}; the last reload was refused, the log says why" if refused else text
 

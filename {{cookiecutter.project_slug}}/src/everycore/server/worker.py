@@ -21,11 +21,11 @@ from time import monotonic, monotonic_ns
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.children import State
+from everycore.server.connections import ShutDown, is_idle, is_in_handshake
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
 from everycore.server.request_timeouts import RequestTimeouts
@@ -35,6 +35,10 @@ from everycore.server.view import ClusterView
 TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
 DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter: a drain should end when its last connection does
 HANDSHAKE_TIMEOUT = 10.0  # seconds for TLS
+CLOSE_TIMEOUT = (
+    3600.0  # seconds; request_timeouts.py looks after it: uvloop's own 30 s would cut a client that reads slowly
+)
+CANCEL_GRACE = 1.0  # seconds for what a cancelled request does at its end
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,10 @@ class Worker(uvicorn.Server):
         self.context = context
         self.row = context.board.row(context.row)
         self.accepting: set[object] = set()  # protocols being attached; uvicorn knows some of them already
-        self.request_timeouts = RequestTimeouts(context.policy.header_timeout, context.policy.body_timeout)
+        self.request_timeouts = RequestTimeouts(
+            context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
+        )
+        self._shut_down = ShutDown()
         self._ticked = 0
         self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
         self._set_state(State.STARTING)
@@ -103,12 +110,16 @@ class Worker(uvicorn.Server):
         set_uvicorn_level(False)
         self._set_state(State.READY)
         self.acceptor.start()
-        await self.main_loop()
-        await self._drain()
+        try:
+            await self.main_loop()
+        finally:
+            await self._drain()
 
     def _stop(self) -> None:
         self.should_exit = True
         self.view.worker_draining.set()
+        # What uvicorn calls at this signal: sse-starlette and others put their own in its place, and end streams by it.
+        self.handle_exit(signal.SIGTERM, None)
 
     def _set_state(self, state: State) -> None:
         self._state = state
@@ -135,6 +146,7 @@ class Worker(uvicorn.Server):
                 connection,
                 ssl=self.config.ssl,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.config.ssl else None,
+                ssl_shutdown_timeout=CLOSE_TIMEOUT if self.config.ssl else None,
             )
         finally:
             self.accepting.discard(protocol)
@@ -177,52 +189,65 @@ class Worker(uvicorn.Server):
             self._set_state(State.RETIRING)
 
     async def _drain(self) -> None:
-        """Stop accepting, answer what comes on open connections for a while, then close what is idle."""
+        """Stop accepting, finish what began, close every connection, and end the app's lifespan whatever happens."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.context.policy.graceful_timeout
+        try:
+            await self._finish(deadline)
+        finally:
+            try:
+                await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
+            except TimeoutError:
+                logger.warning("the app's lifespan did not shut down in time")
+            self._write_heartbeat()
+
+    async def _finish(self, deadline: float) -> None:
+        """Answer what comes on open connections for a while, then close what is idle."""
+        loop = asyncio.get_running_loop()
         self.acceptor.stop(last=self.context.board.draining)
         self._set_state(State.DRAINING)
         self.view.worker_draining.set()
         self.config.encoded_headers.append((b"connection", b"close"))
         await super().on_tick(0)  # makes the headers anew
-        # uvicorn's shutdown() tells a request in flight to close after its answer, a websocket 1012, and closes what
-        # is idle at once: those linger, because their client may just be sending.
-        for connection in list(self.server_state.connections):
-            if not _is_idle(connection):
-                connection.shutdown()
-        await self._wait_until_idle(min(deadline, loop.time() + self.context.policy.linger))
+        # uvicorn's shutdown() closes what is idle at once: those linger, because their client may just be sending.
+        await self._wait_until_idle(min(deadline, loop.time() + self.context.policy.linger), spare_idle=True)
         await self.acceptor.finish()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        await self._wait_until_idle(deadline)
-        for task in self.server_state.tasks:
-            task.cancel(msg="the graceful timeout is over")
-        if self.server_state.tasks:
-            logger.warning("%d requests cancelled at the graceful timeout", len(self.server_state.tasks))
-            await asyncio.wait(self.server_state.tasks, timeout=1.0)
-        try:
-            await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
-        except TimeoutError:
-            logger.warning("the app's lifespan did not shut down in time")
-        self._write_heartbeat()
+        await self._wait_until_idle(deadline, spare_idle=False)
+        await self._cut()
 
-    async def _wait_until_idle(self, deadline: float) -> None:
+    async def _wait_until_idle(self, deadline: float, spare_idle: bool) -> None:
         loop = asyncio.get_running_loop()
         ticks = 0
         state = self.server_state
-        while (self.acceptor.attaching or state.connections or state.tasks) and loop.time() < deadline:
+        while state.connections or state.tasks or self.acceptor.attaching:
+            if ticks % DRAIN_TICKS_A_SECOND == 0:
+                await super().on_tick(0)  # the date
+                self.request_timeouts.close(state.connections, monotonic())
+                self._shut_down(
+                    connection
+                    for connection in list(state.connections)
+                    if not is_in_handshake(connection) and not (spare_idle and is_idle(connection))
+                )
+            if loop.time() >= deadline:
+                break
             await asyncio.sleep(DRAIN_TICK)
             self._write_heartbeat()
             ticks += 1
-            if ticks % DRAIN_TICKS_A_SECOND == 0:
-                await super().on_tick(0)  # the date
+
+    async def _cut(self) -> None:
+        """End what has not ended by the deadline. The app's tracebacks would only say that it was cancelled."""
+        if tasks := list(self.server_state.tasks):
+            logger.warning("%d requests cancelled at the graceful timeout", len(tasks))
+            logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+            for task in tasks:
+                task.cancel(msg="the graceful timeout is over")
+            await asyncio.wait(tasks, timeout=CANCEL_GRACE)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client has not taken its answer
 
 
-def _is_idle(connection: object) -> bool:
-    """A kept-alive HTTP connection between two requests."""
-    return isinstance(connection, HttpToolsProtocol) and (
-        connection.cycle is None or connection.cycle.response_complete
-    )
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _resident_bytes() -> int:

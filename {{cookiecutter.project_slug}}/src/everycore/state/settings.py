@@ -1,16 +1,19 @@
 """The settings of the state: where Redis is, and how sessions are signed and how long they live."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everycore.environ import EnvironSettings, SettingsError, setting
+from everycore.environ import EnvironSettings, setting
+from everycore.state.client import url
 
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 MIN_KEY_LENGTH = 32  # characters
 PRODUCTION, DEVELOPMENT = "production", "development"
 DEVELOPMENT_KEY = "only-for-development"
+QUOTED = "begins or ends with a quotation mark, which would be part of the secret. Set it without quotation marks."
 
 
 def parse_app_env(text: str) -> str:
@@ -25,8 +28,16 @@ def parse_app_env(text: str) -> str:
 
 
 def parse_keys(text: str) -> tuple[str, ...]:
-    """Return the keys of a list with commas. The first one signs, all of them verify."""
-    return tuple(key for key in text.strip().split(",") if key)
+    """Return the keys of a list with commas or lines, without the spaces around them."""
+    return tuple(key for part in re.split(r"[,\r\n]", text) if (key := part.strip()))
+
+
+def is_quoted(secret: str) -> bool:
+    """Say whether quotation marks are part of a secret.
+
+    A shell takes them off, an env_file may not: then the same key would be another one on another host.
+    """
+    return secret[0] in "\"'" or secret[-1] in "\"'"
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class StateSettings(EnvironSettings):
     app_env: str = setting(PRODUCTION, parse_app_env, f"{PRODUCTION} or {DEVELOPMENT}")
     secret_keys: tuple[str, ...] = setting((), parse_keys, "keys with commas", name="SECRET_KEY", secret=True)
     secret_key_file: str | None = None
-    redis_url: str = setting("redis://127.0.0.1:6379/0", secret=True)
+    redis_url: str = setting("redis://127.0.0.1:6379/0", str.strip, "a Redis URL", secret=True)
     redis_timeout: float = 1.0
     session_idle: float = 14 * 86400.0
     session_absolute: float = 90 * 86400.0
@@ -50,18 +61,32 @@ class StateSettings(EnvironSettings):
         return self.app_env == DEVELOPMENT
 
     @classmethod
-    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
-        values = super()._values(environ)
-        keys = values.get("secret_keys") or parse_keys(_content(values.get("secret_key_file")))
-        if values.get("app_env", PRODUCTION) == PRODUCTION and (not keys or min(map(len, keys)) < MIN_KEY_LENGTH):
+    def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+        values = super()._values(environ, faults)
+        # An APP_ENV that is refused asks for the least: no fault is told that may be none.
+        production = (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION
+        keys = values.get("secret_keys") or _keys_of(values.get("secret_key_file"), faults)
+        if keys and any(map(is_quoted, keys)):
+            faults.append(f"SECRET_KEY {QUOTED}")
+        elif keys is not None and production and (not keys or min(map(len, keys)) < MIN_KEY_LENGTH):
             found = "is not set" if not keys else f"has fewer than {MIN_KEY_LENGTH} characters"
-            raise SettingsError(f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
-        return values | {"secret_keys": keys or (DEVELOPMENT_KEY,)}
+            faults.append(f"SECRET_KEY {found}, and production needs it. Make one with: {MAKE_A_KEY}")
+        if "redis_url" in values:
+            try:
+                url.parse(values["redis_url"])
+            except ValueError as error:
+                faults.append(f"REDIS_URL cannot be used: {error}.")
+        return {**values, "secret_keys": keys or (DEVELOPMENT_KEY,)}
 
 
-def _content(path: str | None) -> str:
-    """Return what a file holds, as containers are given their secrets: no listing of the environment shows them."""
+def _keys_of(path: str | None, faults: list[str]) -> tuple[str, ...] | None:
+    """Return the keys in a file, as containers are given their secrets: no listing of the environment shows them.
+
+    None if the file cannot be read: then there is nothing else to say about the keys.
+    """
     try:
-        return Path(path).read_text() if path else ""
+        return parse_keys(Path(path).read_text()) if path else ()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"SECRET_KEY_FILE {path} cannot be read: {error}.") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        faults.append(f"SECRET_KEY_FILE {path} cannot be read: {why}.")
+        return None

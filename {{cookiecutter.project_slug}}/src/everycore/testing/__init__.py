@@ -6,16 +6,28 @@ for the tests; the one of REDIS_URL or `.env` is never used.
 
 from everycore.testing.fixtures import client, eventually, load, pytest_addoption, redis, redis_url, serve
 from everycore.testing.load import Load
+from everycore.testing.machine import (
+    a_missing_part,
+    certificate,
+    missing,
+    pytest_sessionstart,
+    pytest_terminal_summary,
+)
 from everycore.testing.visitor import Answer, Visitor
 
 __all__ = [
     "Answer",
     "Load",
     "Visitor",
+    "a_missing_part",
+    "certificate",
     "client",
     "eventually",
     "load",
+    "missing",
     "pytest_addoption",
+    "pytest_sessionstart",
+    "pytest_terminal_summary",
     "redis",
     "redis_url",
     "serve",

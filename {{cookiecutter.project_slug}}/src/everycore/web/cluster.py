@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from everycore.web.hosts import HostRegistry
+from everycore.state.hosts import HostRegistry
 from everycore.web.operator_auth import require_ops_token
 from everycore.web.reporting import host_id
 from everycore.web.settings import AppSettings

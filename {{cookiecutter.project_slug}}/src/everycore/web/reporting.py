@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everycore.server import ClusterView, WorkerRow
-from everycore.web.hosts import HostRegistry
+from everycore.state.hosts import HostRegistry
 from everycore.web.metrics import collect_metrics
 
 INTERVAL = 1.0  # seconds

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from everycore.environ import SettingsError, parse_items, setting
-from everycore.state.settings import MAKE_A_KEY, PRODUCTION, StateSettings
+from everycore.environ import parse_items, setting
+from everycore.state.settings import MAKE_A_KEY, PRODUCTION, QUOTED, StateSettings, is_quoted
 
 MIN_TOKEN_LENGTH = 16  # characters
+
+
+def parse_token(text: str) -> str | None:
+    """Return the text without the spaces around it, None for nothing else."""
+    return text.strip() or None
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
@@ -27,14 +32,16 @@ def parse_hosts(text: str) -> tuple[str, ...]:
 class AppSettings(StateSettings):
     """What `everycore.web` and `everycore.state` need to know of an app."""
 
-    ops_token: str | None = setting(None, str.strip, "text", secret=True)
+    ops_token: str | None = setting(None, parse_token, "text", secret=True)
     allowed_hosts: tuple[str, ...] = setting(("*",), parse_hosts, "host names without ports, such as a.com,*.b.com")
     max_body: int = setting(2**20, expected="a whole number of bytes, 0 or more")
 
     @classmethod
-    def _values(cls, environ: Mapping[str, str]) -> dict[str, Any]:
-        values = super()._values(environ)
+    def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+        values = super()._values(environ, faults)
         token = values.get("ops_token")
-        if values.get("app_env", PRODUCTION) == PRODUCTION and token and len(token) < MIN_TOKEN_LENGTH:
-            raise SettingsError(f"OPS_TOKEN has fewer than {MIN_TOKEN_LENGTH} characters. Make one with: {MAKE_A_KEY}")
+        if token and is_quoted(token):
+            faults.append(f"OPS_TOKEN {QUOTED}")
+        elif token and (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION and len(token) < MIN_TOKEN_LENGTH:
+            faults.append(f"OPS_TOKEN has fewer than {MIN_TOKEN_LENGTH} characters. Make one with: {MAKE_A_KEY}")
         return values

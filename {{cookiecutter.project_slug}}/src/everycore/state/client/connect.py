@@ -2,14 +2,15 @@
 
 import asyncio
 import builtins
+import re
 from typing import Any, Self, cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, ClusterPubSub
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
@@ -25,6 +26,7 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 
 from everycore.state.client.pipelined import PipelinedRedis
+from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 
 # Redis is away, not ready yet, full, or changing its primary: the request may be tried again later. A ConnectionError
 # is also BusyLoadingError and our QueueFullError.
@@ -40,7 +42,6 @@ UNAVAILABLE_ERRORS = (
 
 MAX_CONNECTIONS = 50  # of the pool, for what cannot share a connection
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 
 
 def connect(url: str, timeout: float) -> Redis:
@@ -55,8 +56,9 @@ def connect(url: str, timeout: float) -> Redis:
             and without a `PipelinedRedis`'s listeners and stats
 
     timeout: seconds for a command, an attempt to connect, or a free connection of the pool. To be called in the worker
-    (an asyncio client does not survive a fork). Raises ValueError for a bad URL.
+    (an asyncio client does not survive a fork). Raises ValueError for a bad URL; its message has no part of a password.
     """
+    parts = parse(url)
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -65,21 +67,23 @@ def connect(url: str, timeout: float) -> Redis:
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "driver_info": None,  # two commands fewer for each connection
     }
-    parts = urlsplit(url)
-    if parts.scheme == "redis+cluster":
+    try:
+        return _client(url, parts, timeout, options)
+    except (TypeError, ValueError, RedisError, RedisClusterException) as error:
+        why = "" if parts.has_secret_options else f": {error}"
+        raise ValueError(f"the Redis URL has an option that cannot be used{why}") from None
+
+
+def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any]) -> Redis:
+    if parts.scheme == CLUSTER:
         return _cluster(parts, timeout, options)
     # The ordinary pool raises at once when it has no free connection.
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
-    if parts.scheme == "redis+sentinel":
+    if parts.scheme == SENTINEL:
         pool: Any = _sentinel_pool(parts, timeout, options)
-    elif parts.scheme in ("redis", "rediss", "unix"):
-        pool = BlockingConnectionPool.from_url(url, **options)
     else:
-        raise ValueError(f"a Redis URL begins with {FORMS}, not {url.partition(':')[0]!r}")
-    try:
-        pool.make_connection()  # only made, to have its options looked at
-    except (TypeError, RedisError) as error:
-        raise ValueError(f"the Redis URL has an option that cannot be used: {error}") from error
+        pool = BlockingConnectionPool.from_url(url, **options)
+    pool.make_connection()  # only made, to have its options looked at
     return PipelinedRedis(pool, timeout)
 
 
@@ -100,6 +104,13 @@ async def connection_error(url: str, within: float) -> str | None:
 
 class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """redis-py's two pools in one: it asks the sentinels for the primary, and waits for a free connection."""
+
+    async def get_master_address(self) -> Any:
+        try:
+            return await super().get_master_address()  # type: ignore[no-untyped-call]
+        except MasterNotFoundError as error:  # it has a page of each sentinel's options
+            short = re.sub(r"<redis\..*?>\)>\)>( - )?", "a sentinel: ", str(error)).replace(" : ", ": ")
+            raise MasterNotFoundError(short) from None
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -143,38 +154,29 @@ class Cluster(RedisCluster):
         return super().pubsub(node if node or host else self.get_random_node(), host, port, **options)
 
 
-def _sentinel_pool(parts: SplitResult, timeout: float, options: dict[str, Any]) -> SentinelPool:
+def _sentinel_pool(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> SentinelPool:
     nodes = _nodes(parts, SENTINEL_PORT)
     service, _, db = parts.path.removeprefix("/").partition("/")
-    if not service:
-        raise ValueError("a redis+sentinel:// URL names its service: redis+sentinel://host:26379/mymaster/0")
     # Asked one after the other: all of them must fit into one attempt to connect.
     share = timeout / (len(nodes) + 1)
     asking = {"socket_timeout": share, "socket_connect_timeout": share, "retry": options["retry"]}
     sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-    return SentinelPool(service, sentinel, **_common(parts, db), **options)  # type: ignore[no-untyped-call]
+    return SentinelPool(service, sentinel, **{**options, **_common(parts, db)})  # type: ignore[no-untyped-call]
 
 
-def _cluster(parts: SplitResult, timeout: float, options: dict[str, Any]) -> Redis:
+def _cluster(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> Redis:
     nodes = [ClusterNode(host, port) for host, port in _nodes(parts, REDIS_PORT)]
-    try:
-        # Not a `Redis` by inheritance, but by its methods: the same commands.
-        return cast(Redis, Cluster(timeout, startup_nodes=nodes, **_common(parts, parts.path.strip("/")), **options))
-    except (TypeError, RedisClusterException) as error:
-        raise ValueError(f"the Redis Cluster URL cannot be used: {error}") from error
+    # Not a `Redis` by inheritance, but by its methods: the same commands.
+    return cast(Redis, Cluster(timeout, startup_nodes=nodes, **{**options, **_common(parts, parts.path.strip("/"))}))
 
 
-def _nodes(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    """Raises ValueError."""
-    addresses = [urlsplit(f"//{address}") for address in parts.netloc.rpartition("@")[2].split(",")]
-    if not all(address.hostname for address in addresses):
-        raise ValueError(f"a {parts.scheme}:// URL lists its hosts: {parts.scheme}://host:port,host:port")
+def _nodes(parts: RedisUrl, default_port: int) -> list[tuple[str, int]]:
+    addresses = [urlsplit(f"//{address}") for address in parts.hosts.split(",")]
     return [(str(address.hostname), address.port or default_port) for address in addresses]
 
 
-def _common(parts: SplitResult, db: str) -> dict[str, Any]:
+def _common(parts: RedisUrl, db: str) -> dict[str, Any]:
     """Name, password, database and options, read by redis-py as in a redis:// URL."""
-    user, at, _ = parts.netloc.rpartition("@")
-    common = dict(parse_url(f"redis://{user}{at}host/{db}?{parts.query}"))
+    common = dict(parse_url(f"redis://{parts.user}@host/{db}?{parts.query}"))
     del common["host"]
     return common

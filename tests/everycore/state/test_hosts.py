@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from everycore.state.client.connect import connect
-from everycore.web.hosts import NAMES_TTL, HostRegistry
+from everycore.state.hosts import NAMES_TTL, HostRegistry
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,121 @@
+"""A bake as its image has it: installed without its tools, in a venv of its own, and used as a real server."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import PACKAGE, baked, captured, of_the_package
+
+pytestmark = pytest.mark.xdist_group("installed")  # once
+
+DEADLINE = 60.0  # seconds
+embedded = of_the_package(PACKAGE, "embedded")
+
+# What an app does that needs more than Starlette itself.
+APP = """
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
+from cluster_app.app import create_app
+
+async def form(request):
+    async with request.form() as sent:
+        return JSONResponse({name: value if isinstance(value, str) else (await value.read()).decode()
+                             for name, value in sent.items()})
+
+async def echo(websocket):
+    await websocket.accept()
+    await websocket.send_text("heard " + await websocket.receive_text())
+    await websocket.close()
+
+app = create_app()
+app.router.routes[:0] = [Route("/form", form, methods=["POST"]), WebSocketRoute("/echo", echo)]
+"""
+
+# Its client runs where it was installed, without a tool of the tests.
+CLIENT = """
+import importlib.util, json, sys, urllib.request
+from websockets.sync.client import connect
+
+def ask(path, data=None, **fields):
+    fields = {name.replace("_", "-"): value for name, value in fields.items()}
+    with urllib.request.urlopen(urllib.request.Request(url + path, data, fields), timeout=30) as answer:
+        return answer.read().decode()
+
+url = sys.argv[1]
+upload = b'--x\\r\\nContent-Disposition: form-data; name="file"; filename="a.txt"\\r\\n\\r\\nhello\\r\\n--x--\\r\\n'
+with connect(url.replace("http", "ws") + "/echo") as socket:
+    socket.send("you")
+    heard = socket.recv()
+print(json.dumps({
+    "tools": [name for name in ("pytest", "watchfiles", "httpx2") if importlib.util.find_spec(name)],
+    "page": "<html" in ask("/"),
+    "form": json.loads(ask("/form", b"name=ann")),
+    "upload": json.loads(ask("/form", upload, Content_Type="multipart/form-data; boundary=x")),
+    "websocket": heard,
+    "metrics": "_requests_total" in ask("/metrics"),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The interpreter of a venv into which a bake was installed, as one that does not edit it does."""
+    folder = tmp_path_factory.mktemp("installed")
+    project = baked(folder)
+    ended = captured([sys.executable, "-m", "venv", folder / "venv"], folder, 120)
+    assert ended.returncode == 0, ended.stdout
+    interpreter = folder / "venv/bin/python"
+    ended = captured([interpreter, "-m", "pip", "install", "--quiet", project], folder, 240)
+    assert ended.returncode == 0, ended.stdout
+    return interpreter
+
+
+@contextlib.contextmanager
+def serving(python, folder, redis):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    (folder / "yours.py").write_text(APP)
+    command = [python.with_name("cluster-app"), "serve", "--app", "yours:app", "--bind", url.removeprefix("http://")]
+    environ = {"APP_ENV": "development", "REDIS_URL": redis, "RUN_DIR": str(folder / "run"), "PYTHONPATH": str(folder)}
+    process = subprocess.Popen(command, cwd=folder, env=environ)
+    try:
+        until = time.monotonic() + DEADLINE
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/readyz", timeout=DEADLINE).close()
+                break
+            except OSError:
+                assert time.monotonic() < until and process.poll() is None, "it does not get ready"
+                time.sleep(0.05)
+        yield url
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_installed_app_serves_page_form_upload_and_websocket(installed, tmp_path):
+    with embedded.redis_server() as redis, serving(installed, tmp_path, redis) as url:
+        ended = captured([installed, "-c", CLIENT, url], tmp_path, 120)
+        assert ended.returncode == 0, ended.stdout
+    assert json.loads(ended.stdout.splitlines()[-1]) == {
+        "tools": [],
+        "page": True,
+        "form": {"name": "ann"},
+        "upload": {"file": "hello"},
+        "websocket": "heard you",
+        "metrics": True,
+    }
+
+
+def test_installed_demo_is_exact(installed, tmp_path):
+    (tmp_path / "redis-server").symlink_to(embedded.find_server())
+    ended = captured([installed.with_name("cluster-app"), "demo"], tmp_path, 120, PATH=str(tmp_path))
+    assert ended.returncode == 0, ended.stdout
+    assert "Redis counted 200 for 200 answers: exact" in ended.stdout

@@ -1,0 +1,195 @@
+"""Does once with Redis what the app does with it, on names that nobody has: what is not permitted shows here.
+
+A server may be a read-only replica, or full, and a user may lack commands, keys or channels; a start does not meet
+that. Trying asks for no right that serving does not need, as ACL DRYRUN would.
+"""
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisError
+
+from everycore.state import leader, rate_limit
+from everycore.state.cache import store
+from everycore.state.client.script import Script
+from everycore.state.counters import Counters
+from everycore.state.hosts import HostRegistry
+from everycore.state.rate_limit import RateLimiter, Rule
+from everycore.state.sessions import scripts, user_index
+from everycore.state.sessions.store import SessionStore
+
+ANSWER = 5.0  # seconds for the confirmation of a subscription
+
+# ARGV: commands. Returns those that this user may not send on KEYS[1]. Redis 7.0 and newer.
+REFUSED = """
+local refused = {}
+for _, name in ipairs(ARGV) do
+    if not redis.acl_check_cmd(name, KEYS[1], KEYS[1], KEYS[1]) then table.insert(refused, name) end
+end
+return refused
+"""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """needed: without it the app does not serve. Otherwise `text` says what is lost."""
+
+    text: str
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Feature:
+    """uses: keys or channels. lost: what happens without it; None if the app needs it. scripts: their texts."""
+
+    name: str
+    uses: str
+    lost: str | None
+    rehearse: Callable[[Redis, str], Awaitable[Any]]
+    scripts: tuple[str, ...] = ()
+
+
+async def rehearse(redis: Redis) -> list[Refusal]:
+    """What the app cannot do with this Redis, the same reason once.
+
+    Of the client its pool is used: on a connection that all share one feature's refusal could be another's.
+    """
+    if not isinstance(redis, RedisCluster):
+        redis = Redis(connection_pool=redis.connection_pool)
+    whys = [(feature, await _refused(redis, feature)) for feature in FEATURES]
+    refusals = []
+    for why in dict.fromkeys(why for _, why in whys if why):
+        met = [feature for feature, other in whys if other == why]
+        needed = any(feature.lost is None for feature in met)
+        what = ", ".join(f"{feature.name} ({feature.uses})" for feature in met)
+        lost = "" if needed else f" Without it: {'; '.join(str(feature.lost) for feature in met)}."
+        refusals.append(Refusal(f"Redis refuses what the app does for {what}: {why}.{lost}", needed))
+    return refusals
+
+
+async def _refused(redis: Redis, feature: Feature) -> str | None:
+    name = f"check-{secrets.token_hex(8)}"
+    try:
+        await feature.rehearse(redis, name)
+    except RedisError as error:
+        text = re.sub(r" script: [0-9a-f]{40}.*", "", str(error)).rstrip(".") or type(error).__name__
+        if "script" in str(error) and (names := await _commands_refused(redis, feature)):
+            return f"{text}, which are {names}"
+        return text
+    return None
+
+
+async def _commands_refused(redis: Redis, feature: Feature) -> str:
+    """Redis says that a script failed, and not at which command. Nothing where it cannot be asked."""
+    commands = dict.fromkeys(re.findall(r"redis\.call\('(\w+)'", "".join(feature.scripts)))
+    key = f"{feature.uses.split()[1].rstrip('*')}check"
+    try:
+        return ", ".join(name.decode() for name in await Script(redis, REFUSED)(key, *commands))
+    except RedisError:
+        return ""
+
+
+async def _sessions(redis: Redis, name: str) -> None:
+    store = SessionStore(redis, (name,))
+    session = await store.load(None)
+    session.user, session[name] = name, 1
+    try:
+        await store.save(session)
+        session = await store.load(store.sign(str(session.id)))
+        await session.update(name, lambda value: value + 1)
+        session["other"] = 1
+        await store.save(session)
+        session.regenerate()
+        await store.save(session)
+        await store.sessions_of(name)
+    finally:
+        await store.end_all(name)
+        session.destroy()
+        await store.save(session)
+
+
+async def _counters(redis: Redis, name: str) -> None:
+    counters = Counters(redis)
+    try:
+        await counters.increment(name)
+        await counters.get(name)
+    finally:
+        await counters.reset(name)
+
+
+async def _cache(redis: Redis, name: str) -> None:
+    """By its parts, which raise what the cache itself makes good by computing."""
+    cache = store.RedisCacheStore(redis, "cache:", lambda keys: None)
+    _, generations = await cache.load(name, (name,))
+    await cache.begun(generations)
+    await cache.lock(name, name, 1.0)
+    await cache.store(name, name, "{}", 1.0)
+    await cache.forget(name)
+    await redis.delete(f"cache:tag:{name}")
+
+
+async def _tracking(redis: Redis, name: str) -> None:
+    if not isinstance(redis, RedisCluster):  # whose cache keeps nothing near
+        send: Any = redis.execute_command
+        await send("CLIENT TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", "cache:")
+        await send("CLIENT TRACKING", "OFF")
+
+
+async def _limits(redis: Redis, name: str) -> None:
+    await RateLimiter(redis).take(Rule(name, 1, per=1.0, fail_open=False), name)
+
+
+async def _leader(redis: Redis, name: str) -> None:
+    lease, fence = f"leader:{{{name}}}", f"leader:{{{name}}}:fence"
+    await Script(redis, leader.TAKE, keys=2)(lease, fence, name, 1000)
+    await Script(redis, leader.RENEWAL)(lease, name, 1000)
+    await Script(redis, leader.RELEASE)(lease, name)
+    await redis.delete(fence)
+
+
+async def _broadcast(redis: Redis, name: str) -> None:
+    await redis.publish(f"broadcast:{name}", "null")
+    await redis.initialize()  # of a Redis Cluster the nodes have to be known
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(f"broadcast:{name}")
+        await pubsub.get_message(timeout=ANSWER)
+
+
+async def _hosts(redis: Redis, name: str) -> None:
+    await HostRegistry(redis, life=1.0).announce(name, "")
+    await redis.zrem("host:names", name)
+
+
+FEATURES = (
+    Feature(
+        "sessions",
+        "keys session:*",
+        None,
+        _sessions,
+        (
+            scripts.SAVE,
+            scripts.CREATE,
+            scripts.SWAP,
+            scripts.LEAVE,
+            scripts.END,
+            user_index.CLOCK,
+            user_index.REGISTER,
+            user_index.LIST,
+        ),
+    ),
+    Feature("counters", "keys counter:*", "what counts fails", _counters),
+    Feature(
+        "the cache", "keys cache:*", "each worker computes for itself", _cache, (store.LOAD, store.STORE, store.RELEASE)
+    ),
+    Feature("the near cache", "CLIENT TRACKING", "each read of the cache asks Redis", _tracking),
+    Feature("limits", "keys limit:*", "routes with a limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
+    Feature(
+        "the leader", "keys leader:*", "no leader's job runs", _leader, (leader.TAKE, leader.RENEWAL, leader.RELEASE)
+    ),
+    Feature("broadcast", "channels broadcast:*", "nothing is sent or heard", _broadcast),
+    Feature("the list of hosts", "keys host:*", "/cluster and /metrics know this host alone", _hosts),
+)
