@@ -4,6 +4,7 @@ builds and commits nothing.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 answers = json.loads(r"""{{ cookiecutter | tojson }}""")
@@ -23,6 +24,13 @@ if answers["demo"] == "no":
 
 if answers["kubernetes"] == "no":
     shutil.rmtree(Path("deploy", "kubernetes"))
+
+# `make update` needs to know what made the project. The engine knows how that is written.
+sys.dont_write_bytecode = True
+sys.path.insert(0, "src")
+from everycore.update.record import from_context  # noqa: E402
+
+from_context(answers, Path()).write(Path())
 
 demo = "    make demo    # see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
 print(f"""
