@@ -1,17 +1,23 @@
 """Templates with two releases, in local git repositories: a small one, and this repository as it is.
 
-`small` and `real` make version 0.2.0, tagged `v0.2.0`; `release_next` makes 0.3.0 from either.
+`small` and `real` make version 0.2.0, tagged `v0.2.0`; `release_next` makes 0.3.0 from either. The fixture `shop` is a
+project of the small one, `project` of each.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import ROOT, tracked
 
 IN = "{{cookiecutter.project_slug}}"
-ENGINE = ROOT / IN / "src" / "everycore"
+SOURCE = ROOT / IN / "src"
+HOME = "https://github.com/org/cluster-template.git"
+ENGINE, DEMO, RECORD = Path("src/everycore"), Path("src/everycore_demo"), Path(".cluster-template.json")
 AUTHOR = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 # The target in a bake's Makefile. Its first line is the way on after a kill between two renames.
@@ -73,7 +79,7 @@ def small(folder):
     for name, text in SMALL.items():
         write(folder / name, text)
     for path in tracked():
-        below = path.relative_to(ENGINE) if path.is_relative_to(ENGINE) else None
+        below = path.relative_to(SOURCE / ENGINE.name) if path.is_relative_to(SOURCE / ENGINE.name) else None
         if below and (below.parts[0] in {"__init__.py", "manifest.py", "update"}):
             write(folder / IN / "src/everycore" / below, path.read_text(encoding="utf-8"))
     return _first(folder)
@@ -130,3 +136,96 @@ def release_next(folder):
     write_manifests(folder)
     release(folder, "v0.3.0")
     return folder
+
+
+def run(command, folder, code=0, **environ):
+    """Run it, and return what it said. It must end with `code`."""
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PWD": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == code, ended.stdout
+    return ended.stdout
+
+
+class Place:
+    """A template with two releases, and projects of the first. Its URL at GitHub leads to this folder."""
+
+    def __init__(self, folder, make):
+        self.folder = folder
+        self.template = release_next(make(folder / "template"))
+        self.github = {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"url.{self.template}/.git.insteadOf",
+            "GIT_CONFIG_VALUE_0": HOME,
+        }
+        config = {"cookiecutters_dir": str(folder / "clones"), "replay_dir": str(folder / "replay")}
+        write(folder / "config.json", json.dumps(config))
+        self.old = self.bake("old", "gh:org/cluster-template", "--checkout", "v0.2.0", "project_name=My Shop")
+        self.new = self.bake("new", "gh:org/cluster-template", "--checkout", "v0.3.0", "project_name=My Shop")
+
+    def bake(self, into, *arguments, folder=None):
+        command = [sys.executable, "-m", "cookiecutter", "--no-input", "--config-file", self.folder / "config.json"]
+        output = self.folder / into
+        run([*command, "--output-dir", output, *arguments], folder or self.folder, **self.github)
+        (made,) = output.iterdir()
+        return made
+
+    def project(self, folder):
+        """A copy of the project of the first release, committed."""
+        shutil.copytree(self.old, folder)
+        git(folder, "init", "--quiet")
+        commit(folder, "as generated")
+        return folder
+
+    def update(self, project, *arguments, code=0, python=sys.executable):
+        return run([python, "-m", "everycore.update", *arguments], project, code, PYTHONPATH="src", **self.github)
+
+    def make_update(self, project):
+        """Run the recipe of the Makefile."""
+        write(self.folder / "Makefile", f"setup:\n{MAKEFILE}")
+        binaries = Path(sys.executable).parent
+        run(["make", "-f", self.folder / "Makefile", "update", f"BIN={binaries}"], project, **self.github)
+
+
+@pytest.fixture(scope="module")
+def small_place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("small"), small)
+
+
+@pytest.fixture(scope="module")
+def real_place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("real"), real)
+
+
+@pytest.fixture(params=["small", "real"])
+def place(request):
+    return request.getfixturevalue(f"{request.param}_place")
+
+
+@pytest.fixture
+def project(place, tmp_path):
+    return place.project(tmp_path / "project")
+
+
+@pytest.fixture
+def shop(small_place, tmp_path):
+    """A project of the small template."""
+    return small_place.project(tmp_path / "project")
+
+
+def contents(folder, *without):
+    """Each file and what is in it, but for git's, the updater's and those below `without`."""
+    left_out = {Path(".git"), Path(".update"), *without}
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {path: (folder / path).read_bytes() for path in files if not left_out & {path, *path.parents}}
+
+
+def owned(folder):
+    return contents(folder, ENGINE, DEMO, RECORD)

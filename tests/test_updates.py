@@ -5,180 +5,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from templates import IN, MAKEFILE, commit, git, real, release, release_next, small, write, write_manifests
-
-sys.path.insert(0, str(ROOT / IN / "src"))
-from everycore import manifest
-from everycore.update.record import public_url
-
-HOME = "https://github.com/org/cluster-template.git"
-ENGINE, DEMO, RECORD = Path("src/everycore"), Path("src/everycore_demo"), Path(".cluster-template.json")
-
-
-def run(command, folder, code=0, **environ):
-    """Run it, and return what it said. It must end with `code`."""
-    ended = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PWD": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == code, ended.stdout
-    return ended.stdout
-
-
-class Place:
-    """A template with two releases, and projects of the first. Its URL at GitHub leads to this folder."""
-
-    def __init__(self, folder, make):
-        self.folder = folder
-        self.template = release_next(make(folder / "template"))
-        self.github = {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": f"url.{self.template}/.git.insteadOf",
-            "GIT_CONFIG_VALUE_0": HOME,
-        }
-        config = {"cookiecutters_dir": str(folder / "clones"), "replay_dir": str(folder / "replay")}
-        write(folder / "config.json", json.dumps(config))
-        self.old = self.bake("old", "gh:org/cluster-template", "--checkout", "v0.2.0", "project_name=My Shop")
-        self.new = self.bake("new", "gh:org/cluster-template", "--checkout", "v0.3.0", "project_name=My Shop")
-
-    def bake(self, into, *arguments, folder=None):
-        command = [sys.executable, "-m", "cookiecutter", "--no-input", "--config-file", self.folder / "config.json"]
-        output = self.folder / into
-        run([*command, "--output-dir", output, *arguments], folder or self.folder, **self.github)
-        (made,) = output.iterdir()
-        return made
-
-    def project(self, folder):
-        """A copy of the project of the first release, committed."""
-        shutil.copytree(self.old, folder)
-        git(folder, "init", "--quiet")
-        commit(folder, "as generated")
-        return folder
-
-    def update(self, project, *arguments, code=0, python=sys.executable):
-        return run([python, "-m", "everycore.update", *arguments], project, code, PYTHONPATH="src", **self.github)
-
-    def make_update(self, project):
-        """Run the recipe of the Makefile."""
-        write(self.folder / "Makefile", f"setup:\n{MAKEFILE}")
-        binaries = Path(sys.executable).parent
-        run(["make", "-f", self.folder / "Makefile", "update", f"BIN={binaries}"], project, **self.github)
-
-
-@pytest.fixture(scope="module")
-def small_place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("small"), small)
-
-
-@pytest.fixture(scope="module")
-def real_place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("real"), real)
-
-
-@pytest.fixture(params=["small", "real"])
-def place(request):
-    return request.getfixturevalue(f"{request.param}_place")
-
-
-@pytest.fixture
-def project(place, tmp_path):
-    return place.project(tmp_path / "project")
-
-
-@pytest.fixture
-def shop(small_place, tmp_path):
-    """A project of the small template."""
-    return small_place.project(tmp_path / "project")
-
-
-def contents(folder, *without):
-    """Each file and what is in it, but for git's, the updater's and those below `without`."""
-    left_out = {Path(".git"), Path(".update"), *without}
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {path: (folder / path).read_bytes() for path in files if not left_out & {path, *path.parents}}
-
-
-def owned(folder):
-    return contents(folder, ENGINE, DEMO, RECORD)
+from templates import DEMO, ENGINE, HOME, IN, MAKEFILE, RECORD, commit, contents, git, owned, release, run, write
 
 
 def taken(said, project):
     """Run the line that the update tells."""
     (line,) = re.findall(r"^ +(git apply .*)$", said, re.M)
     return run(line.split(), project)
-
-
-# The record
-
-
-def test_record_of_a_project_from_github_is_whole(place):
-    record = json.loads((place.old / RECORD).read_text())
-    assert record["template"] == HOME
-    assert record["commit"] == git(place.template, "rev-parse", "v0.2.0")
-    assert record["version"] == "0.2.0"
-    assert record["answers"]["project_name"] == "My Shop"
-    assert not [name for name in record["answers"] if name.startswith("_")]
-    assert str(place.folder) not in (place.old / RECORD).read_text()
-
-
-@pytest.mark.parametrize("origin", [None, HOME, "/home/me/template"])
-@pytest.mark.parametrize("source", [".", "path"])
-def test_record_of_a_local_template_names_no_path(small_place, tmp_path, source, origin):
-    clone = tmp_path / "clone"
-    shutil.copytree(small_place.template, clone)
-    if origin:
-        git(clone, "remote", "add", "origin", origin)
-    made = small_place.bake(tmp_path / "out", "." if source == "." else clone, folder=clone)
-    record = json.loads((made / RECORD).read_text())
-    assert record["template"] == (HOME if origin == HOME else "")
-    assert record["commit"] == git(clone, "rev-parse", "HEAD")
-    assert str(tmp_path) not in (made / RECORD).read_text()
-
-
-def test_record_of_an_uncommitted_template_has_no_commit(small_place, tmp_path):
-    clone = tmp_path / "clone"
-    shutil.copytree(small_place.template, clone)
-    write(clone / IN / "README.md", "not committed")
-    made = small_place.bake(tmp_path / "out", clone)
-    assert json.loads((made / RECORD).read_text())["commit"] == ""
-
-
-def test_record_of_a_template_without_git_has_no_commit(small_place, tmp_path):
-    folder = tmp_path / "unpacked"
-    shutil.copytree(small_place.template, folder, ignore=shutil.ignore_patterns(".git"))
-    record = json.loads((small_place.bake(tmp_path / "out", folder) / RECORD).read_text())
-    assert (record["template"], record["commit"]) == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("source", "url"),
-    [
-        ("https://me:secret@git.example/t.git", "https://git.example/t.git"),
-        ("git@git.example:org/t.git", "git@git.example:org/t.git"),
-        ("gh:org/t", "gh:org/t"),
-        ("/home/me/t", ""),
-        ("file:///home/me/t.git", ""),
-        ("C:/t", ""),
-        ("https://git.example/t.zip", ""),
-    ],
-)
-def test_public_url_names_nothing_private(source, url):
-    assert public_url(source) == url
-
-
-# An update
 
 
 def test_update_of_an_untouched_project_equals_a_new_one(place, project):
@@ -505,46 +343,3 @@ def state_of(place, shop, folder):
 @pytest.mark.xfail(reason="the target comes with the move of the engine: then take this mark away")
 def test_makefile_of_a_project_has_the_recipe():
     assert MAKEFILE in (ROOT / IN / "Makefile").read_text()
-
-
-# The manifests
-
-
-def test_manifests_of_the_template_are_current():
-    for folder in (manifest.ENGINE, manifest.DEMO):
-        assert not folder.is_dir() or not manifest.differences(folder), "run: make manifest"
-
-
-def test_manifest_of_a_released_engine_says_so(small_place, shop):
-    (shop / ENGINE / "__pycache__").mkdir()
-    write(shop / ENGINE / "__pycache__" / "x.pyc", "")
-    assert manifest.describe(shop / ENGINE) == "everycore 0.2.0, as released"
-    assert manifest.describe(shop / DEMO) == "everycore_demo, as released"
-
-
-def test_manifest_of_an_edited_engine_names_the_files(shop):
-    for name in ("a.py", "b.py", "c.py", "d.py"):
-        write(shop / ENGINE / name, "mine = 1\n")
-    write(shop / ENGINE / "server/__init__.py", "mine = 1\n")
-    (shop / ENGINE / "outgoing.py").unlink()
-    assert manifest.describe(shop / ENGINE) == (
-        "everycore 0.2.0, changed here: server/__init__.py, a.py (added), b.py (added), c.py (added), "
-        "d.py (added), ... (6 files)"
-    )
-
-
-@pytest.mark.parametrize(("text", "reason"), [(None, "is missing"), ("a line\n", "has the line 'a line'")])
-def test_manifest_that_cannot_be_read_says_why(shop, text, reason):
-    (shop / ENGINE / "MANIFEST").unlink()
-    if text:
-        write(shop / ENGINE / "MANIFEST", text)
-    assert reason in manifest.describe(shop / ENGINE)
-
-
-def test_manifest_is_the_same_wherever_it_is_written(shop):
-    before = (shop / ENGINE / "MANIFEST").read_bytes()
-    write_in = shop / "again" / IN
-    shutil.copytree(shop / "src", write_in / "src")
-    write_manifests(shop / "again")
-    assert (write_in / ENGINE / "MANIFEST").read_bytes() == before
-    assert b"\r" not in before
