@@ -17,7 +17,15 @@ PROJECT = TEMPLATE
 
 def read(environ: dict[str, str]) -> Any:
     """The settings of the app and of the server, as one."""
-    server, app = ServerSettings.from_environ(environ), AppSettings.from_environ(environ)
+    made, faults = [], []
+    for kind in (ServerSettings, AppSettings):
+        try:
+            made.append(kind.from_environ(environ))
+        except SettingsError as error:
+            faults.extend(error.args)
+    if faults:
+        raise SettingsError(*faults)
+    server, app = made
     return SimpleNamespace(**{**vars(server), **vars(app)}, production=app.production, shown=f"{server} {app}")
 
 

@@ -6,12 +6,12 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import TEMPLATE
 
-DOCKERFILE = Path(__file__).parents[1] / "Dockerfile"
+DOCKERFILE = TEMPLATE / "Dockerfile"
 
 
 def is_healthy(bind: str) -> bool:
