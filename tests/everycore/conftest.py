@@ -21,7 +21,7 @@ from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, ScoreboardError, Snapshot
 from everycore.testing.fixtures import eventually, load  # noqa: F401 - fixtures
 from everycore.testing.waiting import DEADLINE
-from places import BYTECODE, PYTHONPATH
+from places import BYTECODE, importable
 from redis_servers import *  # noqa: F403 - fixtures and hooks
 
 APP = "sample.app:create_app"
@@ -34,11 +34,6 @@ def found_by_servers() -> Iterator[None]:
         patch.setenv("PYTHONPATH", importable())
         patch.setenv("PYTHONPYCACHEPREFIX", str(BYTECODE))
         yield
-
-
-def importable(*first: str) -> str:
-    """PYTHONPATH with the sources, behind the folders of a test."""
-    return os.pathsep.join([*first, *map(str, PYTHONPATH)])
 
 
 def extended(environ: dict[str, str]) -> dict[str, str]:

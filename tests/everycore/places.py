@@ -1,5 +1,6 @@
 """Where things are: the template's sources, which these tests run in place, and the app that they serve."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -8,3 +9,8 @@ ENGINE = TEMPLATE / "src" / "everycore"
 SAMPLE = Path(__file__).parent / "sample"
 PYTHONPATH = (TEMPLATE / "src", SAMPLE.parent)
 BYTECODE = ROOT / "build" / "bytecode"  # never in the template, where a bake would copy it
+
+
+def importable(*first: str) -> str:
+    """PYTHONPATH with the sources, behind the folders of a test."""
+    return os.pathsep.join([*first, *map(str, PYTHONPATH)])

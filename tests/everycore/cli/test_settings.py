@@ -17,7 +17,8 @@ PROJECT = TEMPLATE
 
 def read(environ: dict[str, str]) -> Any:
     """The settings of the app and of the server, as one."""
-    made, faults = [], []
+    made: list[Any] = []
+    faults: list[str] = []
     for kind in (ServerSettings, AppSettings):
         try:
             made.append(kind.from_environ(environ))

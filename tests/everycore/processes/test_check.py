@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from redis import Redis
 
-SOURCE = next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent
 WEBSOCKET = """
 from starlette.applications import Starlette
 from starlette.routing import Mount, WebSocketRoute
@@ -85,7 +84,7 @@ def test_check_with_several_bad_settings_names_each(cli: Any) -> None:
         ("unix:{tmp}/x.sock?mode=9", "is not a mode"),
         ("no-such-host.invalid:80", "is not an address"),
         ("fd://x", "is not HOST:PORT"),
-        ("127.0.0.1:0,", "is not HOST:PORT"),
+        ("127.0.0.1:0,", "it must be addresses with commas"),
     ],
 )
 def test_check_tries_each_form_of_bind(cli: Any, tmp_path: Path, bind: str, said: str) -> None:
@@ -242,11 +241,12 @@ def test_a_refused_reload_names_the_users_line(serve: Any, cli: Any, eventually:
     assert ended.returncode == 1
     assert re.search(r"No module named 'no_such_package' \(.*served\.py, line 2\)", found(ended, "error")[0])
     # In development, as under `dev`, the log has the whole traceback besides.
-    assert "Traceback (most recent call last)" in (tmp_path / "cluster-0.log").read_text()
+    assert "Traceback (most recent call last)" in (tmp_path / "server-0.log").read_text()
 
 
 def test_an_uncaught_error_is_one_line_in_production(tmp_path: Path) -> None:
-    code = f"from {SOURCE.name} import cli; cli.ClusterControl = lambda run_dir: 1 / 0; cli.main(['status'])"
+    code = "import sys\nfrom everycore.cli import commands\n"
+    code += "sys.modules[commands.__module__].ClusterControl = lambda run_dir: 1 / 0\ncommands()(['status'])"
     env = {**os.environ, "SECRET_KEY": "x" * 40}
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
@@ -257,11 +257,11 @@ def test_an_uncaught_error_is_one_line_in_production(tmp_path: Path) -> None:
 
 
 def test_a_system_that_cannot_fork_is_one_line() -> None:
-    code = f"import runpy, sys; sys.platform = 'win32'; runpy.run_module('{SOURCE.name}', run_name='__main__')"
+    code = "import runpy, sys; sys.platform = 'win32'; runpy.run_module('everycore', run_name='__main__')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (
         1,
-        "error: a cluster forks, which Windows cannot. Use Docker, or WSL.\n",
+        "error: everycore forks its workers, which Windows cannot do. Use Docker, or WSL.\n",
     )
 
 
@@ -276,7 +276,7 @@ def test_no_line_of_a_cluster_holds_a_part_of_the_redis_password(
     with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
         admin.execute_command("ACL SETUSER", "app", "resetpass", ">another-one")
         admin.client_kill_filter(_type="normal")
-    log = tmp_path / "cluster-0.log"
+    log = tmp_path / "server-0.log"
     eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
     eventually(lambda: "Redis is " in log.read_text())
     for secret in ("hunter2", "2secret"):

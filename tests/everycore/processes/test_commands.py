@@ -46,7 +46,7 @@ def test_a_redis_that_would_lose_sessions_is_warned_of_once_and_in_production_on
     assert cli("check").stderr == ""
     cluster = serve("--workers", "2", **production)
     eventually(lambda: len(ready(cluster)) == 2)
-    assert (tmp_path / "cluster-0.log").read_text().count("Redis keeps nothing on disk") == 1
+    assert (tmp_path / "server-0.log").read_text().count("Redis keeps nothing on disk") == 1
 
 
 def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:

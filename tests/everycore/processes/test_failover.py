@@ -94,4 +94,4 @@ def test_sessions_outlive_their_primary(
             assert (status, headers["Retry-After"]) == (503, "1")
             refused += 1
     assert refused
-    assert "Traceback" not in (tmp_path / "cluster-0.log").read_text()
+    assert "Traceback" not in (tmp_path / "server-0.log").read_text()

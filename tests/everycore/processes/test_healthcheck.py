@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from places import TEMPLATE
 
 DOCKERFILE = TEMPLATE / "Dockerfile"

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from places import importable
+
 PACKAGE = "sample"
 
 WITHOUT_THE_INTERPRETERS_LOCK = "time.sleep(60)"
@@ -121,7 +123,7 @@ def pid_1(tmp_path: Path, missing: Any) -> Iterator[tuple[Any, str, Path]]:
         )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    log, environ = tmp_path / "pid-1.log", {"RUN_DIR": str(tmp_path / "run"), "PYTHONPATH": str(tmp_path)}
+    log, environ = tmp_path / "pid-1.log", {"RUN_DIR": str(tmp_path / "run"), "PYTHONPATH": importable(str(tmp_path))}
     serve = ["serve", "--app", "puppet:app", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
     with log.open("wb") as stderr:
         process = subprocess.Popen(

@@ -13,24 +13,24 @@ import pytest
 # The user may not be allowed to read this project, so all is imported before.
 ASK = """
 import importlib, os, pathlib, sys
-operate = importlib.import_module(sys.argv[1])
+control = importlib.import_module(sys.argv[1])
 os.setuid(int(sys.argv[3]))
 try:
-    operate.ClusterControl(pathlib.Path(sys.argv[2]))
+    control.ClusterControl(pathlib.Path(sys.argv[2]))
     print("running")
-except operate.ControlError as error:
+except control.ControlError as error:
     print(error)
 """
 
 
 @pytest.fixture
-def operate(package: str) -> Any:
-    return importlib.import_module(f"{package}.operate")
+def control() -> Any:
+    return importlib.import_module("everycore.cli.control")
 
 
 def say(package: str, run_dir: Path, uid: int) -> str:
     """What ClusterControl(run_dir) says to the user `uid`."""
-    command = [sys.executable, "-c", ASK, f"{package}.operate", str(run_dir), str(uid)]
+    command = [sys.executable, "-c", ASK, "everycore.cli.control", str(run_dir), str(uid)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -52,18 +52,18 @@ def test_running_in_a_closed_folder_says_whose_it_is(package: str, serve: Any, e
 
 
 def test_running_by_default_names_another_users_folder(
-    operate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The numbers are of three users: who owns the folders, who asks, and one whose name another has taken."""
     owner = os.getuid()
     asking, third = owner + 1, owner + 2
     for uid in (owner, third):
         (tmp_path / f"app-{uid}").mkdir(mode=0o700)
-    monkeypatch.setattr(operate.os, "getuid", lambda: asking)
+    monkeypatch.setattr(control.os, "getuid", lambda: asking)
 
     def said(name: str) -> str:
-        with pytest.raises(operate.ControlError) as caught:
-            operate.ClusterControl(tmp_path / name)
+        with pytest.raises(control.ControlError) as caught:
+            control.ClusterControl(tmp_path / name)
         return str(caught.value)
 
     by_default = said(f"app-{asking}")

@@ -222,7 +222,7 @@ def test_whatever_comes_for_a_cookie_is_answered_and_leaves_no_traceback(visit: 
         answers = list(threads.map(lambda text: visit("", text), hostile))
     assert Counter(status for status, _, _ in answers) == {200: len(hostile)}
     assert not any(body["session"] for _, body, _ in answers)
-    assert "Traceback" not in (tmp_path / "cluster-0.log").read_text()
+    assert "Traceback" not in (tmp_path / "server-0.log").read_text()
 
 
 def test_an_outage_is_never_logged_out_and_is_told_once(
@@ -249,6 +249,6 @@ def test_an_outage_is_never_logged_out_and_is_told_once(
         os.kill(away.pid, signal.SIGCONT)
     eventually(lambda: [visit("", cookie)[0] for _ in range(10)] == [200] * 10)
     assert visit("", cookie)[1]["user"] == "ann"
-    log = (tmp_path / "cluster-0.log").read_text()
+    log = (tmp_path / "server-0.log").read_text()
     assert "Traceback" not in log
     assert 1 <= log.count("Redis is away") <= 6  # each of three workers, and once more if it came back slowly

@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-from places import TEMPLATE
-
-PROJECT = TEMPLATE
+from places import importable
 
 # As sd_listen_fds(3) has it: the socket is descriptor 3, and the pid is the one that the command keeps.
 HAND_OVER = (
@@ -91,7 +89,7 @@ def test_a_socket_of_the_manager_is_used_instead_of_bind_and_hidden_from_the_app
 ) -> None:
     (tmp_path / "seeing.py").write_text(APP)
     arguments = ["--app", "seeing:app", "--bind", "unix:/no/such/folder/app.sock"]
-    service = activate(held, *arguments, PYTHONPATH=str(tmp_path))
+    service = activate(held, *arguments, PYTHONPATH=importable(str(tmp_path)))
     assert get(url_of(held), "/")[1] == b"nothing to take"
     assert "has opened the sockets (LISTEN_FDS): BIND is not used" in service.log.read_text()
 

@@ -110,7 +110,7 @@ def test_a_worker_deaf_to_sigterm_is_killed_at_the_drains_deadline(
     eventually(lambda: len(ready(cluster)) == 2)
     pid = tell(cluster, "asyncio.get_running_loop().remove_signal_handler(15); signal.signal(15, signal.SIG_IGN)")
     clean_stop(cluster)
-    assert f"pid={pid} is killed: it outlived its deadline" in cluster.log.read_text()
+    assert f"pid={pid} was killed at its deadline while it drained" in cluster.log.read_text()
 
 
 LIFESPAN = """

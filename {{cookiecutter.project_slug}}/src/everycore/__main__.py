@@ -1,6 +1,12 @@
 """`python -m everycore serve --app module:attribute`: the commands, for any ASGI app."""
 
-from everycore.cli import commands
+import sys
+
+try:
+    import everycore.server  # noqa: F401 - first: where it cannot run, nothing else says why
+    from everycore.cli import commands
+except ImportError as error:  # a system without fork, or a package that is not installed
+    sys.exit(f"error: {error}")
 
 main = commands()
 

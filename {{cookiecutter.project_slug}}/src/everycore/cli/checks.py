@@ -15,7 +15,7 @@ from everycore.environ import SettingsError
 from everycore.server import listeners, proxies
 from everycore.server.address_owner import listens
 from everycore.server.listeners import BindError, BindUsageError
-from everycore.server.loading import LoadError, preload
+from everycore.server.loading import LoadError, find_app, preload
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.settings import ServerSettings
@@ -67,6 +67,17 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
             yield from asyncio.run(on_redis(StateSettings.from_environ(), rights=True))
         except SettingsError as error:
             yield from (Finding(fault, USAGE) for fault in error.args)
+
+
+def settings_alone(target: str, error: SettingsError) -> Iterator[Finding]:
+    """Yield the faults of the server's settings, and those that the app finds in its own: all are told at once."""
+    yield from (Finding(fault, USAGE) for fault in error.args)
+    try:
+        find_app(target)
+    except SettingsError as own:
+        yield from (Finding(fault, USAGE) for fault in own.args)
+    except LoadError as failure:
+        yield Finding(str(failure), WORKER_BOOT_ERROR)
 
 
 def on_python(version: tuple[int, ...]) -> Iterator[Finding]:

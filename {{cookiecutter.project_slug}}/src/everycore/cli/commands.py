@@ -131,11 +131,15 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
 @app_option
 def check(target: str) -> None:
     """Find out whether `serve` would start and serve: settings, app, addresses, Redis. Each fault is a line."""
-    settings = read_settings(ServerSettings)
     logging.basicConfig(format="warning: %(message)s")  # such as threads that an import started
     logging.getLogger("everycore.state").setLevel(logging.ERROR)  # an outage is found, and told once
+    try:
+        settings = ServerSettings.from_environ()
+        findings = checks.find(target, settings, run_dir(settings, target), target == own_app())
+    except SettingsError as error:
+        findings = checks.settings_alone(target, error)
     code = 0
-    for finding in checks.find(target, settings, run_dir(settings, target), target == own_app()):
+    for finding in findings:
         click.echo(str(finding), err=True)
         code = code or finding.code
     if code:

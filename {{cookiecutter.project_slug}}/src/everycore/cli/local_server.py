@@ -1,5 +1,6 @@
 """A server of our own on this machine, for commands and tests that need one: the real command in a real process."""
 
+import importlib.util
 import os
 import secrets
 import socket
@@ -42,8 +43,15 @@ def development(redis_url: str) -> dict[str, str]:
 
 
 def serve_command(app: str, *arguments: str) -> list[str]:
-    """Return the command that serves `app` in this interpreter, and ends with its parent."""
-    return tied_to_parent(sys.executable, "-m", "everycore", "serve", "--app", app, *arguments)
+    """Return the command that serves `app` in this interpreter, and ends with its parent.
+
+    It is the command line of the app's own package, if that has one.
+    """
+    package = app.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(package)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    own = any(Path(folder, "__main__.py").exists() for folder in folders)
+    return tied_to_parent(sys.executable, "-m", package if own else "everycore", "serve", "--app", app, *arguments)
 
 
 @contextmanager
