@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from everycore.cli.checks import _websocket_path, on_python
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+
+from everycore.cli.checks import _websocket_path, on_python
 
 
 @pytest.mark.parametrize(("version", "warned"), [((3, 13, 9), 0), ((3, 14, 0), 1), ((3, 14, 4), 1), ((3, 14, 5), 0)])

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from everycore_demo.controls import MAX_WORKERS, VERBS, Controls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
+
+from everycore_demo.controls import MAX_WORKERS, VERBS, Controls
 
 ORIGIN = "http://localhost"
 CONTROLS = Controls(["a-key-of-more-than-thirty-two-characters"])

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+
 from everycore_demo import events
 from everycore_demo.events import Events
-from starlette.requests import Request
 
 pytestmark = pytest.mark.anyio
 

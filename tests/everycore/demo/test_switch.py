@@ -2,6 +2,7 @@
 
 import pytest
 from everycore.web.settings import SettingsError, read
+
 from everycore_demo.switch import on
 
 PRODUCTION = read({"SECRET_KEY": "a-key-of-more-than-thirty-two-characters"})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from everycore.server.acceptor import UNKNOWN_QUEUE, Acceptor
 
 pytestmark = pytest.mark.anyio

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from everycore.server.import_errors import LONGEST, summary
 from everycore.server.loading import LoadError, preload
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
+
 from everycore.server import request_timeouts
 from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.request_timeouts import RequestTimeouts
-from uvicorn.server import ServerState
 
 pytestmark = pytest.mark.anyio
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from everycore.server.listeners import BindError, close, describe, drop_new_handshakes, inherited, open_listener
 
 

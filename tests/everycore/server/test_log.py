@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+
 from everycore.server.logging import INDENT, _Formatter, write_access_line
 
 HOSTILE = 'x", "status": 200, "who": "y\n12:00:00 INFO    primary pid=1  stopped\r\x1b[2J\x7f\x9b2J\u2028\u202e'

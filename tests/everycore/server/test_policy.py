@@ -1,6 +1,7 @@
 """Backoff without a clock."""
 
 import pytest
+
 from everycore.server.policy import Backoff, Policy, Recycling
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from everycore.cli.dev_redis import stop
 
 PROGRAM = f"""

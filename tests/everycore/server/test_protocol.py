@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+
 from everycore.server.http import CoalescingTransport
 
 pytestmark = pytest.mark.anyio

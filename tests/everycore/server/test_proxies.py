@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from everycore.server.proxies import ProxyHeaders, RootPath, advice
 
 PROXY, STRANGER, CLIENT = "10.0.0.1", "198.51.100.9", "203.0.113.7"

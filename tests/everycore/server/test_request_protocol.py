@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
-from everycore.server.request_protocol import MAX_HEAD, RequestProtocol
 from uvicorn.server import ServerState
+
+from everycore.server.request_protocol import MAX_HEAD, RequestProtocol
 
 pytestmark = pytest.mark.anyio
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from everycore.server import run_dir
 from everycore.server.run_dir import RunDir
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from everycore.server import scoreboard
 from everycore.server.children import State
 from everycore.server.scoreboard import Reload, Scoreboard, ScoreboardError

@@ -1,6 +1,7 @@
 """What the manager hears, told round by round: no process, no socket, and the clock is an argument."""
 
 import pytest
+
 from everycore.server.children import Child, Children, State
 from everycore.server.scoreboard import HEADER_CELLS, RELOAD, RELOAD_AT, Reload
 from everycore.server.systemd import POLL_INTERVAL, Service, ServiceNotifier

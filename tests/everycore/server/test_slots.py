@@ -1,6 +1,7 @@
 """Children without a process: what is missing, what is too many, in every situation the primary meets."""
 
 import pytest
+
 from everycore.server.children import Child, Children, State
 
 

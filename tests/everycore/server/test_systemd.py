@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic_ns
 
 import pytest
+
 from everycore.server.systemd import ServiceNotifier, listen_fds
 
 

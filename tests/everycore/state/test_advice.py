@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from everycore.cli.redis_advice import _on_version, check_server
-from everycore.state.client.connect import connect
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+
+from everycore.cli.redis_advice import _on_version, check_server
+from everycore.state.client.connect import connect
 
 pytestmark = pytest.mark.anyio
 

@@ -6,10 +6,11 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state import broadcast as broadcast_module
 from everycore.state.broadcast import MAX_WAITING, MISSED, Broadcast, Messages
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

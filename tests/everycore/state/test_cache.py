@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state.cache import cache as cache_module
 from everycore.state.cache.cache import Cache
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

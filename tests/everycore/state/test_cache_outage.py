@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from everycore.state.cache.cache import Cache
-from everycore.state.client.connect import connect
 from redis.exceptions import RedisError
 from UNKNOWN.state.test_cache import DEADLINE, Computation
+
+from everycore.state.cache.cache import Cache
+from everycore.state.client.connect import connect
 
 pytestmark = pytest.mark.anyio
 

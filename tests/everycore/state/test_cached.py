@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state.cache.cache import Cache
 from everycore.state.cache.decorator import cached
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

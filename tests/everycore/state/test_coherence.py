@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state.cache import store as near_module
 from everycore.state.cache.cache import Cache
 from everycore.state.cache.entry import pack
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

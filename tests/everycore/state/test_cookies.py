@@ -1,8 +1,9 @@
 """Whatever a client sends for a cookie."""
 
-from everycore.state.sessions.cookie import VERIFIED, CookieSigner, SessionCookie, hashed
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everycore.state.sessions.cookie import VERIFIED, CookieSigner, SessionCookie, hashed
 
 KEY = "a-key-of-more-than-thirty-two-characters"
 SIGNATURES = CookieSigner([KEY])

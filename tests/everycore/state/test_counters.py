@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state import counters as counters_module
 from everycore.state.client.connect import connect
 from everycore.state.counters import Counters
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

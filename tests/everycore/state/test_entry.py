@@ -5,9 +5,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from everycore.state.cache.entry import Entry, pack, unpack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everycore.state.cache.entry import Entry, pack, unpack
 
 
 @pytest.mark.parametrize(

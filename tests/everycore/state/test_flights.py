@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from everycore.state.cache.single_flight import Flight, SingleFlight
 
 pytestmark = pytest.mark.anyio

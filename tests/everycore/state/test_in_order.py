@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from everycore.state.client.connect import connect
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_server("is about the pipelined connection")]

@@ -5,9 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.rate_limit import RateLimiter, Rule
-from everycore.state.rate_limit_middleware import RateLimitMiddleware, client_address
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
@@ -16,6 +13,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from everycore.state.client.connect import connect
+from everycore.state.rate_limit import RateLimiter, Rule
+from everycore.state.rate_limit_middleware import RateLimitMiddleware, client_address
 
 NOWHERE = "unix:///nowhere/redis.sock"
 

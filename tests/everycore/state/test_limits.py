@@ -6,13 +6,14 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.client.script import Script
-from everycore.state.rate_limit import MAX_KEY_LENGTH, TAKE, RateLimiter, RateLimitResult, Rule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
+
+from everycore.state.client.connect import connect
+from everycore.state.client.script import Script
+from everycore.state.rate_limit import MAX_KEY_LENGTH, TAKE, RateLimiter, RateLimitResult, Rule
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import hiredis
 import pytest
-from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 from redis.exceptions import BusyLoadingError, ConnectionError, MasterDownError, TimeoutError
+
+from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 
 pytestmark = pytest.mark.anyio
 

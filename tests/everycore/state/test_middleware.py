@@ -5,9 +5,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.sessions.middleware import SessionMiddleware
-from everycore.state.sessions.store import SessionStore
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -15,6 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from everycore.state.client.connect import connect
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.sessions.store import SessionStore
 
 CLOSED = pytest.mark.one_server("a client of a Redis Cluster that was closed opens again")
 KEY = "a-key-of-more-than-thirty-two-characters"

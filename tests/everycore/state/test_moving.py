@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from everycore.state.sessions.session import Session
-from everycore.state.sessions.store import SessionStore
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
+
+from everycore.state.sessions.session import Session
+from everycore.state.sessions.store import SessionStore
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.leader import run_as_leader
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from everycore.state.client.connect import connect
+from everycore.state.leader import run_as_leader
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 from redis.exceptions import ConnectionError, TimeoutError
+
+from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 
 pytestmark = pytest.mark.anyio
 

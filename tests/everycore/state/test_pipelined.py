@@ -5,11 +5,12 @@ import random
 from typing import Any
 
 import pytest
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import ConnectionError, DataError, ReadOnlyError, ResponseError
+
 from everycore.state.client.connect import connect
 from everycore.state.client.manager import QueueFullError
 from everycore.state.client.pipelined import PipelinedRedis
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import ConnectionError, DataError, ReadOnlyError, ResponseError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_server("is about the pipelined connection")]
 

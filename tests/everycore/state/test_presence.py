@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.state.client.connect import connect
 from everycore.web.hosts import REMEMBERED, HostRegistry
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,11 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from everycore.state.cache.cache import Cache
-from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect, connection_error
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from everycore.state.cache.cache import Cache
+from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect, connection_error
 
 pytestmark = pytest.mark.anyio
 

@@ -5,11 +5,12 @@ import logging
 from typing import Any
 
 import pytest
-from everycore.state.cache.cache import Cache, _Wanted
-from everycore.state.client.connect import connect
 from redis.asyncio import Redis
 from UNKNOWN.state import test_cache
 from UNKNOWN.state.test_cache import DEADLINE, Computation
+
+from everycore.state.cache.cache import Cache, _Wanted
+from everycore.state.client.connect import connect
 
 pytestmark = pytest.mark.anyio
 

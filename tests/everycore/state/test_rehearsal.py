@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from everycore.cli.redis_rights import FEATURES, rehearse
 from everycore.state.client.connect import connect
-from redis.asyncio import Redis
 
 pytestmark = pytest.mark.anyio
 

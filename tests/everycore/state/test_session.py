@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from everycore.state.sessions.session import Session
-from everycore.state.sessions.store import SessionStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+
+from everycore.state.sessions.session import Session
+from everycore.state.sessions.store import SessionStore
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
 from redis.asyncio import Redis
+
+from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
 
 pytestmark = pytest.mark.anyio
 

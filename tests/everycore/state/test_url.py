@@ -4,10 +4,11 @@ import asyncio
 from urllib.parse import quote
 
 import pytest
-from everycore.state.client.connect import connect, connection_error
-from everycore.state.client.url import parse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from everycore.state.client.connect import connect, connection_error
+from everycore.state.client.url import parse
 
 WITHIN = 2.0  # seconds; nothing waits for it
 

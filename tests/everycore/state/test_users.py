@@ -4,10 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from everycore.state.client.connect import connect
-from everycore.state.sessions.store import Lifetimes, SessionRecord, SessionStore
 from redis.asyncio import Redis
 from UNKNOWN.state.test_moving import before, made, saved
+
+from everycore.state.client.connect import connect
+from everycore.state.sessions.store import Lifetimes, SessionRecord, SessionStore
 
 pytestmark = pytest.mark.anyio
 

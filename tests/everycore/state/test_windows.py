@@ -4,8 +4,9 @@ import asyncio
 import time
 
 import pytest
-from everycore.state.counters import DAY, HOUR, MINUTE, Counters, Uniques, Window
 from redis.asyncio import Redis
+
+from everycore.state.counters import DAY, HOUR, MINUTE, Counters, Uniques, Window
 
 pytestmark = pytest.mark.anyio
 

@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from everycore_demo.worker import answering
 from itsdangerous import Signer
 from redis.exceptions import RedisError
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+from everycore_demo.worker import answering
 
 TOKEN_HEADER = "x-control-token"  # noqa: S105 - its name
 SIGNED = b"controls"

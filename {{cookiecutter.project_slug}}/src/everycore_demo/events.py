@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from everycore.web.cluster import cluster_status
-from everycore_demo.worker import answering
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+
+from everycore.web.cluster import cluster_status
+from everycore_demo.worker import answering
 
 INTERVAL = 0.2  # seconds between two looks
 HEARTBEAT = 1.0  # seconds: so often also when nothing moves, or the browser takes the worker for stuck

@@ -4,17 +4,18 @@ import asyncio
 import time
 from typing import Any
 
-from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.web.settings import AppSettings
-from everycore_demo.controls import Controls
-from everycore_demo.events import Events
-from everycore_demo.page import page, parts
-from everycore_demo.worker import answering
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+
+from everycore.state.sessions.middleware import SessionMiddleware
+from everycore_demo.controls import Controls
+from everycore_demo.events import Events
+from everycore_demo.page import page, parts
+from everycore_demo.worker import answering
 
 MAX_MS = 60_000
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+
 from everycore.cli.dev_redis import run_redis
 from everycore.cli.local_server import cluster, development
 from everycore_demo.chaos import Chaos

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everycore.web.settings import Settings
+
 from everycore.server import listeners, proxies
 from everycore.server.address_owner import listens
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError, preload
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDir, RunDirError
-from everycore.web.settings import Settings
 
 ERROR, USAGE = 1, 2
 # The incremental collector of these lets memory grow up to fivefold (cpython #148726); 3.14.5 went back.

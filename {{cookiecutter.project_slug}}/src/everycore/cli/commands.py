@@ -11,6 +11,8 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
+from everycore.web.settings import Settings, SettingsError
+
 from everycore.cli import checks
 from everycore.cli.control import ClusterControl, ControlError, headline, table
 from everycore.server import cpus, handover, import_errors, proxies
@@ -22,7 +24,6 @@ from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
 from everycore.web import settings as settings_module
-from everycore.web.settings import Settings, SettingsError
 
 OWN_APP = f"{__package__}.app:create_app"
 SECRETS = ("SECRET_KEY", "SECRET_KEY_FILE", "OPS_TOKEN", "REDIS_URL")

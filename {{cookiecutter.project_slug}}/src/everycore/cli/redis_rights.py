@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisError
+
 from everycore.state import leader, rate_limit
 from everycore.state.cache import store
 from everycore.state.client.script import Script
@@ -18,8 +21,6 @@ from everycore.state.rate_limit import RateLimiter, Rule
 from everycore.state.sessions import scripts, user_index
 from everycore.state.sessions.store import SessionStore
 from everycore.web.hosts import HostRegistry
-from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisError
 
 ANSWER = 5.0  # seconds for the confirmation of a subscription
 

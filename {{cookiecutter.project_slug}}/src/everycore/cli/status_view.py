@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from everycore.server.scoreboard import Snapshot, WorkerRow
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from everycore.server.scoreboard import Snapshot, WorkerRow
 
 EVERY = 1.0  # seconds
 COLORS = {"ready": "green", "retiring": "yellow", "draining": "yellow", "starting": "cyan"}

@@ -15,8 +15,6 @@ from time import monotonic
 
 from everycore.server.policy import Policy
 
-# ==== cluster.slots
-
 
 class State(IntEnum):
     """A worker's life, as the board and the bookkeeping spell it."""
@@ -132,9 +130,6 @@ class Children:
         raise OSError(errno.EAGAIN, f"all {rows} rows of the board are taken")
 
 
-# ==== cluster.endings
-
-
 def describe_exit(status: int) -> str:
     """In words, for a log line."""
     code = os.waitstatus_to_exitcode(status)
@@ -153,8 +148,6 @@ def _name(number: int) -> str:
     except ValueError:
         return f"signal {number}"
 
-
-# ==== cluster.hang_detector
 
 OVERSLEEP_TOLERANCE = 0.25  # seconds; less than any sensible hang_timeout
 NEVER = float("inf")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
+
 from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.import_errors import summary, whole
 from everycore.server.logging import AccessLog

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from time import perf_counter, time
 from typing import Any
 
-# ==== cluster.log
 
 # What a terminal takes for a command, or for the end of a line (Unicode's categories Cc, Zl and Zp, and what turns the
 # direction of text), but for the tab and the newline of a traceback.
@@ -95,9 +94,6 @@ def _json(when: float, level: str, message: str) -> str:
 
 def _utc(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
-
-
-# ==== cluster.access
 
 
 class AccessLog:

@@ -13,6 +13,7 @@ from selectors import EVENT_READ, DefaultSelector
 from time import monotonic
 
 import uvicorn
+
 from everycore.server import scoreboard, signals
 from everycore.server.children import NEVER, Child, Children, HangDetector, State, describe_exit, exited_as_requested
 from everycore.server.logging import counted

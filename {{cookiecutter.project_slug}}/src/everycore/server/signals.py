@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import uvicorn
+
 from everycore.server import worker
 from everycore.server.worker import WorkerContext
 
-# ==== cluster.signals
 
 HANDLED = (
     signal.SIGTERM,
@@ -81,8 +81,6 @@ def all_signals_blocked() -> Iterator[None]:
 def _queued(number: int, frame: object) -> None:
     """Python needs some handler, or the signal would not reach the queue."""
 
-
-# ==== cluster.forking
 
 logger = logging.getLogger(__name__)
 

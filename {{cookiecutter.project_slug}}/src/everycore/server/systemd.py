@@ -14,7 +14,6 @@ from everycore.server.children import ACCEPTING, Child, Children
 from everycore.server.logging import counted
 from everycore.server.scoreboard import RELOAD, RELOAD_AT, Reload
 
-# ==== cluster.systemd
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
@@ -82,8 +81,6 @@ def _watchdog_every(environ: Mapping[str, str]) -> float:
         return float("inf")
     return int(usec) / 2e6
 
-
-# ==== cluster.service
 
 POLL_INTERVAL = 1.0  # seconds; at workers of which none is healthy, because a heart that beats again rings no bell
 UNDER_WAY = (Reload.CHECKING, Reload.STARTING)

@@ -21,6 +21,7 @@ from time import monotonic, monotonic_ns
 
 import uvicorn
 import uvloop
+
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.children import State

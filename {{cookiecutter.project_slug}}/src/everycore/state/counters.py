@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
-from everycore.state.client.script import Script
 from redis.asyncio import Redis
 
-# ==== state.windows
+from everycore.state.client.script import Script
+
 
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 
@@ -112,9 +112,6 @@ class Uniques:
         if self._windows is None:
             return int(await self._redis.pfcount(self._key))
         return int(await self._redis.pfcount(*(self._windows.key(start) for start in self._windows.starts(last))))
-
-
-# ==== state.counters
 
 
 BUFFER_TIME = 0.05  # seconds that a lazy addition may wait in its worker

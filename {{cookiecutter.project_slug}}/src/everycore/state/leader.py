@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from everycore.state.client.script import Script
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from everycore.state.client.script import Script
 
 # In parts of the lease: how often it is renewed, how long before its end the job is cancelled, and how often a free
 # one is looked for. What is left after a cancel must do for two clocks that run unevenly, and for the job to end.

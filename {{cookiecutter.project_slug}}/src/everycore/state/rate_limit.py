@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from redis.asyncio import Redis
+
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.client.script import Script
-from redis.asyncio import Redis
 
 # Lua's numbers are doubles: integers are exact up to here, and this file counts in integers only.
 EXACT = 2**53

@@ -8,12 +8,13 @@ import ipaddress
 import math
 from collections.abc import Callable
 
-from everycore.state.client.connect import UNAVAILABLE_ERRORS
-from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from everycore.state.client.connect import UNAVAILABLE_ERRORS
+from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 
 RETRY_AFTER_AWAY = "1"  # seconds
 IPV6_ONE_CLIENT = 64  # bits

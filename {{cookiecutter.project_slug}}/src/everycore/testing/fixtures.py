@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from everycore.cli.local_server import LocalCluster, cluster, command, development
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, ScoreboardError, Snapshot

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aio
-from everycore.cli.dev_redis import run_redis, start
-from everycore.state.client.connect import connect
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
+
+from everycore.cli.dev_redis import run_redis, start
+from everycore.state.client.connect import connect
 
 HOST = "127.0.0.1"
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long

@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from everycore.web.operator_auth import require_ops_token
-from everycore.web.reporting import host_id
 from everycore.web.settings import AppSettings
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from everycore.web.operator_auth import require_ops_token
+from everycore.web.reporting import host_id
 
 PATIENCE = 0.5  # seconds for Redis to tell of the other hosts: our own needs none, and somebody looks
 

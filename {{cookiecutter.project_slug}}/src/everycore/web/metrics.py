@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
-from everycore.state.cache.cache import Cache
-from everycore.state.client.pipelined import PipelinedRedis
-from everycore.web.operator_auth import require_ops_token
 from everycore.web.settings import AppSettings
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,7 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# ==== web.figures
+from everycore.state.cache.cache import Cache
+from everycore.state.client.pipelined import PipelinedRedis
+from everycore.web.operator_auth import require_ops_token
 
 
 class Counter(IntEnum):
@@ -59,8 +58,6 @@ def collect_metrics(redis: Any, cache: Cache) -> tuple[list[int], list[int]]:
     gauges[Gauge.CACHE_ENTRIES], gauges[Gauge.CACHE_BYTES] = kept.entries, kept.bytes
     return counters, gauges
 
-
-# ==== web.metrics
 
 STATES = ("starting", "ready", "retiring", "draining")
 RELOADS = ("none", "checking", "starting", "done", "refused")

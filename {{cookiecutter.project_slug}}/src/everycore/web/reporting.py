@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from everycore.state.cache.cache import Cache
 from everycore.web.hosts import HostRegistry
 from everycore.web.metrics import collect_metrics
-from redis.exceptions import RedisError
 
 EVERY = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which the next worker speaks for the host

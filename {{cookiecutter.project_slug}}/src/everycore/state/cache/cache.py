@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
 from everycore.state.cache.entry import Entry, pack
 from everycore.state.cache.single_flight import Call, SingleFlight
 from everycore.state.cache.store import RedisCacheStore
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 # Seconds between two looks of who waits for another worker. Redis' word of a change wakes it sooner, where there is
 # a near cache: there the longest will do.

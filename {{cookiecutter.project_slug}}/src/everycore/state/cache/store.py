@@ -17,13 +17,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from everycore.state.cache.entry import Entry, unpack
-from everycore.state.client.pipelined import PipelinedRedis
-from everycore.state.client.script import Script
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-# ==== state.near
+from everycore.state.cache.entry import Entry, unpack
+from everycore.state.client.pipelined import PipelinedRedis
+from everycore.state.client.script import Script
+
 
 MOST_ENTRIES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
@@ -111,8 +111,6 @@ class NearCache:
         self._kept.clear()
         self.bytes = 0
 
-
-# ==== state.store
 
 # Seconds that a generation is kept, from its tag's first use or last invalidation: the tags of users who never come
 # back must go. What is stored under it is then computed anew.

@@ -6,8 +6,6 @@ import re
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
-from everycore.state.client.pipelined import PipelinedRedis
-from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, ClusterPubSub
 from redis.asyncio.connection import parse_url
@@ -26,6 +24,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.maint_notifications import MaintNotificationsConfig
+
+from everycore.state.client.pipelined import PipelinedRedis
+from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 
 # Redis is away, not ready yet, full, or changing its primary: the request may be tried again later. A ConnectionError
 # is also BusyLoadingError and our QueueFullError.

@@ -14,9 +14,10 @@ from itertools import takewhile
 from time import monotonic
 from typing import Any, Protocol
 
-from everycore.state.client.connection import CLOSED, Command, MultiplexedConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, TimeoutError
+
+from everycore.state.client.connection import CLOSED, Command, MultiplexedConnection
 
 logger = logging.getLogger(__name__)
 

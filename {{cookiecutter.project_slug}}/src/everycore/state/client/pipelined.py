@@ -11,10 +11,11 @@ from inspect import iscoroutine
 from typing import Any
 
 import hiredis
-from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 from redis.asyncio import Redis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ResponseError
+
+from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 
 # They keep their connection for as long as they like: each has one of its own, and no timeout but the caller's.
 # XREAD blocks only with BLOCK; without it this is merely dearer.

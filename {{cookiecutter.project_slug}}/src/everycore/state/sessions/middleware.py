@@ -3,13 +3,14 @@
 Use it per route or mount, `Route(..., middleware=[Middleware(SessionMiddleware)])`: others pay nothing.
 """
 
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.session import Session
 from everycore.state.sessions.store import SessionStore
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
 RETRY_AFTER = "1"  # seconds
 TRY_AGAIN_LATER = 1013  # of RFC 6455's registry

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
+from redis.asyncio import Redis
+
 from everycore.state.client.script import Script
 from everycore.state.sessions.cookie import CookieSigner, hashed
 from everycore.state.sessions.scripts import CREATE, END, ENDED, LEAVE, LEFT_ALONE, SAVE, SWAP
 from everycore.state.sessions.session import CREATED, TOUCHED, USER, Session, as_json, field
 from everycore.state.sessions.user_index import UserIndex
-from redis.asyncio import Redis
 
 MOVED = b"moved"
 NOTE_MS = 60_000  # for how long it is told that an id was left or ended: longer than a request that began before

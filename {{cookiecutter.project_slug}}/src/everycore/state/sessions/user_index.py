@@ -6,8 +6,9 @@ never a session that cannot be found. What is past its time goes when the set is
 
 from typing import cast
 
-from everycore.state.client.script import Script
 from redis.asyncio import Redis
+
+from everycore.state.client.script import Script
 
 MARGIN_MS = 60_000  # a name outlives its session, whichever of the two commands came late
 
