@@ -19,14 +19,19 @@ from redis.exceptions import (
     ConnectionError,
     InvalidResponse,
     MasterDownError,
+    NoPermissionError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 
 # Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
 STEPPED_DOWN = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
 
 CLOSED = "the client is closed"
+
+# A server that is loading, or a replica that has lost its primary, answers PING with an error: it does not serve.
+PING = b"*1\r\n$4\r\nPING\r\n"
 
 NOTHING_YET = object()
 
@@ -97,17 +102,27 @@ class MultiplexedConnection(asyncio.Protocol):
         self._transport = connection._writer.transport
         self._transport.set_protocol(self)
 
-    async def handshake(self, commands: list[bytes]) -> None:
-        """Send the connection's first commands. Raises, and drops the connection, if one of them is refused."""
+    async def handshake(self, commands: list[bytes]) -> list[ResponseError | None]:
+        """Send the connection's first commands and a PING; return why Redis refused each of them, None if it did not.
+
+        Raises, and drops the connection, if this server does not serve. A user without the right to PING is served.
+        """
         loop = asyncio.get_running_loop()
-        sent = [Command(packed, loop.create_future()) for packed in commands]
+        sent = [Command(packed, loop.create_future()) for packed in (*commands, PING)]
         try:
             self.write(sent)
-            for command in sent:
-                if isinstance(answer := await command.answer, Exception):
+            answers = [await command.answer for command in sent]
+            for answer in answers:
+                if isinstance(answer, STEPPED_DOWN) or (
+                    isinstance(answer, Exception) and not isinstance(answer, ResponseError)
+                ):
                     raise answer
+            ping = answers.pop()
+            if isinstance(ping, ResponseError) and not is_forbidden(ping):
+                raise ping
             if self.gone:
                 raise ConnectionError("the connection was lost as soon as it was made")
+            return [answer if isinstance(answer, ResponseError) else None for answer in answers]
         except BaseException:
             self.abort(ConnectionError, "it was not ready in time")
             raise
@@ -169,3 +184,10 @@ class MultiplexedConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._resumed()
+
+
+def is_forbidden(error: object) -> bool:
+    """Whether Redis refuses a command to this user (ACL) or has none of that name (rename-command, a proxy)."""
+    return isinstance(error, NoPermissionError) or (
+        isinstance(error, ResponseError) and str(error).lower().startswith("unknown command")
+    )

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from everycore.state.client.connection import CLOSED, Command, MultiplexedConnection
 
@@ -31,15 +31,16 @@ SHORT_LIFE = 1.0  # seconds; a connection lost sooner counts as a failed attempt
 
 CHECKS_PER_TIMEOUT = 20  # of the watchdog in one timeout
 
-PING = b"*1\r\n$4\r\nPING\r\n"
-
 
 class QueueFullError(ConnectionError):
     """More commands wait for Redis than `MAX_WAITING`. This one was not sent."""
 
 
 class InvalidationListener(Protocol):
-    """Hears what happens on the shared connection, in the order of the stream. Neither method may take long."""
+    """Hears what happens on the shared connection, in the order of the stream. No method may take long."""
+
+    def connected(self, refusal: ResponseError | None) -> object:
+        """A new connection is ready. refusal: of the first of the listener's own commands that Redis refused."""
 
     def invalidated(self, keys: list[Any] | None) -> object:
         """Redis says that tracked keys changed; None means all of them (a flush). From CLIENT TRACKING."""
@@ -71,7 +72,7 @@ class ConnectionManager:
     def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
         self.errors = 0
         self._listeners: list[InvalidationListener] = []
-        self._at_connect: list[bytes] = []
+        self._at_connect: list[tuple[InvalidationListener, bytes]] = []
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
@@ -93,7 +94,7 @@ class ConnectionManager:
                 "add_invalidation_listener before the first command: what was read until now cannot be tracked"
             )
         self._listeners.append(listener)
-        self._at_connect.extend(at_connect)
+        self._at_connect.extend((listener, packed) for packed in at_connect)
 
     def send(self, packed: bytes, on_reply: Callable[[Any], object] | None = None) -> asyncio.Future[Any]:
         """Queue a command for the write at the end of this tick; its answer, or its error, is the future's result.
@@ -243,8 +244,12 @@ class ConnectionManager:
             await connection.disconnect(nowait=True)
             raise
         wire = MultiplexedConnection(connection, self._pushed, self._lost, self._flush)
-        # PING is answered by who may serve: not while Redis is loading, and not by a replica that has lost its primary.
-        await wire.handshake([*self._at_connect, PING])
+        refusals = await wire.handshake([packed for _, packed in self._at_connect])
+        for listener in self._listeners:
+            about = (
+                refusal for (owner, _), refusal in zip(self._at_connect, refusals, strict=True) if owner is listener
+            )
+            listener.connected(next(filter(None, about), None))
         return wire
 
     def _fail_queue(self, reason: str) -> None:
