@@ -86,6 +86,7 @@ async def test_refused_channel_fails_its_listener_alone(
     async with asyncio.timeout(DEADLINE), connect(url, 5.0) as client:
         broadcast = Broadcast(client)
         async with broadcast.listen("open") as messages:
+            await client.get("k")  # which opens its own connection
             before = (await redis.info("stats"))["total_connections_received"]
             for _ in range(3):
                 with pytest.raises(ResponseError, match="subscribe to the channel 'broadcast:closed'"):
