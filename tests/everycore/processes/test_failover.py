@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from PACKAGE.state.cookies import SessionCookie
 from PACKAGE.state.middleware import SessionMiddleware
 from PACKAGE.state.redis import connect
 from PACKAGE.state.sessions import SessionStore
@@ -27,16 +28,16 @@ from PACKAGE.state.sessions import SessionStore
 @asynccontextmanager
 async def lifespan(app):
     async with connect(os.environ["REDIS_URL"], 1.0) as redis:
-        yield {"sessions": SessionStore(redis, [os.environ["SECRET_KEY"]])}
+        yield {"sessions": SessionStore(redis, [os.environ["SECRET_KEY"]], cookie=SessionCookie(secure=False))}
 
 async def visit(request):
-    request.session.user = "ann"
+    request.session.user_id = "ann"
     n = await request.session.update("n", lambda old: (old or 0) + 1)
     request.session["seen"] = n
     return JSONResponse({"n": n})
 
 app = Starlette(
-    routes=[Route("/", visit, middleware=[Middleware(SessionMiddleware, secure=False)])], lifespan=lifespan
+    routes=[Route("/", visit, middleware=[Middleware(SessionMiddleware)])], lifespan=lifespan
 )
 """
 

@@ -16,7 +16,7 @@ IMPORTS = """
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -31,6 +31,7 @@ from PACKAGE.state.limits import RateLimiter, Rule
 from PACKAGE.state.middleware import SessionMiddleware
 from PACKAGE.state.once import run_as_leader
 from PACKAGE.state.redis import connect
+from PACKAGE.state.session import session
 from PACKAGE.state.sessions import SessionStore
 from PACKAGE.state.windows import DAY
 """
@@ -56,6 +57,7 @@ def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., An
             {"logins": 1},
         ]
         assert here.get("/log-out-elsewhere").json() == {"ended": 1}
+        assert there.get("/log-out").json() == {}
         assert here.get("/report?name=ann").json() == {"total": 1, "today": 1}
         assert here.get("/report?name=ann").json() == {"total": 2, "today": 1}
         assert here.get("/prices").json() == {"tea": 3}

@@ -14,6 +14,7 @@ from . import settings as settings_module
 from .settings import Settings
 from .state.broadcast import Broadcast
 from .state.cache import Cache
+from .state.cookies import SessionCookie
 from .state.counters import Counters
 from .state.limits import Limits
 from .state.presence import Presence
@@ -67,10 +68,17 @@ class App(Starlette):
 def _lifespan_with(settings: Settings) -> Any:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        redis = connect(settings.redis_url, settings.redis_timeout)
+        redis = connect(settings.redis_url, settings.redis_timeout, settings.key_prefix)
         cache = Cache(redis)  # before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes, hosts = Lifetimes(settings.session_idle, settings.session_absolute), Presence(redis)
+        cookie = SessionCookie(
+            settings.session_cookie,
+            settings.production,
+            settings.session_path,
+            settings.session_domain,
+            settings.session_samesite,
+        )
         try:
             async with reporting(app.state.cluster, redis, cache, hosts):
                 # Handlers find these as `request.state.redis`, `request.state.counters` and so on.
@@ -81,7 +89,7 @@ def _lifespan_with(settings: Settings) -> Any:
                     "cache": cache,
                     "broadcast": broadcast,
                     "hosts": hosts,
-                    "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
+                    "sessions": SessionStore(redis, settings.secret_keys, lifetimes, cookie=cookie),
                 }
         finally:
             await cache.aclose()

@@ -17,6 +17,8 @@ MOST_WORKERS = 128
 QUOTED = "begins or ends with a quotation mark, which would be part of the secret. Set it without quotation marks."
 PROXIES = "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
 PRODUCTION, DEVELOPMENT = "production", "development"
+SLUG = __name__.partition(".")[0].replace("_", "-")
+NAME = "letters, digits, _, . and - only"
 
 
 class SettingsError(Exception):
@@ -47,6 +49,7 @@ class Settings:
     root_path: str  # without a slash at its end
     redis_url: str
     redis_timeout: float
+    key_prefix: str
     secret_keys: tuple[str, ...]  # the first signs, all verify
     ops_token: str | None
     max_body: int  # bytes; 0: any
@@ -67,6 +70,10 @@ class Settings:
     tls_key: str | None
     session_idle: float
     session_absolute: float
+    session_cookie: str
+    session_path: str
+    session_domain: str | None
+    session_samesite: str
 
     @property
     def production(self) -> bool:
@@ -90,6 +97,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     def number(name: str, default: float) -> float:
         return float(parsed(env, name, default, _seconds, "a number of seconds, 0 or more"))
 
+    key_prefix = parsed(env, "KEY_PREFIX", SLUG, _name, NAME)
     keep_alive = parsed(env, "KEEP_ALIVE", 5.0, _more_than_none, "a number of seconds, more than 0")
     graceful_timeout = number("GRACEFUL_TIMEOUT", 30.0)
     settings = Settings(
@@ -102,6 +110,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         root_path=parsed(env, "ROOT_PATH", "", _root_path, "a path such as /shop"),
         redis_url=_redis_url(env),
         redis_timeout=number("REDIS_TIMEOUT", 1.0),
+        key_prefix=key_prefix,
         secret_keys=_secret_keys(env, app_env),
         ops_token=_ops_token(env, app_env),
         max_body=parsed(env, "MAX_BODY", 2**20, _count, "a whole number of bytes, 0 or more"),
@@ -123,6 +132,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         tls_key=env.get("TLS_KEY") or None,
         session_idle=number("SESSION_IDLE", 14 * 86400.0),
         session_absolute=number("SESSION_ABSOLUTE", 90 * 86400.0),
+        session_cookie=parsed(env, "SESSION_COOKIE", f"{key_prefix}-session", _name, NAME),
+        session_path=parsed(env, "SESSION_PATH", "/", _path, "a path from / on"),
+        session_domain=parsed(env, "SESSION_DOMAIN", None, _domain, "a host name such as shop.com"),
+        session_samesite=parsed(env, "SESSION_SAMESITE", "lax", _samesite, "lax, strict or none"),
     )
     if env.faults:
         raise SettingsError(*env.faults)
@@ -208,6 +221,30 @@ def _root_path(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
         raise ValueError(text)
     return text.rstrip("/")
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
+        raise ValueError(text)
+    return text
+
+
+def _path(text: str) -> str:
+    if not re.fullmatch(r"/[!-:<-~]*", text):  # visible ASCII without ";", which would end the attribute
+        raise ValueError(text)
+    return text
+
+
+def _domain(text: str) -> str:
+    if not re.fullmatch(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", text):
+        raise ValueError(text)
+    return text
+
+
+def _samesite(text: str) -> str:
+    if text.lower() not in ("lax", "strict", "none"):
+        raise ValueError(text)
+    return text.lower()
 
 
 def _hosts(text: str) -> tuple[str, ...]:

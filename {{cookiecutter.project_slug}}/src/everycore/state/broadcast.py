@@ -18,6 +18,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
+from everycore.state.prefix import prefixed
+
 MAX_WAITING = 1000  # messages for one listener; a slower one has missed some
 PING_EVERY = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
 RECONNECT = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
@@ -68,7 +70,7 @@ class Broadcast:
 
     def __init__(self, redis: Redis, prefix: str = "broadcast:") -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._prefix = prefixed(redis, prefix)
         self._channels: dict[bytes, _Channel] = {}
         self._unconfirmed: set[bytes] = set()
         self._asked: deque[bytes | None] = deque()  # what was sent and not answered; None for all but a SUBSCRIBE

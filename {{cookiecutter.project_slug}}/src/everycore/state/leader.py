@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from everycore.state.client.script import Script
+from everycore.state.prefix import prefixed
 
 # In parts of the lease: how often it is renewed, how long before its end the job is cancelled, and how often a free
 # one is looked for. What is left after a cancel must do for two clocks that run unevenly, and for the job to end.
@@ -79,7 +80,8 @@ class _Leadership:
     def __init__(self, redis: Redis, name: str, lease: float) -> None:
         self._name, self._lease = name, lease
         # The braces keep both keys in one slot of a Redis Cluster.
-        self._key, self._fence = f"leader:{{{name}}}", f"leader:{{{name}}}:fence"
+        self._key = prefixed(redis, f"leader:{{{name}}}")
+        self._fence = f"{self._key}:fence"
         self._ms = int(lease * 1000)
         self._take = Script(redis, TAKE, keys=2)
         self._renew = Script(redis, RENEWAL)

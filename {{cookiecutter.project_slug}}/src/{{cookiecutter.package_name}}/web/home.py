@@ -12,8 +12,7 @@ from ..state.middleware import SessionMiddleware
 
 
 def routes(settings: Settings) -> list[Route]:
-    session = Middleware(SessionMiddleware, secure=settings.production)
-    return [Route("/", home, middleware=[session])]
+    return [Route("/", home, middleware=[Middleware(SessionMiddleware)])]
 
 
 async def home(request: Request) -> Response:

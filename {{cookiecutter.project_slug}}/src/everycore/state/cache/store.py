@@ -24,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from everycore.state.cache.entry import Entry, unpack
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.script import Script
+from everycore.state.prefix import prefixed
 
 
 MOST_ENTRIES = 10_000
@@ -161,7 +162,7 @@ class RedisCacheStore:
         self.near = NearCache(heard)
         self._redis = redis
         self._send: Any = redis.execute_command
-        self._prefix = prefix
+        self._prefix = prefix = prefixed(redis, prefix)
         self._invalidated = heard
         self._load = Script(redis, LOAD)
         self._store = Script(redis, STORE, keys=2)

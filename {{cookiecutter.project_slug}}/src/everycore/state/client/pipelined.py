@@ -59,15 +59,17 @@ class PipelinedRedis(Redis):
     """A `redis.asyncio.Redis` of one worker and one event loop; nothing is connected before the first command.
 
     connection_pool: for what needs a connection of its own; the shared one is made as its are, and both are closed with
-    the client. timeout: seconds in which a command on the shared connection ends, with at most a twentieth more. In the
-    pool its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
+    the client. key_prefix: of what our stores keep, see `prefix.py`; commands are sent as they are. timeout: seconds in
+    which a command on the shared connection ends, with at most a twentieth more. In the pool its connections' own
+    timeouts hold for each step, and a blocking command waits for as long as it says.
 
     A command fails with ConnectionError or TimeoutError and is not sent again: it may have been carried out or not.
     A caller that is cancelled before the end of the tick has sent nothing; later, its answer is read and dropped.
     """
 
-    def __init__(self, connection_pool: Any, timeout: float) -> None:
+    def __init__(self, connection_pool: Any, timeout: float, key_prefix: str = "") -> None:
         super().__init__(connection_pool=connection_pool)
+        self.key_prefix = key_prefix
         self.auto_close_connection_pool = True
         self._encoder = connection_pool.get_encoder()
         self._link = ConnectionManager(connection_pool.make_connection, timeout)
