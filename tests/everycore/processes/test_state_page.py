@@ -31,6 +31,7 @@ from PACKAGE.state.limits import RateLimiter, Rule
 from PACKAGE.state.middleware import SessionMiddleware
 from PACKAGE.state.once import run_as_leader
 from PACKAGE.state.redis import connect
+from PACKAGE.state.schedule import daily
 from PACKAGE.state.session import session
 from PACKAGE.state.sessions import SessionStore
 from PACKAGE.state.windows import DAY
