@@ -35,6 +35,9 @@ PING = b"*1\r\n$4\r\nPING\r\n"
 
 NOTHING_YET = object()
 
+# An answer is bulky when so many bytes of it have come, and it is not complete after so many seconds.
+BULK, SLOW = 64 * 1024, 0.01
+
 
 class Command:
     """A packed command and the future of its answer. An error is an answer too: whoever waits raises it.
@@ -70,6 +73,8 @@ class MultiplexedConnection(asyncio.Protocol):
     pushed: called with each push message (RESP3), between the answers it came between.
     lost: called once, with the reason, before anyone hears that the connection is gone.
     resumed: called when the transport takes more again.
+    bulky: called with each piece of a large answer that has been coming for longer than others should wait behind it.
+    heard: when the last byte came, or a command was sent after which nothing was due before.
     """
 
     def __init__(
@@ -78,12 +83,16 @@ class MultiplexedConnection(asyncio.Protocol):
         pushed: Callable[[list[Any]], object],
         lost: Callable[["MultiplexedConnection", str], object],
         resumed: Callable[[], object],
+        bulky: Callable[["MultiplexedConnection"], object],
     ) -> None:
         self.in_flight: deque[Command] = deque()
-        self.opened = monotonic()
+        self.opened = self.heard = monotonic()
+        self.retired = False  # to be closed when all is answered
+        self.received = 0  # bytes
         self.latency = 0.0  # seconds from issue to answer, of the last command in the last piece of the stream
         self.gone = False
-        self._pushed, self._lost, self._resumed = pushed, lost, resumed
+        self._pushed, self._lost, self._resumed, self._bulky = pushed, lost, resumed, bulky
+        self._partial, self._partial_since = 0, 0.0  # bytes of an answer that is not complete
         self._paused = False
         self._stepped_down: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
@@ -132,12 +141,16 @@ class MultiplexedConnection(asyncio.Protocol):
         return not (self._paused or self.gone or self._stepped_down)
 
     def write(self, commands: list[Command]) -> None:
+        if not self.in_flight:
+            self.heard = monotonic()
         self.in_flight.extend(commands)
         self._transport.write(b"".join([command.packed for command in commands]))
 
     def data_received(self, data: bytes) -> None:
         in_flight, reader = self.in_flight, self._reader
         command = None
+        self.heard = monotonic()
+        self.received += len(data)
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not NOTHING_YET:
@@ -153,9 +166,16 @@ class MultiplexedConnection(asyncio.Protocol):
         except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
             self.abort(ConnectionError, f"{type(error).__name__}: {error}")
         if command is not None:
-            self.latency = monotonic() - command.since
-        if self._stepped_down and not in_flight:
-            self.abort(ConnectionError, str(self._stepped_down))
+            self.latency = self.heard - command.since
+            self._partial = 0
+        elif in_flight:
+            if not self._partial:
+                self._partial_since = self.heard
+            self._partial += len(data)
+            if self._partial > BULK and self.heard - self._partial_since > SLOW:
+                self._bulky(self)
+        if not in_flight and (self._stepped_down or self.retired):
+            self.abort(ConnectionError, str(self._stepped_down or CLOSED))
 
     def abort(self, kind: type[RedisError], reason: str) -> None:
         """End the connection at once. What was written and not answered fails with `kind`, and is never sent again."""

@@ -59,9 +59,9 @@ class PipelinedRedis(Redis):
     """A `redis.asyncio.Redis` of one worker and one event loop; nothing is connected before the first command.
 
     connection_pool: for what needs a connection of its own; the shared one is made as its are, and both are closed with
-    the client. key_prefix: of what our stores keep, see `prefix.py`; commands are sent as they are. timeout: seconds in
-    which a command on the shared connection ends, with at most a twentieth more. In the pool its connections' own
-    timeouts hold for each step, and a blocking command waits for as long as it says.
+    the client. key_prefix: of what our stores keep, see `prefix.py`; commands are sent as they are. timeout: seconds of
+    silence on the shared connection after which a command fails, or for those behind another one twice as many. In the
+    pool its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
 
     A command fails with ConnectionError or TimeoutError and is not sent again: it may have been carried out or not.
     A caller that is cancelled before the end of the tick has sent nothing; later, its answer is read and dropped.
