@@ -96,12 +96,10 @@ class MultiplexedConnection(asyncio.Protocol):
         self._paused = False
         self._stepped_down: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
-        encoder = connection.encoder
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
             replyError=DefaultParser.parse_error,
             notEnoughData=NOTHING_YET,
-            **({"encoding": encoder.encoding, "errors": encoder.encoding_errors} if encoder.decode_responses else {}),
         )
         # Kept, for its StreamWriter closes the transport when it is collected; and private, for redis-py has no public
         # way to its transport. The handshake's last answer has been read and nothing comes unasked yet, so no byte is
