@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import redis.asyncio.client as redis_py
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.observability.providers import ObservabilityInstance
 
 from everycore.state.cache.cache import Cache
 from everycore.state.client.connect import connect
+from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.counters import Counters
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_server("asks the pipelined connection")]
@@ -106,10 +107,9 @@ async def test_full_redis_is_logged_once(full: Any, caplog: pytest.LogCaptureFix
     assert "Redis is full" in caplog.text
 
 
-@pytest.mark.parametrize("form", ["unix:///x.sock?decode_responses=true", "redis+cluster://x:1?decode_responses=true"])
-def test_decoded_answers_are_refused(form: str) -> None:
+def test_pool_that_decodes_is_refused() -> None:
     with pytest.raises(ValueError, match="decode_responses"):
-        connect(form, 1.0)
+        PipelinedRedis(BlockingConnectionPool(decode_responses=True), 1.0)
 
 
 async def test_value_that_is_no_utf8_is_only_a_value(redis: Any) -> None:

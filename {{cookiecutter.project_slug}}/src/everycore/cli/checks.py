@@ -160,7 +160,7 @@ async def on_redis(settings: Settings, rights: bool) -> list[Finding]:
     if reason := await connection_error(settings.redis_url, settings.redis_timeout):
         shown = parse(settings.redis_url).shown
         return [Finding(f"Redis does not answer at REDIS_URL ({shown}): {reason}", ERROR)]
-    async with connect(settings.redis_url, settings.redis_timeout) as redis:
+    async with connect(settings.redis_url, settings.redis_timeout, settings.key_prefix) as redis:
         refusals = await rehearse(redis) if rights else []
         found = [Finding(each.text, ERROR if each.needed else 0) for each in refusals]
         return found + [Finding(each) for each in (await check_server(redis) if settings.production else [])]

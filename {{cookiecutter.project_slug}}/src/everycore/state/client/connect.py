@@ -125,10 +125,6 @@ class Cluster(RedisCluster):
     """
 
     def __init__(self, timeout: float, key_prefix: str = "", **options: Any) -> None:
-        if options.get("decode_responses"):
-            raise ValueError(
-                "decode_responses=True cannot be used: what we keep is read as bytes. Decode what you read."
-            )
         super().__init__(**options)
         self.key_prefix = key_prefix
         self._timeout = timeout
