@@ -15,7 +15,7 @@ PACKAGE = next(path.parent.name for path in (ROOT / "src").glob("*/__main__.py")
 IMPORTS = """
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from redis.asyncio import Redis
 from starlette.applications import Starlette
@@ -34,6 +34,7 @@ from PACKAGE.state.redis import connect
 from PACKAGE.state.schedule import daily
 from PACKAGE.state.session import session
 from PACKAGE.state.sessions import SessionStore
+from PACKAGE.state.stream import Stream
 from PACKAGE.state.windows import DAY
 """
 
@@ -64,6 +65,9 @@ def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., An
         assert here.get("/prices").json() == {"tea": 3}
         assert [here.get("/send_mail?name=ann").status_code for _ in range(3)] == [200, 200, 429]
         assert here.get("/news").json() == {"tea": 4}
+        first, second = here.get("/orders").json(), there.get("/orders").json()
+        assert first == second | {"id": first["id"]}
+        assert there.get(f"/orders?after={first['id']}").json()["id"] > first["id"]
         assert 429 in [here.get("/login?name=ann").status_code for _ in range(9)]
         kinds = {re.sub(r"[:{].*", "", key.decode()) for key in database.scan_iter()}
         assert {f"`{kind}:" in page for kind in kinds} == {True}
