@@ -31,7 +31,8 @@ async def lifespan(app):
         yield {"sessions": SessionStore(redis, [os.environ["SECRET_KEY"]], cookie=SessionCookie(secure=False))}
 
 async def visit(request):
-    request.session.user_id = "ann"
+    if not request.session:
+        request.session["user_id"] = "ann"
     n = await request.session.update("n", lambda old: (old or 0) + 1)
     request.session["seen"] = n
     return JSONResponse({"n": n})
