@@ -144,7 +144,7 @@ class Broadcast:
                 self._pubsub = None  # what was written is not known, so the reader connects anew
 
     async def _read(self) -> None:
-        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see once.py
+        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see cancels.py
             pubsub: PubSub | None = None
             try:
                 await self._redis.initialize()  # of a Redis Cluster the nodes have to be known

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from everycore.state.cancellation import keep_cancels
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
@@ -110,7 +111,7 @@ class _Leadership:
         token = secrets.token_hex(8)
         asked = asyncio.get_running_loop().time()
         try:
-            fence = await _ask(self._take(self._key, self._fence, token, self._ms))
+            fence = int(await keep_cancels(self._take(self._key, self._fence, token, self._ms)))
             if fence <= 0:
                 return -fence / 1000
             self._extend(asked)
@@ -163,7 +164,7 @@ class _Leadership:
         return loop.time() < self._until
 
     async def _end(self, running: asyncio.Future[None]) -> None:
-        """Cancel the job until it has ended. Python 3.11 or the job may drop a cancel: see `_ask`.
+        """Cancel the job until it has ended. Python 3.11 or the job may drop a cancel: see `cancels.py`.
 
         The lease is not given up before that, and so a cancel of our own is raised afterwards.
         """
@@ -187,7 +188,7 @@ class _Leadership:
             asked = loop.time()
             with suppress(RedisError, TimeoutError):  # unavailable: there may be time to try again
                 async with asyncio.timeout_at(self._until):
-                    if not await _ask(self._renew(self._key, token, self._ms)):
+                    if not await keep_cancels(self._renew(self._key, token, self._ms)):
                         self._until = asked  # no step of the job more
                         return
                 self._extend(asked)
@@ -210,8 +211,12 @@ def _while_true(condition: Callable[[], bool], job: Coroutine[Any, Any, None]) -
     cancelled = False
     thrown: BaseException | None = None
     while True:
-        if thrown is None and not cancelled and not condition():
-            thrown = asyncio.CancelledError()
+        if thrown is None and not cancelled and not condition() and (task := asyncio.current_task()) is not None:
+            task.cancel()  # and not raised here, or nobody could tell if it is dropped: see cancels.py
+            try:
+                yield
+            except BaseException as error:
+                thrown = error
         cancelled = cancelled or isinstance(thrown, asyncio.CancelledError)
         try:
             waited_for = job.send(None) if thrown is None else job.throw(thrown)
@@ -222,17 +227,3 @@ def _while_true(condition: Callable[[], bool], job: Coroutine[Any, Any, None]) -
             yield waited_for
         except BaseException as error:
             thrown = error
-
-
-async def _ask(answer: Awaitable[int]) -> int:
-    """What a script answers, unless this task was cancelled meanwhile.
-
-    Python 3.11's `wait_for`, in which redis-py writes, drops a cancel that comes just as the write ends (cpython
-    #86296, mended in 3.12): the loop above would go on leading in a worker that wants to stop.
-    """
-    task = asyncio.current_task()
-    try:
-        return int(await answer)
-    finally:
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError

@@ -92,7 +92,7 @@ class Stream:
     async def _follow(self) -> None:
         """Wait for news on behalf of all readers, who read them for themselves."""
         task = asyncio.current_task()
-        while self._tail is task and self._readers:  # asked, because Python 3.11 may drop a cancel: see once.py
+        while self._tail is task and self._readers:  # asked, because Python 3.11 may drop a cancel: see cancels.py
             try:
                 if self._newest == (0, 0):
                     self._newest = _parsed(await self.last_id())

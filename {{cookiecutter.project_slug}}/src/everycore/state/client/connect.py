@@ -25,6 +25,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from everycore.state.cancellation import keep_cancels
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 
@@ -138,7 +139,7 @@ class Cluster(RedisCluster):
             raise TimeoutError("no connection to the Redis Cluster was free in time") from error
         try:
             await self.initialize()  # first, or commands that come together break each other's connections
-            return await super().execute_command(*args, **options)
+            return await keep_cancels(super().execute_command(*args, **options))
         finally:
             self._free.release()
 

@@ -20,6 +20,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ConnectionError, OutOfMemoryError, ResponseError, TimeoutError
 from redis.observability.providers import get_observability_instance
 
+from everycore.state.cancellation import keep_cancels
 from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 
 # They keep their connection for as long as they like: each has one of its own, and no timeout but the caller's.
@@ -129,9 +130,9 @@ class PipelinedRedis(Redis):
         elif on_reply is not None:
             raise ValueError(f"{args[0]} is not sent on the shared connection: there is no order to keep")
         elif needs is BLOCKING:
-            answer = await self._execute_blocking(args)
+            answer = await keep_cancels(self._execute_blocking(args))
         else:
-            return await self._on_its_own(args, options)
+            return await keep_cancels(self._on_its_own(args, options))
         parsed = self._parsed(args[0], answer, options)
         return await parsed if iscoroutine(parsed) else parsed
 
