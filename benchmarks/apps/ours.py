@@ -8,6 +8,7 @@ from typing import Any
 
 import common
 from cluster_app.state.cache import Cache
+from cluster_app.state.cookies import SessionCookie
 from cluster_app.state.counters import Counters
 from cluster_app.state.middleware import SessionMiddleware
 from cluster_app.state.redis import UNAVAILABLE, connect
@@ -53,12 +54,12 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         "redis": redis,
         "counters": Counters(redis),
         "cache": Cache(redis),
-        "sessions": SessionStore(redis, [SECRET_KEY]),
+        "sessions": SessionStore(redis, [SECRET_KEY], cookie=SessionCookie(secure=False)),
     }
     await redis.aclose()
 
 
-sessions = [Middleware(SessionMiddleware, secure=False)]
+sessions = [Middleware(SessionMiddleware)]
 app = Starlette(
     routes=[
         *common.PLAIN_ROUTES,

@@ -112,3 +112,12 @@ async def test_rehearse_on_a_full_server_says_so(redis_start: Any, tmp_path: Pat
 
 def test_features_only_sessions_are_needed() -> None:
     assert [feature.name for feature in FEATURES if feature.lost is None] == ["sessions"]
+
+
+async def test_rehearse_behind_a_prefix_uses_and_names_its_keys(user: Any) -> None:
+    keys, channels = [f"shop:{key}" for key in KEYS], [f"shop:{channel}" for channel in CHANNELS]
+    url = await user(*ALL, keys=keys, channels=channels)
+    async with connect(url, 5.0, "shop") as client:
+        assert await rehearse(client) == []
+    async with connect(url, 5.0, "blog") as client:
+        assert any("sessions (keys blog:session:*)" in each.text for each in await rehearse(client))

@@ -118,6 +118,12 @@ def test_read_collects_every_fault() -> None:
         ("ROOT_PATH", "shop"),
         ("ROOT_PATH", "//shop"),
         ("ROOT_PATH", "/a b"),
+        ("KEY_PREFIX", "a{b}"),
+        ("SESSION_COOKIE", "a b"),
+        ("SESSION_PATH", "shop"),
+        ("SESSION_PATH", "/; Secure"),
+        ("SESSION_DOMAIN", "shop.com; Secure"),
+        ("SESSION_SAMESITE", "no"),
     ],
 )
 def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
@@ -157,6 +163,15 @@ def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> Non
     assert settings.ops_token == KEY
     assert KEY not in settings.shown
     assert read({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
+
+
+def test_settings_name_keys_and_cookie_after_the_project() -> None:
+    slug = (__package__ or "").partition(".")[0].replace("_", "-")
+    settings = read({"SECRET_KEY": KEY})
+    assert (settings.key_prefix, settings.session_cookie) == (slug, f"{slug}-session")
+    settings = read({"SECRET_KEY": KEY, "KEY_PREFIX": "shop", "SESSION_SAMESITE": "None"})
+    assert (settings.key_prefix, settings.session_cookie, settings.session_samesite) == ("shop", "shop-session", "none")
+    assert read({"SECRET_KEY": KEY, "SESSION_COOKIE": "id"}).session_cookie == "id"
 
 
 def test_hosts_are_names_with_commas() -> None:

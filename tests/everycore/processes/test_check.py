@@ -173,12 +173,13 @@ def test_check_of_tls_files_loads_them_and_asks_for_nothing(cli: Any, tmp_path: 
 def test_check_of_redis_rights_fails_for_sessions_alone(cli: Any, user: Any) -> None:
     ended = cli("check", REDIS_URL=user("-evalsha"))
     assert ended.returncode == 1
-    assert "sessions (keys session:*)" in found(ended, "error")[0]
+    prefix = "sample"  # by default KEY_PREFIX is the name of the app's package
+    assert f"sessions (keys {prefix}:session:*)" in found(ended, "error")[0]
     ended = cli("check", REDIS_URL=user("+evalsha", "-client|tracking", "-publish"))
     assert (ended.returncode, ended.stdout) == (0, "ok\n"), ended.stderr
     warnings = found(ended, "warning")
     assert any("the near cache (CLIENT TRACKING)" in line for line in warnings)
-    assert any("broadcast (channels broadcast:*)" in line for line in warnings)
+    assert any(f"broadcast (channels {prefix}:broadcast:*)" in line for line in warnings)
     assert "hunter2" not in ended.stderr
 
 

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.state.client.connect import connect
 from everycore.state.sessions.store import SessionStore
@@ -27,16 +28,17 @@ from everycore.state.sessions.store import SessionStore
 @asynccontextmanager
 async def lifespan(app):
     async with connect(os.environ["REDIS_URL"], 1.0) as redis:
-        yield {"sessions": SessionStore(redis, [os.environ["SECRET_KEY"]])}
+        yield {"sessions": SessionStore(redis, [os.environ["SECRET_KEY"]], cookie=SessionCookie(secure=False))}
 
 async def visit(request):
-    request.session.user = "ann"
+    if not request.session:
+        request.session["user_id"] = "ann"
     n = await request.session.update("n", lambda old: (old or 0) + 1)
     request.session["seen"] = n
     return JSONResponse({"n": n})
 
 app = Starlette(
-    routes=[Route("/", visit, middleware=[Middleware(SessionMiddleware, secure=False)])], lifespan=lifespan
+    routes=[Route("/", visit, middleware=[Middleware(SessionMiddleware)])], lifespan=lifespan
 )
 """
 

@@ -27,6 +27,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route, WebSocketRoute
+from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.state.client.connect import connect
 from everycore.state.sessions.store import SessionStore
@@ -34,12 +35,13 @@ from everycore.state.sessions.store import SessionStore
 @asynccontextmanager
 async def lifespan(app):
     redis = connect(os.environ["REDIS_URL"], 1.0)
-    yield {"redis": redis, "sessions": SessionStore(redis, [os.environ["SECRET_KEY"]])}
+    sessions = SessionStore(redis, [os.environ["SECRET_KEY"]], cookie=SessionCookie(secure=False))
+    yield {"redis": redis, "sessions": sessions}
     await redis.aclose()
 
 async def visit(request):
     session, redis, query = request.session, request.state.redis, request.query_params
-    answer = dict(session)
+    answer = {key: value for key, value in session.items() if key != "user_id"}
     if "hold" in query:
         await redis.incr("held")
         await redis.blpop("go", 20)
@@ -50,21 +52,21 @@ async def visit(request):
     for key in query.getlist("update"):
         await session.update(key, lambda old: (old or 0) + 1)
     if "login" in query:
-        session.regenerate()
-        session.user = query["login"]
+        session.user_id = query["login"]
         return RedirectResponse("/", 303)
     if "logout" in query:
         session.destroy()
     if "everywhere" in query:
-        await request.state.sessions.end_all(session.user, keep=session)
-    return JSONResponse({"session": dict(session), "was": answer, "user": session.user, "pid": os.getpid()})
+        await request.state.sessions.end_all(session.user_id, keep=session)
+    keys = {key: value for key, value in session.items() if key != "user_id"}
+    return JSONResponse({"session": keys, "was": answer, "user": session.user_id, "pid": os.getpid()})
 
 async def socket(websocket):
     await websocket.accept()
     await websocket.send_json(dict(websocket.session))
     await websocket.close()
 
-session = Middleware(SessionMiddleware, secure=False)
+session = Middleware(SessionMiddleware)
 app = Starlette(
     routes=[Route("/", visit, middleware=[session]), WebSocketRoute("/socket", socket, middleware=[session])],
     lifespan=lifespan,
@@ -160,7 +162,7 @@ def test_logout_wins_over_a_running_request(visit: Visit, redis_url: str, eventu
     _, _, cookie = visit("?set=a")
     running = Held(visit, redis_url, eventually, "set=b", cookie)
     visit("?logout", cookie)
-    assert running.go_on()[0] == 200
+    assert running.go_on()[0] == 409  # and not a 200 for what is not kept
     assert visit("", cookie)[1]["session"] == {}
 
 
@@ -169,7 +171,7 @@ def test_logout_everywhere_wins_over_a_running_request(visit: Visit, redis_url: 
     _, _, there = visit("?login=ann")
     running = Held(visit, redis_url, eventually, "set=b", there)
     assert visit("?everywhere", here)[0] == 200
-    assert running.go_on()[0] == 200
+    assert running.go_on()[0] == 409  # and not a 200 for what is not kept
     assert [visit("", cookie)[1]["user"] for cookie in (here, there)] == ["ann", None]
 
 

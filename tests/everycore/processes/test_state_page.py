@@ -15,8 +15,8 @@ ROOT = TEMPLATE
 IMPORTS = """
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -31,7 +31,10 @@ from everycore.state.rate_limit import RateLimiter, Rule
 from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.state.leader import run_as_leader
 from everycore.state.client.connect import connect
+from everycore.state.schedule import daily
+from everycore.state.sessions.session import session
 from everycore.state.sessions.store import SessionStore
+from everycore.state.stream import Stream
 from everycore.state.counters import DAY
 """
 
@@ -56,11 +59,15 @@ def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., An
             {"logins": 1},
         ]
         assert here.get("/log-out-elsewhere").json() == {"ended": 1}
+        assert there.get("/log-out").json() == {}
         assert here.get("/report?name=ann").json() == {"total": 1, "today": 1}
         assert here.get("/report?name=ann").json() == {"total": 2, "today": 1}
         assert here.get("/prices").json() == {"tea": 3}
         assert [here.get("/send_mail?name=ann").status_code for _ in range(3)] == [200, 200, 429]
         assert here.get("/news").json() == {"tea": 4}
+        first, second = here.get("/orders").json(), there.get("/orders").json()
+        assert first == second | {"id": first["id"]}
+        assert there.get(f"/orders?after={first['id']}").json()["id"] > first["id"]
         assert 429 in [here.get("/login?name=ann").status_code for _ in range(9)]
         kinds = {re.sub(r"[:{].*", "", key.decode()) for key in database.scan_iter()}
         assert {f"`{kind}:" in page for kind in kinds} == {True}

@@ -17,7 +17,7 @@ def create_app(settings: web.AppSettings | None = None, headers: dict[str, str] 
         routes=[
             *web.routes(settings),
             *everycore_demo.routes(settings),
-            Route("/", home, middleware=[state.sessions(settings)]),
+            Route("/", home, middleware=[state.sessions()]),
         ],
         middleware=web.middleware(settings, headers),
         exception_handlers=web.exception_handlers(),

@@ -1,5 +1,7 @@
 """Whatever a client sends for a cookie."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +61,17 @@ def test_the_first_key_signs_and_all_verify() -> None:
     rotated = CookieSigner(["a-new-key-of-more-than-thirty-two-characters", KEY])
     assert rotated.verify(SIGNED)
     assert SIGNATURES.verify(rotated.sign("an-id")) is None
+
+
+def attributes(**options: Any) -> str:
+    return SessionCookie(**options).set("x", 60)[1].decode()
+
+
+def test_cookie_name_gets_the_prefix_that_its_attributes_allow() -> None:
+    assert attributes() == "__Host-session=x; Max-Age=60; Path=/; HttpOnly; SameSite=Lax; Secure"
+    assert attributes(name="shop", secure=False) == "shop=x; Max-Age=60; Path=/; HttpOnly; SameSite=Lax"
+    assert attributes(path="/shop").startswith("__Secure-session=x; Max-Age=60; Path=/shop; ")
+    assert attributes(domain="shop.com", samesite="strict").startswith("__Secure-")
+    assert attributes(domain="shop.com").endswith("SameSite=Lax; Domain=shop.com; Secure")
+    # A browser refuses one that is not secure (form_post callbacks of an identity provider need it).
+    assert attributes(samesite="none", secure=False).endswith("SameSite=None; Secure")

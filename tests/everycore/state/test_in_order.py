@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from everycore.state.client.connect import connect
 
@@ -23,6 +24,9 @@ class Heard:
         self.invalidations += 1
         for key in list(self.values) if keys is None else keys:
             self.values.pop(key, None)
+
+    def connected(self, refusal: ResponseError | None) -> None:
+        assert refusal is None
 
     def lost(self) -> None:
         self.losses += 1

@@ -70,6 +70,14 @@ async def leading(
         await stop(task)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.001)
+
+
 async def stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=DEADLINE)

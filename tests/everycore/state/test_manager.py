@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import hiredis
 import pytest
-from redis.exceptions import BusyLoadingError, ConnectionError, MasterDownError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, MasterDownError, ResponseError, TimeoutError
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 
@@ -126,6 +126,8 @@ async def test_a_listener_that_fails_loses_the_connection_rather_than_an_invalid
     class Deaf:
         losses = 0
 
+        def connected(self, refusal: ResponseError | None) -> None: ...
+
         def invalidated(self, keys: list[Any] | None) -> None:
             raise LookupError("what keys?")
 
@@ -177,17 +179,27 @@ async def test_a_server_that_cuts_every_command_is_not_stormed(tmp_path: Path) -
         assert 1 < impostor.connections < 25
 
 
-async def test_a_refused_command_at_connect_refuses_the_connection(tmp_path: Path) -> None:
-    class Silent:
+async def test_link_refused_at_connect_tells_its_listener(tmp_path: Path) -> None:
+    class Told:
+        refusals: ClassVar[list[str]] = []
+
+        def connected(self, refusal: ResponseError | None) -> None:
+            self.refusals.append(str(refusal))
+
         def invalidated(self, keys: list[Any] | None) -> None: ...
 
         def lost(self) -> None: ...
 
-    async with served(tmp_path, scripted(b"-NOPERM no tracking for you\r\n")) as (client, _):
-        client.add_invalidation_listener(Silent(), ("CLIENT", "TRACKING", "ON"))
-        with pytest.raises(ConnectionError, match="no tracking for you"):
-            await client.get("k")
-        await until(lambda: client.stats.connected, client)
+    async with served(tmp_path, scripted(b"-NOPERM no tracking for you\r\n")) as (client, impostor):
+        client.add_invalidation_listener(Told(), ("CLIENT", "TRACKING", "ON"))
+        assert await client.get("k") == b"OK"
+        assert Told.refusals == ["no tracking for you"]
+        assert impostor.connections == 1
+
+
+@pytest.mark.parametrize("refusal", [b"-NOPERM no ping for you\r\n", b"-ERR unknown command 'PING'\r\n"])
+async def test_link_without_ping_is_connected(tmp_path: Path, refusal: bytes) -> None:
+    async with served(tmp_path, lambda command: refusal if command[0] == b"PING" else b"+OK\r\n") as (client, _):
         assert await client.get("k") == b"OK"
 
 

@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from everycore.state.client.connect import connect
+from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.middleware import SessionMiddleware
+from everycore.state.sessions.session import session
 from everycore.state.sessions.store import SessionStore
 
 CLOSED = pytest.mark.one_server("a client of a Redis Cluster that was closed opens again")
@@ -31,16 +33,13 @@ async def look(request: Request) -> Response:
 
 
 async def logout(request: Request) -> Response:
-    session: Any = request.session
-    session.destroy()
-    return JSONResponse({})
+    request.session.clear()
+    return JSONResponse(request.session)
 
 
 async def login(request: Request) -> Response:
     """Says by a redirect who is logged in; the database is asked before the browser can be."""
-    session: Any = request.session
-    session.regenerate()
-    session.user = "ann"
+    session(request).user_id = "ann"
     return RedirectResponse("/look", 303)
 
 
@@ -53,17 +52,45 @@ async def shared(request: Request) -> Response:
 
 
 async def late(request: Request) -> Response:
-    session: Any = request.session
-    failures = []
+    """Changes the session while the body is sent."""
 
     async def body() -> AsyncIterator[str]:
         try:
-            session.regenerate()
+            request.session["n"] = 2
         except RuntimeError as error:
-            failures.append(str(error))
-        yield failures[0]
+            yield str(error)
+        request.session.setdefault("cart", []).append("pen")
 
+    request.session["cart"] = ["book"]
     return StreamingResponse(body())
+
+
+async def ignoring(request: Request) -> Response:
+    return JSONResponse({})
+
+
+async def caching(request: Request) -> Response:
+    return JSONResponse(request.session, headers={"Cache-Control": "no-store"})
+
+
+async def flashing(request: Request) -> Response:
+    """Log out, and leave a message for the next page."""
+    request.session.clear()
+    request.session["flash"] = "You are logged out."
+    return JSONResponse({})
+
+
+async def ended(request: Request) -> Response:
+    """Another request logs out while this one runs."""
+    store, cookie = request.state.sessions, request.cookies["session"]
+    other = await store.load(cookie)
+    other.clear()
+    await store.save(other)
+    if "update" in request.query_params:
+        await session(request).update("n", lambda old: old + 1)
+    else:
+        request.session["n"] = 2
+    return JSONResponse({})
 
 
 async def broken(request: Request) -> Response:
@@ -83,9 +110,14 @@ async def adding(request: Request) -> Response:
 
 
 async def socket(websocket: WebSocket) -> None:
+    if "first" in websocket.query_params:
+        websocket.session["n"] = 0
     await websocket.accept()
-    websocket.session["n"] = websocket.session.get("n", 0) + 1
-    await websocket.send_json(dict(websocket.session))
+    try:
+        websocket.session["n"] = websocket.session.get("n", 0) + 1
+        await websocket.send_json(websocket.session)
+    except RuntimeError as error:
+        await websocket.send_json(str(error))
     await websocket.close()
 
 
@@ -107,13 +139,15 @@ def app(url: str, secure: bool) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         client = connect(url, 0.5)
-        yield {"sessions": SessionStore(client, [KEY]), "redis": client}
+        cookie = SessionCookie(secure=secure)
+        yield {"sessions": SessionStore(client, [KEY], cookie=cookie), "redis": client}
         await client.aclose()
 
-    session = [Middleware(SessionMiddleware, secure=secure)]
-    pages = (count, look, logout, login, shared, late, broken, adding)
-    routes = [Route(f"/{each.__name__}", each, middleware=session) for each in pages]
-    sockets = [WebSocketRoute(f"/{each.__name__}", each, middleware=session) for each in (socket, listening, stranded)]
+    with_session = [Middleware(SessionMiddleware)]
+    pages = (count, look, logout, login, shared, late, broken, adding, ignoring, caching, flashing, ended)
+    routes = [Route(f"/{each.__name__}", each, middleware=with_session) for each in pages]
+    both = (socket, listening, stranded)
+    sockets = [WebSocketRoute(f"/{each.__name__}", each, middleware=with_session) for each in both]
     return Starlette(routes=[*routes, *sockets], lifespan=lifespan)
 
 
@@ -161,10 +195,18 @@ def test_a_websocket_has_the_same_session(client: TestClient, eventually: Any) -
     assert client.get("/count").json() == {"n": 3}
 
 
-def test_a_websocket_of_a_new_visitor_leaves_no_session_that_nobody_finds(client: TestClient, database: Any) -> None:
+def test_websocket_starts_no_session_once_it_is_accepted(client: TestClient, database: Any) -> None:
     with client.websocket_connect("/socket") as websocket:
-        assert websocket.receive_json() == {"n": 1}
+        assert "the websocket is accepted" in websocket.receive_json()
     assert [*database.scan_iter()] == []
+
+
+def test_websocket_starts_a_session_before_it_is_accepted(client: TestClient, eventually: Any) -> None:
+    with client.websocket_connect("/socket?first") as websocket:
+        assert websocket.receive_json() == {"n": 1}
+        headers: dict[bytes, bytes] = dict(websocket.extra_headers or [])
+        cookie = headers[b"set-cookie"].decode().partition(";")[0]
+        eventually(lambda: client.get("/look", headers={"Cookie": cookie}).json() == {"n": 1})
 
 
 def test_a_websocket_whose_client_leaves_is_saved(client: TestClient, eventually: Any) -> None:
@@ -189,11 +231,42 @@ def test_the_redirect_leaves_only_after_the_save(client: TestClient, database: A
     answer = client.get("/login", follow_redirects=False)
     assert database.exists("session:user:ann")
     assert answer.status_code == 303
-    assert client.get("/look").json() == {"n": 1}
+    assert client.get("/look").json() == {"n": 1, "user_id": "ann"}
 
 
-def test_once_the_response_has_begun_nothing_moves(client: TestClient) -> None:
-    assert "before the response begins" in client.get("/late").text
+def test_change_after_the_response_began_raises_or_is_logged(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "cannot be changed here: the response has begun" in client.get("/late").text
+    assert "session['cart'] was changed after the response had begun" in caplog.text
+    assert client.get("/look").json() == {"cart": ["book"]}
+
+
+@pytest.mark.parametrize("how", ["", "?update"])
+def test_change_of_a_session_that_ended_meanwhile_is_409(client: TestClient, how: str) -> None:
+    client.get("/count")
+    answer = client.get(f"/ended{how}")
+    assert (answer.status_code, "set-cookie" in answer.headers) == (409, False)
+    assert client.get("/look").json() == {}
+
+
+def test_logout_by_clear_may_leave_a_message(client: TestClient) -> None:
+    client.get("/login")
+    client.get("/flashing")
+    assert client.get("/look").json() == {"flash": "You are logged out."}
+
+
+def test_session_that_was_read_is_private_and_varies(client: TestClient) -> None:
+    client.get("/count")
+    read, ignored, own = client.get("/look"), client.get("/ignoring"), client.get("/caching")
+    assert (read.headers["vary"], read.headers["cache-control"]) == ("Cookie", "private")
+    assert not {"vary", "cache-control"} & set(ignored.headers)
+    assert own.headers.get_list("cache-control") == ["no-store"]
+
+
+def test_session_accessor_names_the_missing_middleware() -> None:
+    with pytest.raises(RuntimeError, match="SessionMiddleware"):
+        session(Request({"type": "http"}))
 
 
 def test_a_handler_that_raises_saves_nothing(client: TestClient) -> None:

@@ -8,12 +8,14 @@ from everycore.state.cache.store import OVERHEAD, TRUST, NearCache
 def near(most_entries: int = 100, most_bytes: int = 1_000_000) -> tuple[NearCache, list[Any]]:
     heard: list[Any] = []
     one = NearCache(heard.append, most_entries, most_bytes)
+    one.connected(None)
     one.confirm(0.0)
     return one, heard
 
 
 def test_nothing_is_believed_that_no_answer_has_confirmed() -> None:
     one = NearCache(lambda names: None)
+    one.connected(None)
     one.keep("k", "v", 1, 100.0)
     assert one.get("k", 0.0) is None
     one.confirm(0.0)

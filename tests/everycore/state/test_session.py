@@ -1,13 +1,18 @@
 """A session is a dict of JSON values, whatever is done to it, through save and load."""
 
+import copy
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from starlette.responses import JSONResponse
 
-from everycore.state.sessions.session import Session
+from everycore.state.sessions.session import Record, Session
 from everycore.state.sessions.store import SessionStore
 
 pytestmark = pytest.mark.anyio
@@ -16,7 +21,7 @@ KEY = "a-key-of-more-than-thirty-two-characters"
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
-keys = st.sampled_from(["", "a", "b", ":", "user", "created", "ö\0"]) | st.text(max_size=5)
+keys = st.sampled_from(["", "a", "b", ":", "user_id", "created", "ö\0"]) | st.text(max_size=5)
 steps = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["set", "setdefault"]), keys, values),
@@ -67,8 +72,8 @@ async def test_a_session_does_what_a_dict_does_through_save_and_load(redis: Redi
             if model:
                 del model[session.popitem()[0]]
         elif step == "save":
-            saved = await store.save(session)
-            session = await store.load(store.sign(session.id) if saved and session.id else None)
+            id = await store.save(session)
+            session = await store.load(store.sign(id) if id else None)
         else:
             assert done(session, step, key, value) == done(model, step, key, value)
         assert session == model
@@ -76,22 +81,128 @@ async def test_a_session_does_what_a_dict_does_through_save_and_load(redis: Redi
         assert all(each in session for each in model)
 
 
-def test_only_what_may_have_changed_is_compared_as_json() -> None:
-    many = {b":key%d" % number: b"[%d]" % number for number in range(100)}
-    session = Session("id", "name", {b"created": b"1", **many}, swap=never)
+def stored(**values: Any) -> Session:
+    """A session as it is loaded."""
+    fields = {b":" + key.encode(): json.dumps(value, separators=(",", ":")).encode() for key, value in values.items()}
+    return Session(Record("id", "name", {b"created": b"1", **fields}))
+
+
+def test_session_decodes_only_the_lists_that_are_read() -> None:
+    session = stored(**{f"key{number}": [number] for number in range(100)})
     assert session["key7"] == [7]
     session["key8"] = [8]
     assert session.changes() == ({}, [])
     session["key7"].append(1)
     assert session.changes() == ({b":key7": b"[7,1]"}, [])
-    assert len(session._values) == 2
+    assert sum(type(value) is bytes for value in dict.values(session)) == 98
 
 
-async def never(*_: Any) -> None:
-    raise AssertionError
+def accept(**values: Any) -> dict[str, Any]:
+    return values
 
 
-@pytest.mark.parametrize("user", ["", 7, b"ann"])
-def test_a_users_id_is_a_string(user: Any) -> None:
-    with pytest.raises(TypeError, match="string that is not empty"):
-        Session(None, "", {}, never).user = user
+FULL: dict[str, Any] = {"name": "ann", "n": 1, "cart": [1, {"a": [2]}], "none": None, "user": {"id": 1}}
+
+
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize(
+    "use",
+    [
+        json.dumps,
+        lambda mapping: json.dumps({"session": mapping}, indent=1),
+        lambda mapping: JSONResponse(mapping).body,
+        dict,
+        lambda mapping: {**mapping},
+        lambda mapping: accept(**mapping),
+        lambda mapping: mapping | {"more": 1},
+        lambda mapping: {"more": 1} | mapping,
+        lambda mapping: mapping == FULL and mapping == mapping.copy() and mapping == FULL,
+        lambda mapping: mapping == {**FULL, "n": 2},
+        lambda mapping: (mapping.copy(), type(mapping.copy())),
+        lambda mapping: (copy.copy(mapping), copy.deepcopy(mapping)),
+        lambda mapping: (list(mapping), list(mapping.keys()), list(reversed(mapping)), len(mapping), bool(mapping)),
+        lambda mapping: (list(mapping.items()), list(mapping.values())),
+        lambda mapping: [mapping[key] for key in mapping],
+        lambda mapping: [mapping.get(key) for key in ("cart", "nothing")],
+        lambda mapping: (mapping.pop("cart"), mapping.pop("cart", 7), mapping.pop("n")),
+        lambda mapping: (mapping.popitem(), len(mapping)),
+        lambda mapping: (mapping.setdefault("cart", 1), mapping.setdefault("new", [])),
+        "{name} {cart}".format_map,
+        repr,
+        lambda mapping: mapping.setdefault("_messages", []).append({"text": "hi"}) or mapping,  # starlette-flash
+        lambda mapping: [key for key in mapping if key.startswith("n")],
+        lambda mapping: ("cart" in mapping, "nothing" in mapping),
+    ],
+)
+def test_session_answers_as_a_dict(use: Callable[[Any], Any], read: bool) -> None:
+    session, model = stored(**FULL), copy.deepcopy(FULL)
+    if read:
+        assert session["cart"] == FULL["cart"]
+    assert use(session) == use(model)
+    assert session == model
+
+
+def test_session_in_place_union_is_saved() -> None:
+    session = stored(n=1)
+    session |= {"n": 2, "cart": []}
+    assert session.changes() == ({b":n": b"2", b":cart": b"[]"}, [])
+
+
+def test_session_attributes_are_not_the_visitors_keys() -> None:
+    for name in (
+        "id",
+        "name",
+        "user",
+        "created",
+        "touched",
+        "ended",
+        "stored",
+        "moving",
+        "user_id",
+        "prefix",
+        "record",
+    ):
+        session = stored(**{name: "the visitor's"})
+        seen = getattr(session, name, session[name])  # as Jinja reads `session.name`
+        assert seen == "the visitor's"
+    with pytest.raises(AttributeError, match=r"set session\['user'\]"):
+        stored().user = "ann"
+
+
+@pytest.mark.parametrize("user_id", ["", 7.5, True, b"ann"])
+def test_session_user_id_that_names_nobody_is_refused(user_id: Any) -> None:
+    with pytest.raises(TypeError, match="string that is not empty or a whole number"):
+        stored().user_id = user_id
+
+
+def test_session_value_that_is_no_json_is_named() -> None:
+    for value, kind in ((datetime.now(UTC), TypeError), (float("nan"), ValueError), (b"bytes", TypeError)):
+        session = stored(seen=1)
+        session["seen"] = value
+        with pytest.raises(kind, match=r"session\['seen'\] cannot be saved"):
+            session.changes()
+    session = stored()
+    session[1] = "one"  # type: ignore[index]
+    with pytest.raises(TypeError, match=r"session\[1\]: session keys are strings"):
+        session.changes()
+
+
+def test_closed_session_refuses_each_change() -> None:
+    changes: list[Callable[[Any], Any]] = [
+        lambda session: session.__setitem__("n", 2),
+        lambda session: session.__delitem__("n"),
+        lambda session: session.update(n=2),
+        lambda session: session.pop("n"),
+        lambda session: session.popitem(),
+        lambda session: session.setdefault("m", 2),
+        lambda session: session.__ior__({"n": 2}),
+        lambda session: session.clear(),
+        lambda session: session.destroy(),
+        lambda session: session.regenerate(),
+        lambda session: setattr(session, "user_id", "ann"),
+    ]
+    for change in changes:
+        session = stored(n=1)
+        session.close("the response has begun")
+        with pytest.raises(RuntimeError, match="the response has begun"):
+            change(session)

@@ -27,7 +27,7 @@ memory = {"hits": 0}
 def routes(settings: AppSettings) -> list[Route | Mount]:
     if not on(settings):
         return []
-    session = Middleware(SessionMiddleware, secure=settings.production)
+    session = Middleware(SessionMiddleware)
     # What can hurt needs APP_ENV=development besides.
     controls = None if settings.production else Controls(settings.secret_keys)
     endpoints = [

@@ -23,7 +23,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             *web.routes(settings),  # /healthz, /readyz, /metrics, /cluster
             *everycore_demo.routes(settings),  # /demo
             Mount("/static", static, name="static"),
-            Mount("/", routes=ROUTES, middleware=[state.sessions(settings)]),
+            Mount("/", routes=ROUTES, middleware=[state.sessions()]),
         ],
         middleware=web.middleware(settings),
         exception_handlers=web.exception_handlers(),

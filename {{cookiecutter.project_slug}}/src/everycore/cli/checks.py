@@ -64,7 +64,7 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
     yield from on_binds(settings.bind, primary)
     if own:
         try:
-            yield from asyncio.run(on_redis(StateSettings.from_environ(), rights=True))
+            yield from asyncio.run(on_redis(StateSettings.for_app(target), rights=True))
         except SettingsError as error:
             yield from (Finding(fault, USAGE) for fault in error.args)
 
@@ -185,7 +185,7 @@ async def on_redis(settings: StateSettings, rights: bool) -> list[Finding]:
     if reason := await connection_error(settings.redis_url, settings.redis_timeout):
         shown = parse(settings.redis_url).shown
         return [Finding(f"Redis does not answer at REDIS_URL ({shown}): {reason}", ERROR)]
-    async with connect(settings.redis_url, settings.redis_timeout) as redis:
+    async with connect(settings.redis_url, settings.redis_timeout, settings.key_prefix) as redis:
         refusals = await rehearse(redis) if rights else []
         found = [Finding(each.text, ERROR if each.needed else 0) for each in refusals]
         return found + [Finding(each) for each in (await check_server(redis) if settings.production else [])]

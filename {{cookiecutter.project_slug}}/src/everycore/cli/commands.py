@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from everycore.cli import checks
 from everycore.cli.control import ClusterControl, ControlError, headline, table
-from everycore.environ import EnvironSettings, SettingsError
+from everycore.environ import SettingsError
 from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError
@@ -34,8 +34,6 @@ app_option = click.option(
     help="An ASGI app or factory, as module:attribute.",
 )
 
-Settings = TypeVar("Settings", bound=EnvironSettings)
-
 
 def own_app() -> str | None:
     """Return the app that this command line was made for, None for `python -m everycore`."""
@@ -53,15 +51,20 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def read_settings(kind: type[Settings]) -> Settings:
-    """Read the settings of a kind from the environment, or end with exit code 2."""
+def read_settings() -> ServerSettings:
+    """Read the server's settings from the environment, or end with exit code 2."""
     try:
-        return kind.from_environ()
+        return ServerSettings.from_environ()
     except SettingsError as error:
-        *others, last = error.args
-        for fault in others:
-            click.echo(f"error: {fault}", err=True)
-        fail(last, 2)
+        refuse(error)
+
+
+def refuse(error: SettingsError) -> NoReturn:
+    """End with exit code 2, and a line for each setting that cannot be used."""
+    *others, last = error.args
+    for fault in others:
+        click.echo(f"error: {fault}", err=True)
+    fail(last, 2)
 
 
 def developing() -> bool:
@@ -95,10 +98,14 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
         if value is not None:
             os.environ[name] = value
-    settings = read_settings(ServerSettings)
+    settings = read_settings()
     configure(settings.log_level)
     if target == own_app() and not handover.is_reexec():
-        for finding in asyncio.run(checks.on_redis(read_settings(StateSettings), rights=False)):
+        try:
+            state = StateSettings.for_app(target)
+        except SettingsError as error:
+            refuse(error)
+        for finding in asyncio.run(checks.on_redis(state, rights=False)):
             if finding.code:
                 fail(finding.text, finding.code)
             logging.getLogger(__name__).warning("%s", finding.text)
@@ -117,7 +124,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             **settings.uvicorn_options(),
         )
     except SettingsError as error:
-        fail(str(error), 2)
+        refuse(error)
     except LoadError as error:
         if error.traceback and developing():
             click.echo(error.traceback, err=True)
@@ -203,7 +210,7 @@ def stop() -> None:
 @contextmanager
 def operating() -> Iterator[ClusterControl]:
     try:
-        yield ClusterControl(run_dir(read_settings(ServerSettings), own_app()))
+        yield ClusterControl(run_dir(read_settings(), own_app()))
     except ControlError as error:
         fail(str(error))
 

@@ -13,11 +13,12 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from everycore.state import leader, rate_limit
+from everycore.state import leader, rate_limit, schedule
 from everycore.state.cache import store
 from everycore.state.client.script import Script
 from everycore.state.counters import Counters
 from everycore.state.hosts import HostRegistry
+from everycore.state.prefix import key_prefix_of, prefixed
 from everycore.state.rate_limit import RateLimiter, Rule
 from everycore.state.sessions import scripts, user_index
 from everycore.state.sessions.store import SessionStore
@@ -59,13 +60,15 @@ async def rehearse(redis: Redis) -> list[Refusal]:
     Of the client its pool is used: on a connection that all share one feature's refusal could be another's.
     """
     if not isinstance(redis, RedisCluster):
-        redis = Redis(connection_pool=redis.connection_pool)
+        client: Any = Redis(connection_pool=redis.connection_pool)
+        client.key_prefix = key_prefix_of(redis)
+        redis = client
     whys = [(feature, await _refused(redis, feature)) for feature in FEATURES]
     refusals = []
     for why in dict.fromkeys(why for _, why in whys if why):
         met = [feature for feature, other in whys if other == why]
         needed = any(feature.lost is None for feature in met)
-        what = ", ".join(f"{feature.name} ({feature.uses})" for feature in met)
+        what = ", ".join(f"{feature.name} ({_used(redis, feature)})" for feature in met)
         lost = "" if needed else f" Without it: {'; '.join(str(feature.lost) for feature in met)}."
         refusals.append(Refusal(f"Redis refuses what the app does for {what}: {why}.{lost}", needed))
     return refusals
@@ -86,20 +89,25 @@ async def _refused(redis: Redis, feature: Feature) -> str | None:
 async def _commands_refused(redis: Redis, feature: Feature) -> str:
     """Redis says that a script failed, and not at which command. Nothing where it cannot be asked."""
     commands = dict.fromkeys(re.findall(r"redis\.call\('(\w+)'", "".join(feature.scripts)))
-    key = f"{feature.uses.split()[1].rstrip('*')}check"
+    key = f"{_used(redis, feature).split()[1].rstrip('*')}check"
     try:
         return ", ".join(name.decode() for name in await Script(redis, REFUSED)(key, *commands))
     except RedisError:
         return ""
 
 
+def _used(redis: Redis, feature: Feature) -> str:
+    """Its keys or channels, with the app's prefix."""
+    kind, _, pattern = feature.uses.partition(" ")
+    return f"{kind} {prefixed(redis, pattern) if pattern.endswith('*') else pattern}"
+
+
 async def _sessions(redis: Redis, name: str) -> None:
     store = SessionStore(redis, (name,))
     session = await store.load(None)
-    session.user, session[name] = name, 1
+    session.user_id, session[name] = name, 1
     try:
-        await store.save(session)
-        session = await store.load(store.sign(str(session.id)))
+        session = await store.load(store.sign(str(await store.save(session))))
         await session.update(name, lambda value: value + 1)
         session["other"] = 1
         await store.save(session)
@@ -107,9 +115,9 @@ async def _sessions(redis: Redis, name: str) -> None:
         await store.save(session)
         await store.sessions_of(name)
     finally:
-        await store.end_all(name)
-        session.destroy()
+        session.clear()
         await store.save(session)
+        await store.end_all(name)
 
 
 async def _counters(redis: Redis, name: str) -> None:
@@ -129,13 +137,13 @@ async def _cache(redis: Redis, name: str) -> None:
     await cache.lock(name, name, 1.0)
     await cache.store(name, name, "{}", 1.0)
     await cache.forget(name)
-    await redis.delete(f"cache:tag:{name}")
+    await redis.delete(prefixed(redis, f"cache:tag:{name}"))
 
 
 async def _tracking(redis: Redis, name: str) -> None:
     if not isinstance(redis, RedisCluster):  # whose cache keeps nothing near
         send: Any = redis.execute_command
-        await send("CLIENT TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", "cache:")
+        await send("CLIENT TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefixed(redis, "cache:"))
         await send("CLIENT TRACKING", "OFF")
 
 
@@ -144,25 +152,31 @@ async def _limits(redis: Redis, name: str) -> None:
 
 
 async def _leader(redis: Redis, name: str) -> None:
-    lease, fence = f"leader:{{{name}}}", f"leader:{{{name}}}:fence"
+    lease = prefixed(redis, f"leader:{{{name}}}")
+    fence = f"{lease}:fence"
     await Script(redis, leader.TAKE, keys=2)(lease, fence, name, 1000)
     await Script(redis, leader.RENEWAL)(lease, name, 1000)
     await Script(redis, leader.RELEASE)(lease, name)
-    await redis.delete(fence)
+    await Script(redis, schedule.BEGIN)(f"{lease}:last", 1, 1)
+    await redis.time()
+    await redis.delete(fence, f"{lease}:last")
 
 
 async def _broadcast(redis: Redis, name: str) -> None:
-    await redis.publish(f"broadcast:{name}", "null")
+    channel = prefixed(redis, f"broadcast:{name}")
+    await redis.publish(channel, "null")
     await redis.initialize()  # of a Redis Cluster the nodes have to be known
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(f"broadcast:{name}")
+        await pubsub.subscribe(channel)
         await pubsub.get_message(timeout=ANSWER)
 
 
 async def _hosts(redis: Redis, name: str) -> None:
     await HostRegistry(redis, life=1.0).announce(name, "")
-    await redis.zrem("host:names", name)
+    await redis.zrem(prefixed(redis, "host:names"), name)
 
+
+LEADERS = (leader.TAKE, leader.RENEWAL, leader.RELEASE, schedule.BEGIN)
 
 FEATURES = (
     Feature(
@@ -187,9 +201,7 @@ FEATURES = (
     ),
     Feature("the near cache", "CLIENT TRACKING", "each read of the cache asks Redis", _tracking),
     Feature("limits", "keys limit:*", "routes with a limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
-    Feature(
-        "the leader", "keys leader:*", "no leader's job runs", _leader, (leader.TAKE, leader.RENEWAL, leader.RELEASE)
-    ),
+    Feature("the leader", "keys leader:*", "no leader's job runs", _leader, LEADERS),
     Feature("broadcast", "channels broadcast:*", "nothing is sent or heard", _broadcast),
     Feature("the list of hosts", "keys host:*", "/cluster and /metrics know this host alone", _hosts),
 )

@@ -1,6 +1,6 @@
 """One message to every worker of every host, over Redis' PUBLISH and SUBSCRIBE.
 
-At most once: nothing is kept for who is away. Who was away is told so, by MISSED among its messages, and can read
+At most once: nothing is kept for a listener that is cut off. MISSED among its messages tells it so, and it can read
 again what the messages were about. However many listen in a worker, it has one connection for all of them.
 """
 
@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
@@ -15,11 +16,14 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import ConnectionError, RedisError, ResponseError
+
+from everycore.state.prefix import prefixed
 
 MAX_WAITING = 1000  # messages for one listener; a slower one has missed some
 PING_EVERY = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
 RECONNECT = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
+LONGEST_PAUSE = 10.0  # seconds between two attempts, of which each waits twice as long as the one before
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,10 @@ class Messages:
         return self
 
     async def __anext__(self) -> Any:
-        return await self._waiting.get()
+        message = await self._waiting.get()
+        if isinstance(message, ResponseError):
+            raise message
+        return message
 
     def deliver(self, message: Any) -> None:
         if self._waiting.full():
@@ -55,6 +62,7 @@ class _Channel:
     def __init__(self) -> None:
         self.listeners: set[Messages] = set()
         self.subscribed = asyncio.Event()  # stays set through a reconnect
+        self.refusal: ResponseError | None = None
 
 
 class Broadcast:
@@ -62,11 +70,14 @@ class Broadcast:
 
     def __init__(self, redis: Redis, prefix: str = "broadcast:") -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._prefix = prefixed(redis, prefix)
         self._channels: dict[bytes, _Channel] = {}
         self._unconfirmed: set[bytes] = set()
+        self._asked: deque[bytes | None] = deque()  # what was sent and not answered; None for all but a SUBSCRIBE
         self._pubsub: PubSub | None = None  # while it is connected
         self._reader: asyncio.Task[None] | None = None
+        self._failures = 0  # of the connection, in a row
+        self._refused: set[bytes] = set()  # channels of which that was logged
         self._closed = False
 
     async def send(self, channel: str, message: Any) -> None:
@@ -82,7 +93,8 @@ class Broadcast:
                     ...  # read again what matters `if message is MISSED`
 
         MISSED comes after a lost connection is back, and if more than MAX_WAITING messages were not taken in time.
-        All listeners of a worker get the same object: leave it as it is.
+        All listeners of a worker get the same object: leave it as it is. Raises ResponseError if Redis refuses the
+        channel, here or, when a right is taken away later, from the iteration.
         """
         name, messages = (self._prefix + channel).encode(), Messages()
         if self._reader is None:
@@ -95,6 +107,8 @@ class Broadcast:
                 self._unconfirmed.add(name)
                 await self._tell("SUBSCRIBE", name)
             await entry.subscribed.wait()
+            if entry.refusal is not None:
+                raise entry.refusal
             yield messages
         finally:
             entry.listeners.discard(messages)
@@ -119,6 +133,7 @@ class Broadcast:
         if pubsub is None:
             return  # the reader subscribes to all when it has connected
         told = False
+        self._asked.append(name if verb == "SUBSCRIBE" else None)
         try:
             await (pubsub.subscribe(name) if verb == "SUBSCRIBE" else pubsub.unsubscribe(name))
             told = True
@@ -129,38 +144,67 @@ class Broadcast:
                 self._pubsub = None  # what was written is not known, so the reader connects anew
 
     async def _read(self) -> None:
-        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see once.py
+        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see cancels.py
             pubsub: PubSub | None = None
             try:
                 await self._redis.initialize()  # of a Redis Cluster the nodes have to be known
                 pubsub = self._redis.pubsub()
                 await pubsub.connect()  # type: ignore[no-untyped-call]
                 self._pubsub, self._unconfirmed = pubsub, set(self._channels)
-                if self._channels:
-                    await pubsub.subscribe(*self._channels)
+                self._asked.clear()
+                for name in list(self._channels):  # one by one: Redis refuses all channels of a command, or none
+                    await self._tell("SUBSCRIBE", name)
                 await self._receive(pubsub)
             except Exception as error:  # whatever it was: without a reader nobody would hear anything again
-                if self._pubsub is not None:
+                if self._pubsub is not None and not self._failures:
                     log.warning("broadcast lost its connection: %s", error)
+                self._failures += 1
             finally:
                 self._pubsub = None
                 if pubsub is not None:
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
             if not self._closed:
-                await asyncio.sleep(random.uniform(*RECONNECT))
+                longer = 2 ** min(max(0, self._failures - 1), 10)
+                await asyncio.sleep(min(LONGEST_PAUSE, random.uniform(*RECONNECT) * longer))
 
     async def _receive(self, pubsub: PubSub) -> None:
         asked = False
         while self._pubsub is pubsub and not self._closed:
-            message = await pubsub.get_message(timeout=PING_EVERY)
+            try:
+                message = await pubsub.get_message(timeout=PING_EVERY)
+            except ResponseError as refusal:
+                asked = False
+                name = self._asked.popleft() if self._asked else None
+                if name is not None:
+                    self._refuse(name, refusal)
+                continue
             if message is not None:
                 asked = False
+                self._failures = 0
+                if message["type"] in ("subscribe", "unsubscribe", "pong") and self._asked:
+                    self._asked.popleft()
                 await self._hand_out(message)
             elif asked:
                 raise ConnectionError("no answer to a PING")
             else:
                 asked = True
+                self._asked.append(None)
                 await pubsub.ping()
+
+    def _refuse(self, name: bytes, refusal: ResponseError) -> None:
+        """Fail the listeners of a channel. Who listens to it later has Redis asked again."""
+        self._unconfirmed.discard(name)
+        channel = self._channels.pop(name, None)
+        if channel is None:
+            return
+        text = f"Redis refuses to subscribe to the channel {name.decode()!r}: {refusal}"
+        if name not in self._refused:
+            self._refused.add(name)
+            log.warning("broadcast: %s", text)
+        channel.refusal = type(refusal)(text)
+        channel.subscribed.set()
+        for listener in channel.listeners:
+            listener.deliver(channel.refusal)
 
     async def _hand_out(self, message: dict[str, Any]) -> None:
         name = message["channel"]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from redis.asyncio import Redis
 
 from everycore.state.client.script import Script
+from everycore.state.prefix import prefixed
 
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 
@@ -126,7 +127,7 @@ class Counters:
 
     def __init__(self, redis: Redis, prefix: str = "counter:") -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._prefix = prefixed(redis, prefix)
         self._waiting: Counter[str] = Counter()
         self._sender: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()

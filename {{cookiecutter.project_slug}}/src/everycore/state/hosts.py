@@ -11,6 +11,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from everycore.state.prefix import prefixed
+
 TTL = 3.0  # seconds; to be told about once a second
 # Seconds after which a name is dropped from the set. It goes by the clocks of those who tell, so it is far longer than
 # clocks differ; a name without a key is nobody meanwhile.
@@ -22,8 +24,8 @@ class HostRegistry:
 
     def __init__(self, redis: Redis, prefix: str = "host:", life: float = TTL) -> None:
         self._redis = redis
-        self._prefix = prefix
-        self._names = f"{prefix}names"
+        self._prefix = prefixed(redis, prefix)
+        self._names = f"{self._prefix}names"
         self._life_ms = int(life * 1000)
 
     async def announce(self, name: str, content: str) -> None:

@@ -12,6 +12,7 @@ from everycore.state.cache.cache import Cache
 from everycore.state.client.connect import connect
 from everycore.state.counters import Counters
 from everycore.state.rate_limit import RateLimiter
+from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.middleware import SessionMiddleware
 from everycore.state.sessions.store import Lifetimes, SessionStore
 from everycore.state.settings import StateSettings
@@ -33,17 +34,24 @@ def lifespan(settings: StateSettings, own: OwnLifespan | None = None) -> Lifespa
 
     @asynccontextmanager
     async def opened(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        redis = connect(settings.redis_url, settings.redis_timeout)
+        redis = connect(settings.redis_url, settings.redis_timeout, settings.key_prefix)
         cache = Cache(redis)  # before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
+        cookie = SessionCookie(
+            settings.session_cookie,
+            settings.production,
+            settings.session_path,
+            settings.session_domain,
+            settings.session_samesite,
+        )
         state = {
             "redis": redis,
             "counters": counters,
             "limits": RateLimiter(redis),
             "cache": cache,
             "broadcast": broadcast,
-            "sessions": SessionStore(redis, settings.secret_keys, lifetimes),
+            "sessions": SessionStore(redis, settings.secret_keys, lifetimes, cookie=cookie),
         }
         for name, value in state.items():
             setattr(app.state, name, value)
@@ -62,6 +70,6 @@ def lifespan(settings: StateSettings, own: OwnLifespan | None = None) -> Lifespa
     return opened
 
 
-def sessions(settings: StateSettings) -> Middleware:
+def sessions() -> Middleware:
     """Return the middleware that puts `request.session` on the routes inside it."""
-    return Middleware(SessionMiddleware, secure=settings.production)
+    return Middleware(SessionMiddleware)

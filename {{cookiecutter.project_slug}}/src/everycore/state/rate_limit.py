@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.client.script import Script
+from everycore.state.prefix import prefixed
 
 # Lua's numbers are doubles: integers are exact up to here, and this file counts in integers only.
 EXACT = 2**53
@@ -106,7 +107,7 @@ class RateLimiter:
     """Judges takes; the buckets are under `limit:<rule>:<figures>:<who>`, and go when they are empty."""
 
     def __init__(self, redis: Redis, prefix: str = "limit:") -> None:
-        self._prefix = prefix
+        self._prefix = prefixed(redis, prefix)
         self._take = Script(redis, CLOCK + TAKE)
 
     async def take(self, rule: Rule, who: str, cost: int = 1) -> RateLimitResult:

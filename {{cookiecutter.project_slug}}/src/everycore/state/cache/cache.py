@@ -175,7 +175,7 @@ class Cache:
 
     async def _acquire_or_wait(self, call: Call, wanted: _Wanted, token: str) -> Entry | dict[str, str]:
         """Wait for a value, or for the lock: then return the generations to compute under."""
-        pause = POLL_MAX if self._store.tracked else POLL_FIRST
+        pause = POLL_MAX if self._store.near.tracked else POLL_FIRST
         while True:
             locked = await self._lock(call, wanted, token)
             # After the lock: the value may have been stored, or its tags invalidated, since anybody looked.

@@ -10,6 +10,7 @@ one key and its lock, in one slot; tags are read by commands of their own: so al
 """
 
 import asyncio
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,11 +19,12 @@ from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from everycore.state.cache.entry import Entry, unpack
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.script import Script
+from everycore.state.prefix import prefixed
 
 MOST_ENTRIES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
@@ -31,6 +33,8 @@ OVERHEAD = 800  # bytes that an entry with one tag takes besides its name and it
 # Seconds for which nothing is believed that no answer has confirmed: a connection that died without a word brings no
 # invalidation either. Where all hits are near, it costs one command in so long.
 TRUST = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class NearCache:
@@ -46,6 +50,8 @@ class NearCache:
         most_bytes: int = MAX_BYTES,
     ) -> None:
         self.bytes = 0
+        self.tracked = False  # whether this connection's invalidations come here
+        self._refused = False
         self._invalidated = heard
         self._most_entries, self._most_bytes = most_entries, most_bytes
         self._kept: OrderedDict[str, tuple[Any, float, int]] = OrderedDict()
@@ -66,13 +72,13 @@ class NearCache:
         return kept[0]
 
     def keep(self, name: str, item: Any, size: int, expires_at: float) -> None:
-        """Remember what an answer brought: to be called as it is read (`on_reply`).
+        """Remember what an answer brought: to be called as it is read (`on_reply`). Nothing is kept untracked.
 
         size: bytes of what is kept. expires_at: on the monotonic clock.
         """
         self._drop(name)
         size += len(name) + OVERHEAD
-        if size > self._most_bytes:
+        if size > self._most_bytes or not self.tracked:
             return
         self._kept[name] = item, expires_at, size
         self.bytes += size
@@ -97,7 +103,16 @@ class NearCache:
         self.drop(names)
         self._invalidated(names)
 
+    def connected(self, refusal: ResponseError | None) -> None:
+        self.tracked = refusal is None
+        if refusal is not None and not self._refused:
+            self._refused = True
+            log.warning(
+                "the near cache is off, so each cache hit asks Redis: Redis refused CLIENT TRACKING: %s", refusal
+            )
+
     def lost(self) -> None:
+        self.tracked = False
         self._true_at = float("-inf")
         self._clear()
         self._invalidated(None)
@@ -138,21 +153,22 @@ class RedisCacheStore:
     """heard: called with the names of keys that changed, here or elsewhere, or with None when all may have.
 
     On a pipelined connection Redis tells us of every write under the prefix but our own (CLIENT TRACKING BCAST
-    NOLOOP): so each of our own drops what it changes, as its answer is read.
+    NOLOOP): so each of our own drops what it changes, as its answer is read. Where Redis refuses that, nothing is kept
+    near, and all else works.
     """
 
     def __init__(self, redis: Redis, prefix: str, heard: Callable[[Iterable[str] | None], object]) -> None:
         self.near = NearCache(heard)
         self._redis = redis
         self._send: Any = redis.execute_command
-        self._prefix = prefix
+        self._prefix = prefix = prefixed(redis, prefix)
         self._invalidated = heard
         self._load = Script(redis, LOAD)
         self._store = Script(redis, STORE, keys=2)
         self._release = Script(redis, RELEASE)
+        self._pipelined = isinstance(redis, PipelinedRedis)
         # Pushes are of RESP3; an URL may ask for the older one.
-        self.tracked = isinstance(redis, PipelinedRedis) and _protocol(redis) != "2"
-        if isinstance(redis, PipelinedRedis) and self.tracked:
+        if isinstance(redis, PipelinedRedis) and _protocol(redis) != "2":
             tracking = ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix)
             redis.add_invalidation_listener(self.near, tracking)
 
@@ -231,7 +247,7 @@ class RedisCacheStore:
             entry = unpack(raw, life, now)
             if entry is None:
                 self.near.drop([name])
-            elif self.tracked:
+            else:
                 self.near.keep(name, entry, len(entry.payload), entry.expires_at)
             self.near.confirm(now)
 
@@ -247,7 +263,7 @@ class RedisCacheStore:
             generation = answer.decode() if isinstance(answer, bytes) else answer
             if generation is None:
                 self.near.drop([name])
-            elif self.tracked:
+            else:
                 self.near.keep(name, generation, len(generation), float("inf"))
 
         await self._in_order(keep, self._send, "GET", name)
@@ -267,7 +283,7 @@ class RedisCacheStore:
 
     async def _in_order(self, then: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Call `then` with the answer as it is read: invalidations come on the same stream."""
-        if self.tracked:
+        if self._pipelined:
             await send(*args, on_reply=then)
         else:
             then(await send(*args))

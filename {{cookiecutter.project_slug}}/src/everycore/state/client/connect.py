@@ -25,6 +25,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from everycore.state.cancellation import keep_cancels
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 
@@ -44,7 +45,7 @@ MAX_CONNECTIONS = 50  # of the pool, for what cannot share a connection
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 
 
-def connect(url: str, timeout: float) -> Redis:
+def connect(url: str, timeout: float, key_prefix: str = "") -> Redis:
     """Make a client; nothing is sent before the first command.
 
     url, with redis-py's options in its query (`?ssl_ca_certs=...`):
@@ -55,6 +56,7 @@ def connect(url: str, timeout: float) -> Redis:
         redis+cluster://[user:password@]host[:port][,host[:port]...]   redis-py's own cluster client: not pipelined,
             and without a `PipelinedRedis`'s listeners and stats
 
+    key_prefix: of every key and channel of the stores that are made with this client; two apps on one Redis have two.
     timeout: seconds for a command, an attempt to connect, or a free connection of the pool. To be called in the worker
     (an asyncio client does not survive a fork). Raises ValueError for a bad URL; its message has no part of a password.
     """
@@ -68,15 +70,15 @@ def connect(url: str, timeout: float) -> Redis:
         "driver_info": None,  # two commands fewer for each connection
     }
     try:
-        return _client(url, parts, timeout, options)
+        return _client(url, parts, timeout, options, key_prefix)
     except (TypeError, ValueError, RedisError, RedisClusterException) as error:
         why = "" if parts.has_secret_options else f": {error}"
         raise ValueError(f"the Redis URL has an option that cannot be used{why}") from None
 
 
-def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any]) -> Redis:
+def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any], key_prefix: str) -> Redis:
     if parts.scheme == CLUSTER:
-        return _cluster(parts, timeout, options)
+        return _cluster(parts, timeout, options, key_prefix)
     # The ordinary pool raises at once when it has no free connection.
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
     if parts.scheme == SENTINEL:
@@ -84,7 +86,7 @@ def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any]) 
     else:
         pool = BlockingConnectionPool.from_url(url, **options)
     pool.make_connection()  # only made, to have its options looked at
-    return PipelinedRedis(pool, timeout)
+    return PipelinedRedis(pool, timeout, key_prefix)
 
 
 async def connection_error(url: str, within: float) -> str | None:
@@ -123,8 +125,9 @@ class Cluster(RedisCluster):
     redis-py raises at once in both cases, and in the second what is no RedisError.
     """
 
-    def __init__(self, timeout: float, **options: Any) -> None:
+    def __init__(self, timeout: float, key_prefix: str = "", **options: Any) -> None:
         super().__init__(**options)
+        self.key_prefix = key_prefix
         self._timeout = timeout
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)  # of the 100 that redis-py has for each node
 
@@ -136,7 +139,7 @@ class Cluster(RedisCluster):
             raise TimeoutError("no connection to the Redis Cluster was free in time") from error
         try:
             await self.initialize()  # first, or commands that come together break each other's connections
-            return await super().execute_command(*args, **options)
+            return await keep_cancels(super().execute_command(*args, **options))
         finally:
             self._free.release()
 
@@ -164,10 +167,11 @@ def _sentinel_pool(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> 
     return SentinelPool(service, sentinel, **{**options, **_common(parts, db)})  # type: ignore[no-untyped-call]
 
 
-def _cluster(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> Redis:
+def _cluster(parts: RedisUrl, timeout: float, options: dict[str, Any], key_prefix: str) -> Redis:
     nodes = [ClusterNode(host, port) for host, port in _nodes(parts, REDIS_PORT)]
+    options = {**options, **_common(parts, parts.path.strip("/"))}
     # Not a `Redis` by inheritance, but by its methods: the same commands.
-    return cast(Redis, Cluster(timeout, startup_nodes=nodes, **{**options, **_common(parts, parts.path.strip("/"))}))
+    return cast(Redis, Cluster(timeout, key_prefix, startup_nodes=nodes, **options))
 
 
 def _nodes(parts: RedisUrl, default_port: int) -> list[tuple[str, int]]:

@@ -19,8 +19,10 @@ from redis.exceptions import (
     ConnectionError,
     InvalidResponse,
     MasterDownError,
+    NoPermissionError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 
 # Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
@@ -28,7 +30,13 @@ STEPPED_DOWN = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownErr
 
 CLOSED = "the client is closed"
 
+# A server that is loading, or a replica that has lost its primary, answers PING with an error: it does not serve.
+PING = b"*1\r\n$4\r\nPING\r\n"
+
 NOTHING_YET = object()
+
+# An answer is bulky when so many bytes of it have come, and it is not complete after so many seconds.
+BULK, SLOW = 64 * 1024, 0.01
 
 
 class Command:
@@ -65,6 +73,8 @@ class MultiplexedConnection(asyncio.Protocol):
     pushed: called with each push message (RESP3), between the answers it came between.
     lost: called once, with the reason, before anyone hears that the connection is gone.
     resumed: called when the transport takes more again.
+    bulky: called with each piece of a large answer that has been coming for longer than others should wait behind it.
+    heard: when the last byte came, or a command was sent after which nothing was due before.
     """
 
     def __init__(
@@ -73,21 +83,23 @@ class MultiplexedConnection(asyncio.Protocol):
         pushed: Callable[[list[Any]], object],
         lost: Callable[["MultiplexedConnection", str], object],
         resumed: Callable[[], object],
+        bulky: Callable[["MultiplexedConnection"], object],
     ) -> None:
         self.in_flight: deque[Command] = deque()
-        self.opened = monotonic()
+        self.opened = self.heard = monotonic()
+        self.retired = False  # to be closed when all is answered
+        self.received = 0  # bytes
         self.latency = 0.0  # seconds from issue to answer, of the last command in the last piece of the stream
         self.gone = False
-        self._pushed, self._lost, self._resumed = pushed, lost, resumed
+        self._pushed, self._lost, self._resumed, self._bulky = pushed, lost, resumed, bulky
+        self._partial, self._partial_since = 0, 0.0  # bytes of an answer that is not complete
         self._paused = False
         self._stepped_down: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
-        encoder = connection.encoder
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
             replyError=DefaultParser.parse_error,
             notEnoughData=NOTHING_YET,
-            **({"encoding": encoder.encoding, "errors": encoder.encoding_errors} if encoder.decode_responses else {}),
         )
         # Kept, for its StreamWriter closes the transport when it is collected; and private, for redis-py has no public
         # way to its transport. The handshake's last answer has been read and nothing comes unasked yet, so no byte is
@@ -97,17 +109,27 @@ class MultiplexedConnection(asyncio.Protocol):
         self._transport = connection._writer.transport
         self._transport.set_protocol(self)
 
-    async def handshake(self, commands: list[bytes]) -> None:
-        """Send the connection's first commands. Raises, and drops the connection, if one of them is refused."""
+    async def handshake(self, commands: list[bytes]) -> list[ResponseError | None]:
+        """Send the connection's first commands and a PING; return why Redis refused each of them, None if it did not.
+
+        Raises, and drops the connection, if this server does not serve. A user without the right to PING is served.
+        """
         loop = asyncio.get_running_loop()
-        sent = [Command(packed, loop.create_future()) for packed in commands]
+        sent = [Command(packed, loop.create_future()) for packed in (*commands, PING)]
         try:
             self.write(sent)
-            for command in sent:
-                if isinstance(answer := await command.answer, Exception):
+            answers = [await command.answer for command in sent]
+            for answer in answers:
+                if isinstance(answer, STEPPED_DOWN) or (
+                    isinstance(answer, Exception) and not isinstance(answer, ResponseError)
+                ):
                     raise answer
+            ping = answers.pop()
+            if isinstance(ping, ResponseError) and not is_forbidden(ping):
+                raise ping
             if self.gone:
                 raise ConnectionError("the connection was lost as soon as it was made")
+            return [answer if isinstance(answer, ResponseError) else None for answer in answers]
         except BaseException:
             self.abort(ConnectionError, "it was not ready in time")
             raise
@@ -117,12 +139,16 @@ class MultiplexedConnection(asyncio.Protocol):
         return not (self._paused or self.gone or self._stepped_down)
 
     def write(self, commands: list[Command]) -> None:
+        if not self.in_flight:
+            self.heard = monotonic()
         self.in_flight.extend(commands)
         self._transport.write(b"".join([command.packed for command in commands]))
 
     def data_received(self, data: bytes) -> None:
         in_flight, reader = self.in_flight, self._reader
         command = None
+        self.heard = monotonic()
+        self.received += len(data)
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not NOTHING_YET:
@@ -138,9 +164,16 @@ class MultiplexedConnection(asyncio.Protocol):
         except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
             self.abort(ConnectionError, f"{type(error).__name__}: {error}")
         if command is not None:
-            self.latency = monotonic() - command.since
-        if self._stepped_down and not in_flight:
-            self.abort(ConnectionError, str(self._stepped_down))
+            self.latency = self.heard - command.since
+            self._partial = 0
+        elif in_flight:
+            if not self._partial:
+                self._partial_since = self.heard
+            self._partial += len(data)
+            if self._partial > BULK and self.heard - self._partial_since > SLOW:
+                self._bulky(self)
+        if not in_flight and (self._stepped_down or self.retired):
+            self.abort(ConnectionError, str(self._stepped_down or CLOSED))
 
     def abort(self, kind: type[RedisError], reason: str) -> None:
         """End the connection at once. What was written and not answered fails with `kind`, and is never sent again."""
@@ -169,3 +202,10 @@ class MultiplexedConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._resumed()
+
+
+def is_forbidden(error: object) -> bool:
+    """Whether Redis refuses a command to this user (ACL) or has none of that name (rename-command, a proxy)."""
+    return isinstance(error, NoPermissionError) or (
+        isinstance(error, ResponseError) and str(error).lower().startswith("unknown command")
+    )

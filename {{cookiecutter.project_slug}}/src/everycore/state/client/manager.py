@@ -15,9 +15,9 @@ from time import monotonic
 from typing import Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from everycore.state.client.connection import CLOSED, Command, MultiplexedConnection
+from everycore.state.client.connection import BULK, CLOSED, Command, MultiplexedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ SHORT_LIFE = 1.0  # seconds; a connection lost sooner counts as a failed attempt
 
 CHECKS_PER_TIMEOUT = 20  # of the watchdog in one timeout
 
-PING = b"*1\r\n$4\r\nPING\r\n"
+MOST_RETIRED = 4  # connections that are still busy with a bulky answer; and as many for commands known for theirs
+MOST_KNOWN = 256  # commands
+NO_SIDESTEP = 1.0  # seconds after a second connection could not be had
 
 
 class QueueFullError(ConnectionError):
@@ -39,7 +41,10 @@ class QueueFullError(ConnectionError):
 
 
 class InvalidationListener(Protocol):
-    """Hears what happens on the shared connection, in the order of the stream. Neither method may take long."""
+    """Hears what happens on the shared connection, in the order of the stream. No method may take long."""
+
+    def connected(self, refusal: ResponseError | None) -> object:
+        """A new connection is ready. refusal: of the first of the listener's own commands that Redis refused."""
 
     def invalidated(self, keys: list[Any] | None) -> object:
         """Redis says that tracked keys changed; None means all of them (a flush). From CLIENT TRACKING."""
@@ -64,18 +69,30 @@ class Stats:
 class ConnectionManager:
     """The worker's connection, made at the first command and again whenever it is lost.
 
-    make_connection: a new one of redis-py, not yet connected. timeout: seconds for an attempt to connect, and for a
-    command in all; its caller hears of it within a twentieth more.
+    make_connection: a new one of redis-py, not yet connected. timeout: seconds for an attempt to connect, and of
+    silence from Redis, after which the command at the head fails; its caller hears of it within a twentieth more. That
+    one may be slow by itself (a script): those behind it fail with the connection, after twice the timeout. While bytes
+    flow nothing fails.
+
+    When a bulky answer comes, what is sent later takes another connection, and the old one is closed once it has
+    answered. The same command has a connection apart the next time, so that it holds nobody up at all.
     """
 
     def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
         self.errors = 0
         self._listeners: list[InvalidationListener] = []
-        self._at_connect: list[bytes] = []
+        self._at_connect: list[tuple[InvalidationListener, bytes]] = []
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
         self._wire: MultiplexedConnection | None = None
+        self._retired: set[MultiplexedConnection] = set()
+        self._apart: set[MultiplexedConnection] = set()
+        self._opening: set[asyncio.Task[None]] = set()  # of those apart
+        self._known: dict[bytes, None] = {}  # packed commands with a bulky answer
+        self._sidestep: asyncio.Task[None] | None = None
+        self._no_sidestep_until = 0.0
+        self._refusals: list[ResponseError | None] = []  # of the commands at connect
         self._connecting: asyncio.Task[None] | None = None
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
@@ -93,7 +110,7 @@ class ConnectionManager:
                 "add_invalidation_listener before the first command: what was read until now cannot be tracked"
             )
         self._listeners.append(listener)
-        self._at_connect.extend(at_connect)
+        self._at_connect.extend((listener, packed) for packed in at_connect)
 
     def send(self, packed: bytes, on_reply: Callable[[Any], object] | None = None) -> asyncio.Future[Any]:
         """Queue a command for the write at the end of this tick; its answer, or its error, is the future's result.
@@ -104,7 +121,7 @@ class ConnectionManager:
         if self._refusal is not None:
             self.errors += 1
             raise ConnectionError(self._refusal)
-        if len(self._queue) + (len(self._wire.in_flight) if self._wire else 0) >= MAX_WAITING:
+        if len(self._queue) + sum(len(wire.in_flight) for wire in self._wires()) >= MAX_WAITING:
             self.errors += 1
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their answers")
         loop = asyncio.get_running_loop()
@@ -120,7 +137,7 @@ class ConnectionManager:
         return Stats(
             commands=self._commands,
             writes=self._writes,
-            waiting=len(self._queue) + (len(wire.in_flight) if wire else 0),
+            waiting=len(self._queue) + sum(len(each.in_flight) for each in self._wires()),
             connections=self._connections,
             errors=self.errors,
             latency=wire.latency if wire else 0.0,
@@ -131,15 +148,19 @@ class ConnectionManager:
         """Wait for the answers that are due, up to the timeout; then close. Nothing can be sent afterwards."""
         self._flush()
         self._closed, self._refusal = True, CLOSED
-        in_flight = list(self._wire.in_flight) if self._wire else []
+        if opening := [*self._opening, *((self._sidestep,) if self._sidestep else ())]:
+            for task in opening:
+                task.cancel()
+            await asyncio.wait(opening)
+        in_flight = [command for wire in self._wires() for command in wire.in_flight]
         if due := [command.answer for command in (*in_flight, *self._queue) if not command.answer.done()]:
             await asyncio.wait(due, timeout=self._timeout)
         if self._connecting is not None:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-        if self._wire is not None:
-            await self._wire.aclose()
+        for wire in self._wires():
+            await wire.aclose()
         self._fail_queue(CLOSED)
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -154,9 +175,14 @@ class ConnectionManager:
         now = monotonic()
         for command in batch:
             command.since = command.since or now
-        if self._wire is not None and self._wire.writable:
+        if self._sidestep is not None:
+            pass  # for a few milliseconds
+        elif self._wire is not None and self._wire.writable:
             self._queue.clear()
-            self._wire.write(batch)
+            if self._known:
+                batch = self._without_bulky(batch)
+            if batch:
+                self._wire.write(batch)
             self._commands += len(batch)
             self._writes += 1
         elif self._wire is None and self._connecting is None and not self._closed:
@@ -166,22 +192,32 @@ class ConnectionManager:
     def _check_timeouts(self) -> None:
         """The watchdog: one timer for all that wait."""
         self._watchdog = None
-        now, wire = monotonic(), self._wire
-        waiting = [command for command in (*(wire.in_flight if wire else ()), *self._queue) if command.since]
+        now = monotonic()
+        queued = [command for command in self._queue if command.since]
         if (asleep := now - self._check_due) > self._timeout / 2:
             # The loop was blocked, or the process frozen: what was not read meanwhile is no fault of Redis.
-            for command in waiting:
+            for command in queued:
                 command.since += asleep
+            for wire in self._wires():
+                wire.heard += asleep
         overdue, late = now - self._timeout, f"no answer from Redis within {self._timeout:g} s"
-        if wire is not None and wire.in_flight and max(wire.opened, wire.in_flight[0].since) <= overdue:
-            wire.abort(TimeoutError, late)
-            # Who heard of it may ask again for the same request: that must not wait as long once more.
-            self._refusal = self._refusal or f"Redis is away: {late}"
+        for wire in self._wires():
+            if wire.in_flight and wire.heard <= overdue - self._timeout:
+                current = wire is self._wire
+                wire.abort(TimeoutError, late)
+                if current:
+                    # Who heard of it may ask again for the same request: that must not wait as long once more.
+                    self._refusal = self._refusal or f"Redis is away: {late}"
+            elif wire.in_flight and wire.heard <= overdue:
+                wire.in_flight[0].resolve(TimeoutError(late))  # it may be the one to blame
         # What has waited for a connection is late by itself; the new connection is not to blame.
-        for command in takewhile(lambda command: command.since <= overdue, waiting):
+        for command in takewhile(lambda command: command.since <= overdue, queued):
             command.resolve(TimeoutError(late))
-        if self._queue or (self._wire is not None and self._wire.in_flight):
+        if self._queue or any(wire.in_flight for wire in self._wires()):
             self._watch()
+
+    def _wires(self) -> list[MultiplexedConnection]:
+        return [*((self._wire,) if self._wire else ()), *self._retired, *self._apart]
 
     def _watch(self) -> None:
         if self._watchdog is None:
@@ -195,18 +231,109 @@ class ConnectionManager:
                 listener.invalidated(message[1])
 
     def _lost(self, wire: MultiplexedConnection, reason: str) -> None:
+        if wire in self._apart:
+            self._apart.discard(wire)
+            return
+        if wire in self._retired:
+            self._retired.discard(wire)
+            self._tell_connected()
+            return
         if wire is not self._wire:
             return  # it was being opened, and that attempt fails by itself
         self._wire = None
         self._failures = self._failures + 1 if monotonic() - wire.opened < SHORT_LIFE else 0
+        self._tell_lost()
+        if not self._closed:
+            self._mark_down(reason)
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def _tell_lost(self) -> None:
         for listener in self._listeners:
             try:
                 listener.lost()
             except Exception:
                 logger.exception("a listener failed to hear that the connection was lost")
-        if not self._closed:
-            self._mark_down(reason)
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def _tell_connected(self) -> None:
+        """Not while a retired connection may still bring values: their invalidations come on another stream."""
+        if self._wire is None or self._retired:
+            return
+        for listener in self._listeners:
+            about = (why for (owner, _), why in zip(self._at_connect, self._refusals, strict=True) if owner is listener)
+            listener.connected(next(filter(None, about), None))
+
+    def _bulky(self, wire: MultiplexedConnection) -> None:
+        """What is sent from now on shall not wait behind this answer."""
+        if wire.in_flight[0].on_reply is None and wire not in self._apart:
+            self._known[wire.in_flight[0].packed] = None
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+        if (
+            wire is self._wire
+            and self._sidestep is None
+            and not self._closed
+            and len(self._retired) < MOST_RETIRED
+            and monotonic() >= self._no_sidestep_until
+        ):
+            self._sidestep = asyncio.get_running_loop().create_task(self._step_aside(wire))
+
+    async def _step_aside(self, wire: MultiplexedConnection) -> None:
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                new, refusals = await self._open()
+        except Exception as error:  # as where a server takes no more connections
+            self._no_sidestep_until = monotonic() + NO_SIDESTEP
+            logger.debug("no second connection beside a bulky answer: %s", error)
+        else:
+            if self._wire is wire and wire.in_flight:
+                self._connections += 1
+                self._wire, self._refusals, wire.retired = new, refusals, True
+                self._retired.add(wire)
+                self._tell_lost()
+            else:
+                await new.aclose()
+        finally:
+            self._sidestep = None
+            self._flush()
+
+    def _without_bulky(self, batch: list[Command]) -> list[Command]:
+        """Send apart what is known for its bulky answer; return the rest. What keeps an order stays."""
+        rest = []
+        for command in batch:
+            if command.packed not in self._known or command.on_reply is not None:
+                rest.append(command)
+            elif len(self._apart) + len(self._opening) < MOST_RETIRED:
+                task = asyncio.get_running_loop().create_task(self._send_apart(command))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            elif self._apart:
+                min(self._apart, key=lambda wire: len(wire.in_flight)).write([command])
+            else:
+                rest.append(command)
+        return rest
+
+    async def _send_apart(self, command: Command) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                wire, _ = await self._open(listening=False)
+        except asyncio.CancelledError:
+            command.resolve(ConnectionError(CLOSED))
+            raise
+        except Exception as error:
+            logger.debug("no connection apart for a bulky answer: %s", error)
+            self._known.pop(command.packed, None)
+            self._queue.append(command)
+            self._flush()
+            return
+        self._connections += 1
+        wire.retired = True
+        self._apart.add(wire)
+        before = wire.received
+        wire.write([command])
+        self._watch()
+        await asyncio.wait([command.answer])
+        if wire.received - before < BULK and not command.answer.cancelled():
+            self._known.pop(command.packed, None)  # it has become small
 
     def _mark_down(self, reason: str) -> None:
         if self._down_since is None:
@@ -221,7 +348,7 @@ class ConnectionManager:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             try:
                 async with asyncio.timeout(self._timeout):
-                    self._wire = await self._open()
+                    self._wire, self._refusals = await self._open()
             except Exception as error:  # whatever it is, those who wait must hear of it
                 self._failures += 1
                 reason = str(error) or f"no connection within {self._timeout:g} s"
@@ -229,23 +356,22 @@ class ConnectionManager:
                 self._refusal = f"Redis is away: {reason}"
                 self._fail_queue(self._refusal)
         self._connections += 1
+        self._tell_connected()
         self._connecting, self._refusal = None, CLOSED if self._closed else None
         if self._down_since is not None:
             logger.warning("Redis is back after %.1f s", monotonic() - self._down_since)
             self._down_since = None
         self._flush()
 
-    async def _open(self) -> MultiplexedConnection:
+    async def _open(self, listening: bool = True) -> tuple[MultiplexedConnection, list[ResponseError | None]]:
         connection = self._make_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        wire = MultiplexedConnection(connection, self._pushed, self._lost, self._flush)
-        # PING is answered by who may serve: not while Redis is loading, and not by a replica that has lost its primary.
-        await wire.handshake([*self._at_connect, PING])
-        return wire
+        wire = MultiplexedConnection(connection, self._pushed, self._lost, self._flush, self._bulky)
+        return wire, await wire.handshake([packed for _, packed in self._at_connect if listening])
 
     def _fail_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, []

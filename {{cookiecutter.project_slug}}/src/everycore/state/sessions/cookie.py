@@ -42,12 +42,30 @@ def hashed(id: str) -> str:
 
 
 class SessionCookie:
-    """secure: over https only, and under the `__Host-` prefix, so that no other host can set it (RFC 6265bis)."""
+    """The cookie's name and attributes (RFC 6265bis).
 
-    def __init__(self, secure: bool) -> None:
-        self.name = "__Host-session" if secure else "session"
+    secure: over https only, and under a prefix that browsers heed: `__Host-`, so that no other host can set it, or
+    `__Secure-` where a domain or a path of its own is asked for. A cookie with samesite "none" is always secure.
+    domain: also sent to the hosts below it; by default to the host alone that set it.
+    """
+
+    def __init__(
+        self,
+        name: str = "session",
+        secure: bool = True,
+        path: str = "/",
+        domain: str | None = None,
+        samesite: str = "lax",
+    ) -> None:
+        secure = secure or samesite == "none"
+        prefix = ("__Host-" if path == "/" and domain is None else "__Secure-") if secure else ""
+        self.name = prefix + name
         self._name = self.name.encode()
-        self._attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+        self._attributes = (
+            f"; Path={path}; HttpOnly; SameSite={samesite.capitalize()}"
+            + (f"; Domain={domain}" if domain else "")
+            + ("; Secure" if secure else "")
+        )
 
     def found(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Its value among the headers of an ASGI scope."""

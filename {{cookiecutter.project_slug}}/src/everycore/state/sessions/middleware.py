@@ -3,40 +3,43 @@
 Use it per route or mount, `Route(..., middleware=[Middleware(SessionMiddleware)])`: others pay nothing.
 """
 
+import logging
+
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
-from everycore.state.sessions.cookie import SessionCookie
-from everycore.state.sessions.session import Session
+from everycore.state.sessions.session import SCALARS, Session, SessionEndedError
 from everycore.state.sessions.store import SessionStore
 
 RETRY_AFTER = "1"  # seconds
 TRY_AGAIN_LATER = 1013  # of RFC 6455's registry
 
-VARY = (b"vary", b"Cookie")
+VARY, PRIVATE = (b"vary", b"Cookie"), (b"cache-control", b"private")
+
+log = logging.getLogger(__name__)
 
 
 class SessionMiddleware:
     """Reads the session before the handler runs and saves it before the response's headers leave.
 
-    state: the name of the `SessionStore` in the ASGI lifespan state. secure: see SessionCookie. While Redis is away it
-    answers 503, never "logged out", also if the handler has run by then. A handler that raises saves nothing. A
-    websocket's session is saved when it ends, and a new one is not: no cookie could be set for it.
+    state: the name of the `SessionStore` in the ASGI lifespan state. While Redis is away it answers 503, never "logged
+    out", also if the handler has run by then; and 409 if the session was ended meanwhile and the handler's changes
+    cannot be saved. A handler that raises saves nothing. A websocket's session is saved when it is accepted, which may
+    set a cookie, and when it ends.
     """
 
-    def __init__(self, app: ASGIApp, secure: bool = True, state: str = "sessions") -> None:
+    def __init__(self, app: ASGIApp, state: str = "sessions") -> None:
         self.app = app
         self.state = state
-        self.cookie = SessionCookie(secure)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         store: SessionStore = scope["state"][self.state]
-        presented = self.cookie.found(scope["headers"])
+        presented = store.cookie.found(scope["headers"])
         run, away = (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
         try:
             session = scope["session"] = await store.load(presented)
@@ -51,56 +54,57 @@ class SessionMiddleware:
         async def send_after_save(message: Message) -> None:
             nonlocal begun, lost
             if message["type"] == "http.response.start":
+                headers = message.get("headers", ())
                 try:
-                    fields = await self._saved(store, session)
-                except UNAVAILABLE_ERRORS:
+                    fields = await _saved(store, session)
+                except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:
                     lost = True
-                    await _unavailable(scope, receive, send)
+                    await _failed(error)(scope, receive, send)
                     return
                 begun = True
+                session.close("the response has begun")
+                if session.accessed:
+                    fields.append(VARY)
+                    if b"cache-control" not in [name.lower() for name, _ in headers]:
+                        fields.append(PRIVATE)
                 # A list of its own: the handler may give the same Response to others, and it must not keep a cookie.
-                message = {**message, "headers": [*message.get("headers", ()), *fields]}
+                message = {**message, "headers": [*headers, *fields]}
             if not lost:
                 await send(message)
 
         try:
             await self.app(scope, receive, send_after_save)
-        except UNAVAILABLE_ERRORS:  # an `update` in the handler, and nobody has answered
+        except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:  # an `update` in the handler, and nobody has answered
             if begun:
                 raise
             if not lost:
-                await _unavailable(scope, receive, send)
-
-    async def _saved(self, store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
-        """Save; return the headers that say so.
-
-        Only who has ended the session himself takes the cookie back: while another request found it ended, the browser
-        may have been given a new one.
-        """
-        loaded_as = session.id
-        lives = await store.save(session)
-        session.settled = True
-        if lives and session.id is not None and session.id != loaded_as:
-            return [VARY, self.cookie.set(store.sign(session.id), store.lifetimes.absolute)]
-        if session.ended:
-            return [VARY, self.cookie.set("", 0)]
-        return [VARY]
+                await _failed(error)(scope, receive, send)
+        if begun:
+            _log_late_changes(session)
 
     async def _websocket(
         self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session
     ) -> None:
-        session.settled = True
-
         async def saved() -> bool:
             try:
-                if session.id is not None:
-                    await store.save(session)
+                await _saved(store, session)
+            except SessionEndedError as error:
+                log.warning("%s: %s", scope["path"], error)
             except UNAVAILABLE_ERRORS:
                 return False
             return True
 
         async def send_after_save(message: Message) -> None:
-            if message["type"] == "websocket.close" and not await saved():
+            if message["type"] == "websocket.accept":
+                try:
+                    fields = await _saved(store, session)
+                except (*UNAVAILABLE_ERRORS, SessionEndedError):
+                    await send({"type": "websocket.accept"})
+                    await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
+                    raise WebSocketDisconnect(TRY_AGAIN_LATER) from None
+                session._record.too_late = "the websocket is accepted"
+                message = {**message, "headers": [*message.get("headers", ()), *fields]}
+            elif message["type"] == "websocket.close" and not await saved():
                 message = {"type": "websocket.close", "code": TRY_AGAIN_LATER}
             await send(message)
 
@@ -110,6 +114,36 @@ class SessionMiddleware:
             await saved()  # the client has left: there is nobody to tell
             raise
         await saved()
+
+
+async def _saved(store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
+    """Save; return the headers that set the cookie or take it back.
+
+    Only who has ended the session himself takes the cookie back: while another request found it ended, the browser
+    may have been given a new one.
+    """
+    loaded_as, ended = session._record.id, session._record.ended
+    id = await store.save(session)
+    if id is not None and id != loaded_as:
+        return [store.cookie.set(store.sign(id), store.lifetimes.absolute)]
+    return [store.cookie.set("", 0)] if ended else []
+
+
+def _log_late_changes(session: Session) -> None:
+    """Say what a stream or a background task changed inside a list or dict. Other late changes raise by themselves."""
+    if session.accessed and not SCALARS.issuperset(map(type, dict.values(session))):
+        for name in session.changes()[0]:
+            key = name[1:].decode()
+            log.error("session[%r] was changed after the response had begun: the change is lost", key)
+
+
+def _failed(error: Exception) -> ASGIApp:
+    return _ended if isinstance(error, SessionEndedError) else _unavailable
+
+
+async def _ended(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = PlainTextResponse("The session was ended by another request. Load the page again.", 409)
+    await answer(scope, receive, send)
 
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:

@@ -38,14 +38,14 @@ end
 return found
 """
 
-# KEYS: the session. ARGV: whose it is to be, ms. One that has become another user's is left alone. One that is not
-# there may be about to be created (its user's set names it first), and will not be.
+# KEYS: the session. ARGV: whose it is to be, as JSON and as text, ms. One that has become another user's is left alone.
+# One that is not there may be about to be created (its user's set names it first), and will not be.
 LEFT_ALONE, NOT_THERE, ENDED = -1, 0, 1
 END = f"""
-local user = redis.call('HGET', KEYS[1], 'user')
-if user and user ~= ARGV[1] then return {LEFT_ALONE} end
+local user = redis.call('HGET', KEYS[1], ':user_id')
+if user and user ~= ARGV[1] and user ~= ARGV[2] then return {LEFT_ALONE} end
 if redis.call('DEL', KEYS[1]) == 1 then return {ENDED} end
 redis.call('HSET', KEYS[1], 'ended', 1)
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return {NOT_THERE}
 """
