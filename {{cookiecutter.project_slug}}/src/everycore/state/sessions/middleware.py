@@ -17,6 +17,11 @@ TRY_AGAIN_LATER = 1013  # of RFC 6455's registry
 
 VARY = (b"vary", b"Cookie")
 
+NOT_OPEN = (
+    "There is no session store, because the app's lifespan has not run. In a test, take the fixture `client`, or use "
+    "TestClient as a context manager: `with TestClient(app) as client:`."
+)
+
 
 class SessionMiddleware:
     """Reads the session before the handler runs and saves it before the response's headers leave.
@@ -35,7 +40,9 @@ class SessionMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        store: SessionStore = scope["state"][self.state]
+        store: SessionStore | None = scope.get("state", {}).get(self.state)
+        if store is None:
+            raise RuntimeError(NOT_OPEN)
         presented = self.cookie.found(scope["headers"])
         run, away = (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
         try:
