@@ -23,11 +23,11 @@ TAKEN = {
 def problems():
     slug, package = answers["project_slug"], answers["package_name"]
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
-        yield f"project_slug {slug!r} must be lower-case letters, digits and single dashes, starting with a letter"
+        yield f"project_slug {slug!r} must start with a letter, and be lower-case letters, digits and single dashes"
     elif slug.replace("-", "_") in TAKEN:
         yield f"project_slug {slug!r} is the name of something that the project contains or installs"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", package):
-        yield f"package_name {package!r} must be lower-case letters, digits and single underscores, starting with a letter"
+        yield f"package_name {package!r} must start with a letter, and be lower-case letters, digits and single _"
     elif keyword.iskeyword(package) or keyword.issoftkeyword(package):
         yield f"package_name {package!r} is a Python keyword"
     elif package in sys.stdlib_module_names or package in TAKEN:

@@ -1,6 +1,6 @@
 """The image and the Compose files of production, tried on a real Docker engine: `make container`.
 
-`make test` leaves these tests out, because they need a Docker engine. COMPOSE names another Compose than `docker compose`.
+They need a Docker engine, so `make test` leaves them out. COMPOSE names another Compose than `docker compose`.
 """
 
 import json

@@ -105,8 +105,8 @@ def find_class(target: str) -> type[EnvironSettings]:
 
 
 def own_settings(cls: type[EnvironSettings]) -> list[OwnSetting]:
-    """Return the settings of a class that no base of it in everycore has."""
-    bases = [base for base in cls.__mro__[1:] if base.__module__.startswith("everycore.")]
+    """Return the settings of a class that no class of everycore has."""
+    bases = [base for base in cls.__mro__ if base.__module__.startswith("everycore.")]
     engine = {name for base in bases if issubclass(base, EnvironSettings) for name in base.names()}
     return [
         OwnSetting(name, as_text(default), secret=not field.repr)
