@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def running(project, log=None, **environ):
     try:
         yield get
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(DEADLINE)
 
 
@@ -161,3 +160,46 @@ def test_test_of_the_page_passes(project, about):
     print(ended.stdout)
     assert ended.returncode == 0
     assert "2 passed" in ended.stdout
+
+
+APP = '''"""Another app in place of the whole package."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from everycore import state, web
+
+
+async def hello(request: Request) -> JSONResponse:
+    return JSONResponse({"hello": await request.state.counters.increment("hello")})
+
+
+def create_app() -> Starlette:
+    settings = web.AppSettings.from_environ()
+    return Starlette(routes=[*web.routes(settings), Route("/hello", hello)], lifespan=state.lifespan(settings))
+'''
+SETTINGS = '''"""No setting of its own."""
+
+from everycore.web import AppSettings as Settings
+
+__all__ = ["Settings"]
+'''
+
+
+def test_owner_who_replaces_every_file_breaks_only_their_tests(project):
+    command_line = (package(project) / "__main__.py").read_text()
+    shutil.rmtree(package(project))
+    package(project).mkdir()
+    code = {"app.py": APP, "settings.py": SETTINGS, "__init__.py": "", "__main__.py": command_line}
+    for name, text in code.items():
+        (package(project) / name).write_text(text)
+    assert make(project, "settings").returncode == 0
+    assert make(project, "lint").returncode == 0
+    ended = captured([project / ".venv/bin/pytest", "-q", "tests"], project, timeout=300)
+    print(ended.stdout)
+    failed = set(re.findall(r"^(?:FAILED|ERROR) (tests/\w+\.py)", ended.stdout, re.M))
+    assert "tests/test_home.py" in failed
+    assert "tests/test_server.py" not in failed
+    assert "GREETING" not in "".join((project / name).read_text() for name in (".env.example", "docker-compose.yml"))
