@@ -15,12 +15,14 @@ for cache in Path("src").rglob("__pycache__"):  # of tests that ran on the templ
     shutil.rmtree(cache)
 
 if answers["demo"] == "no":
-    # As somebody would by hand: the folder, and each line that names it.
+    # As the README says to do it by hand: the folder, and each line that names it.
     shutil.rmtree(Path("src", DEMO))
-    for path in Path("src", answers["package_name"]).rglob("*"):
-        if path.suffix in (".py", ".html"):
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if DEMO not in line))
+    engine = Path("src", "everycore")  # `make update` knows the demo's name
+    for path in [path for path in Path().rglob("*") if path.is_file() and engine not in path.parents]:
+        text = path.read_text(encoding="utf-8")
+        if DEMO in text:
+            kept = "".join(line for line in text.splitlines(keepends=True) if DEMO not in line)
+            path.write_text(kept, encoding="utf-8")
 
 if answers["kubernetes"] == "no":
     shutil.rmtree(Path("deploy", "kubernetes"))
@@ -32,12 +34,12 @@ from everycore.update.record import from_context  # noqa: E402
 
 from_context(answers, Path()).write(Path())
 
-demo = "    make demo    # see every worker disagree while Redis is exact\n" * (answers["demo"] == "yes")
+demo = "    make demo    # what each worker counted, beside what Redis counted\n" * (answers["demo"] == "yes")
 print(f"""
 {answers["project_slug"]} is ready. Next:
 
     cd {answers["project_slug"]}
     make run     # http://127.0.0.1:8000, reloads when you save
     make test    # your tests
-{demo}    git init     # secrets and builds are in .gitignore
+{demo}    git init     # .gitignore leaves out secrets and builds
 """)

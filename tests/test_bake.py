@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,11 +14,22 @@ from conftest import ROOT
 
 JINJA = re.compile(r"\{\{[^\n]*cookiecutter|\{%|%\}|cookiecutter")
 UPDATE = "src/everycore/update/"  # it runs cookiecutter, so it may name it
-LONGEST = 400  # lines of one file of Python: one reason to change each
+MAX_LINES = 400  # of one file of Python
+OWNERS_LINES = 400  # of all that is the owner's to read at first: src/<package>
+ENGINE = Path("src", "everycore")
+DEMO = Path("src", "everycore_demo")
+RECORD = Path(".cluster-template.json")  # which holds the answers
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Each file with its content, but for those of git."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".git" not in path.parts]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+def owners(folder):
+    """The files that are not of the engine, and not the record of the answers."""
+    return {path: content for path, content in files(folder).items() if ENGINE not in path.parents and path != RECORD}
 
 
 def test_the_default_answers_give_cluster_app(bake):
@@ -40,7 +50,7 @@ def test_the_next_steps_work(tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     steps = [line.split("#")[0].strip() for line in shown.splitlines() if line.startswith("    ")]
     # What make does is run word for word by test_generated.py.
-    assert steps == ["cd cluster-app", "make demo", "make test", "make run", "git init"]
+    assert steps == ["cd cluster-app", "make run", "make test", "make demo", "git init"]
     listed = "cd cluster-app; make; git init; git add .; git status --short"
     known = subprocess.run(["bash", "-ec", listed], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert all(f"  {step} " in known for step in steps if step.startswith("make "))
@@ -50,6 +60,8 @@ def test_the_next_steps_work(tmp_path):
 def test_no_trace_of_the_generator_is_left(bake):
     for path, content in files(bake()).items():
         found = set(JINJA.findall(content.decode())) - ({"cookiecutter"} if UPDATE in str(path) else set())
+        if "templates" in path.parts:  # the app's own, which are Jinja's too
+            found = {text for text in found if "cookiecutter" in text}
         assert not found, path
         assert not JINJA.search(str(path)), path
 
@@ -67,7 +79,7 @@ def test_the_names_are_the_ones_that_were_asked_for(bake):
     assert described["name"] == "my-shop"
     assert described["scripts"] == {"my-shop": "shop.__main__:main"}
     assert described["authors"] == [{"name": "Zoë"}]
-    assert (project / "src" / "shop" / "cli.py").exists()
+    assert (project / "src" / "shop" / "app.py").exists()
     assert (project / "README.md").read_text().startswith("# Bücher & Co\n")
     assert b"cluster_app" not in b"".join(files(project).values())
 
@@ -138,28 +150,37 @@ def test_what_else_is_chosen_changes_no_python_and_leaves_no_trace(bake, tmp_pat
         project = bake(into=tmp_path / "-".join(answers.values()), **answers)
         assert python(project) == same
         assert yaml.safe_load((project / "docker-compose.yml").read_text())["services"]["redis"]
-        assert not (project / "without_demo").exists()
         assert (project / "deploy" / "kubernetes").exists() == (kubernetes == "yes")
-        # The engine is the same in every bake, and the record holds the answers.
-        chosen = {path: text for path, text in files(project).items() if path.parts[:2] != ("src", "everycore")}
-        del chosen[Path(".cluster-template.json")]
-        everything = b"".join(chosen.values()).lower()
+        everything = b"".join(owners(project).values()).lower()
         assert (b"kubernetes" in everything) == (kubernetes == "yes")
-        assert re.search(rb"\bdemo\b", everything) is None or demo == "yes"
+        assert re.search(rb"\bdemo\b|everycore_demo", everything) is None or demo == "yes"
 
 
-def test_readme_names_every_file_that_names_the_demo(bake, tmp_path):
-    """Its row on taking the demo out: the folders in the last cell go, and the files in the middle are edited."""
-    project = bake(into=tmp_path)
-    row = re.search(r"To take it out: (.*) \| (.*) \|$", (project / "README.md").read_text(), re.M)
-    edited, folders = (re.findall(r"`([^`]+)`", cell) for cell in row.groups())
-    for folder in folders:
-        (found,) = {project / folder, project / "src/cluster_app" / folder} & set(project.rglob("*"))
-        shutil.rmtree(found)
-    left = {path for path, text in files(project).items() if re.search(rb"\bdemo\b", text, re.I)}
-    named = {Path(path) if (project / path).exists() else Path("src/cluster_app", path) for path in edited[1:]}
-    assert edited[0] == "DEMO"
-    assert left == named | {Path("README.md")}
+def test_engine_has_the_same_bytes_in_every_bake(bake, tmp_path):
+    least = {"demo": "no", "kubernetes": "no", "redis_server": "valkey", "license": "none", "python_version": "3.14"}
+    names = {"project_name": "Bücher & Co", "project_slug": "my-shop", "package_name": "shop", "author_name": "Zoë"}
+    template = ROOT / "{{cookiecutter.project_slug}}"
+    for number, answers in enumerate(({}, least, names)):
+        project = bake(into=tmp_path / str(number), **answers)
+        for part in (ENGINE, DEMO):
+            if (project / part).exists():
+                assert files(project / part) == {
+                    path: content for path, content in files(template / part).items() if "__pycache__" not in path.parts
+                }
+
+
+def test_owner_has_few_lines_to_read(bake):
+    package = bake() / "src" / "cluster_app"
+    assert sum(content.count(b"\n") for content in files(package).values()) < OWNERS_LINES
+
+
+def test_demo_removed_by_hand_is_the_demo_not_chosen(bake, tmp_path):
+    """The README's two commands, word for word."""
+    by_hand, by_option = bake(into=tmp_path / "by hand"), bake(into=tmp_path / "by option", demo="no")
+    (line,) = re.findall(r"^- To remove the demo: `(.*)`, then `(.*)`\.$", (by_hand / "README.md").read_text(), re.M)
+    subprocess.run(["bash", "-ec", "\n".join(["git init --quiet", *line])], cwd=by_hand, check=True)
+    assert owners(by_hand) == owners(by_option)
+    assert files(by_hand / ENGINE) == files(by_option / ENGINE)
 
 
 def test_every_question_has_a_prompt_that_a_person_can_read():
@@ -169,9 +190,36 @@ def test_every_question_has_a_prompt_that_a_person_can_read():
     assert len(asked) <= 10
 
 
-def test_no_file_is_longer_than_one_idea(bake):
+def test_no_file_of_python_is_long(bake):
     for path, content in files(bake()).items():
-        assert path.suffix != ".py" or content.count(b"\n") <= LONGEST, path
+        assert path.suffix != ".py" or content.count(b"\n") <= MAX_LINES, path
+
+
+LIKE_A_PATH = re.compile(r"^(src|docs|deploy|tests|examples)/|\.(py|md|ya?ml|env|html|css)$")
+NOT_YET = {
+    "jobs.py",
+    "routes/about.py",
+    "templates/about.html",
+    "tests/test_about.py",
+}  # what the README lets you write
+
+
+@pytest.mark.parametrize("answers", [{}, {"demo": "no", "kubernetes": "no"}], ids=["all", "least"])
+def test_documents_name_files_that_exist(bake, answers):
+    """What stands between backticks, in a drawing or in a link, and looks like a path."""
+    project = bake(**answers)
+    for page in project.rglob("*.md"):
+        text = re.sub(r"^```(?!mermaid).*?^```", "", page.read_text(), flags=re.S | re.M)
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (page.parent / target).exists(), f"{page.relative_to(project)} links to {target}"
+        drawn = re.findall(r"[\w/]+\.py\b", "".join(re.findall(r"^```mermaid.*?^```", text, re.S | re.M)))
+        for name in {*re.findall(r"`([\w./-]+)`", text), *drawn} - NOT_YET:
+            if LIKE_A_PATH.search(name):
+                assert list(project.rglob(name.removesuffix("/"))), f"{page.relative_to(project)} names {name}"
+
+
+def test_agents_page_is_short(bake):
+    assert (bake() / "AGENTS.md").read_text().count("\n") <= 30
 
 
 def test_the_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):

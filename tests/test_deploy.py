@@ -1,5 +1,6 @@
 """What the bake brings for its deployment, held to the tools that will read it."""
 
+import os
 import re
 import runpy
 import shutil
@@ -42,7 +43,7 @@ def units(bake, folder, **answers):
 
 def drain_limit(project, settings):
     """When the primary ends the last worker itself, in seconds from the start of the drain."""
-    policy = runpy.run_path(str(project / "src" / "cluster_app" / "cluster" / "policy.py"))["Policy"]
+    policy = runpy.run_path(str(project / "src" / "everycore" / "server" / "policy.py"))["Policy"]
     return policy(graceful_timeout=float(settings["GRACEFUL_TIMEOUT"])).drain_limit
 
 
@@ -91,12 +92,24 @@ def test_prometheus_takes_the_alerts(bake):
 
 def test_the_containers_wait_as_long_as_the_settings_do_and_take_every_one_of_them(bake):
     project = bake()
-    example = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
-    compose = (project / "docker-compose.yml").read_text()
-    (grace,) = re.findall(r"stop_grace_period: (\d+)s # longer", compose)
-    (delay,) = re.findall(r"DRAIN_DELAY: (\d+)", compose)
+    example = dict(
+        re.findall(r"^(?:# )?([A-Z_]+)(?:=|, of everycore_demo:)(.*)$", (project / ".env.example").read_text(), re.M)
+    )
+    text = (project / "docker-compose.yml").read_text()
+    (grace,) = re.findall(r"stop_grace_period: (\d+)s # longer", text)
+    (delay,) = re.findall(r"DRAIN_DELAY: (\d+)", text)
     assert int(grace) > int(delay) + drain_limit(project, example)
-    (passed,) = re.findall(r"^x-settings: &settings\n((?:  [A-Z_]+:\n)+)", compose, re.M)
+    passed = yaml.safe_load(text)["x-settings"]
     # What the container itself decides: its address, its proxies, its files.
     own = {"APP_ENV", "BIND", "FORWARDED_ALLOW_IPS", "REDIS_URL", "RUN_DIR", "SECRET_KEY_FILE", "TLS_CERT", "TLS_KEY"}
-    assert set(re.findall(r"[A-Z_]+", passed)) == example.keys() - own
+    assert passed.keys() == example.keys() - own
+    assert set(passed.values()) == {None}  # from the shell or .env, or else the app's own default
+
+
+def test_each_file_of_settings_has_those_of_the_app(bake):
+    """What `make settings` would write is written."""
+    project = bake()
+    command = [sys.executable, "-m", "everycore.cli.settings_files", "--check", "cluster_app.settings:Settings"]
+    environ = {**os.environ, "PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")

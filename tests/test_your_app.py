@@ -1,4 +1,4 @@
-"""The apps of docs/your-app.md, word for word, on the cluster; and the cluster alone, copied beside one."""
+"""The apps of docs/your-app.md, word for word, on real workers; and the engine alone, copied beside one."""
 
 import http.client
 import json
@@ -90,9 +90,8 @@ def test_an_app_that_is_there_already_runs_unchanged(project, blocks, tmp_path, 
         assert get(port) == {"from": name}
 
 
-def test_the_cluster_alone_serves_and_reloads_beside_another_app(project, blocks, tmp_path):
-    (package,) = (path.parent for path in project.glob("src/*/cluster"))
-    shutil.copytree(package / "cluster", tmp_path / "cluster", ignore=shutil.ignore_patterns("test_*"))
+def test_the_engine_alone_serves_and_reloads_beside_another_app(project, blocks, tmp_path):
+    shutil.copytree(project / "src" / "everycore", tmp_path / "everycore")
     port = free_port()
     (tmp_path / "main.py").write_text(blocks[3].replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
     yours = tmp_path / "yours.py"

@@ -1,1 +1,1 @@
-"""Apps that know nothing of the cluster, and run on it unchanged."""
+"""Apps that know nothing of everycore, and run on it unchanged."""

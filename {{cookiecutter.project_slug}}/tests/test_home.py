@@ -1,14 +1,19 @@
-"""Tests of the home page. `client` has a Redis of its own, which is empty before each test."""
+"""Tests of the home page. `client` runs the app in this process, with a Redis that is empty before each test."""
 
 
 def test_home_counts_visits(client):
-    assert "Visit 1" in client.get("/").text
-    assert "Visit 2" in client.get("/").text
+    assert "Visit 1." in client.get("/").text
+    assert "Visit 2." in client.get("/").text
 
 
-def test_name_is_remembered(client):
+def test_home_remembers_the_name(client):
     client.post("/", data={"name": "Ada"})
     assert "Hello, Ada" in client.get("/").text
+
+
+def test_home_shows_a_name_as_text(client):
+    client.post("/", data={"name": "<b>Ada</b>"})
+    assert "<b>" not in client.get("/").text
 
 
 def test_workers_share_one_session(serve):

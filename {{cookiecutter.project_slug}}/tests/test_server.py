@@ -1,15 +1,22 @@
-"""Your app on real workers: it serves, heals, reloads and stops without losing a request."""
+"""The app on real workers: they serve, are replaced, reload and stop, and no request is lost.
+
+`/healthz` is the engine's, so these tests hold whatever pages the app has.
+"""
 
 
-def test_server_loses_no_request(serve, load, eventually):
+def test_reload_and_stop_lose_no_request(serve, load, eventually):
     server = serve(workers=2)
-    clients = load(server.url, "/healthz")
-    eventually(lambda: clients.seen["ok"] > 100)
+    clients = load(server.url, "/healthz", keep_alive=True)
+    eventually(lambda: clients.seen["ok"] > 50)
     server.control.reload()
     assert server.control.snapshot().generation == 2
-    eventually(lambda: clients.seen["ok"] > 200)
+    answered = clients.seen["ok"]
+    eventually(lambda: clients.seen["ok"] > answered + 50)
+    server.control.stop()
+    assert server.process.wait(20) == 0
+    eventually(lambda: clients.seen["refused"])  # nobody listens any more
     seen = clients.stop()
-    assert seen["ok"] == seen["sent"]
+    assert seen["ok"] == seen["sent"] - seen["refused"]
 
 
 def test_killed_worker_is_replaced(serve, eventually):
@@ -18,10 +25,4 @@ def test_killed_worker_is_replaced(serve, eventually):
     server.control.kill(killed)
     eventually(lambda: killed not in [worker.pid for worker in server.control.snapshot().workers])
     server.wait_until_ready()
-    assert server.client().get("/").status == 200
-
-
-def test_stop_exits_with_code_0(serve):
-    server = serve(workers=2)
-    server.control.stop()
-    assert server.process.wait(20) == 0
+    assert server.client().get("/healthz").status == 200

@@ -9,8 +9,6 @@ from starlette.testclient import TestClient
 
 from places import TEMPLATE
 
-ROOT = TEMPLATE
-
 # The imports that each block would begin with.
 IMPORTS = """
 import asyncio
@@ -23,24 +21,15 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from everycore.state.broadcast import Broadcast
-from everycore.state.cache.cache import Cache
-from everycore.state.counters import Counters
-from everycore.state.rate_limit_middleware import RateLimitMiddleware
-from everycore.state.rate_limit import RateLimiter, Rule
-from everycore.state.sessions.middleware import SessionMiddleware
-from everycore.state.leader import run_as_leader
-from everycore.state.client.connect import connect
-from everycore.state.schedule import daily
-from everycore.state.sessions.session import session
-from everycore.state.sessions.store import SessionStore
-from everycore.state.stream import Stream
-from everycore.state.counters import DAY
+from everycore.state import (
+    DAY, Broadcast, Cache, Counters, RateLimiter, RateLimitMiddleware, Rule, SessionMiddleware, SessionStore, connect,
+    Stream, daily, run_as_leader, session,
+)
 """
 
 
 def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., Any]) -> None:
-    page = (ROOT / "docs" / "state.md").read_text()
+    page = (TEMPLATE / "docs" / "state.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     code = IMPORTS + "\n".join(blocks).replace("redis://127.0.0.1:6379/0", redis_url)
     names: dict[str, Any] = {}

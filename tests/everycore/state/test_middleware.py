@@ -308,3 +308,9 @@ def test_redis_away_is_503_and_never_logged_out(nowhere: str) -> None:
         client.cookies.set("session", "forged")
         assert client.get("/look").status_code == 200  # nothing to ask Redis for
         assert client.get("/count").status_code == 503
+
+
+def test_session_without_a_lifespan_says_what_to_do() -> None:
+    app = Starlette(routes=[Route("/", look, middleware=[Middleware(SessionMiddleware)])])
+    with pytest.raises(RuntimeError, match=r"lifespan has not run.*`with TestClient\(app\) as client:`"):
+        TestClient(app).get("/")

@@ -12,10 +12,13 @@ from everycore.state.leader import run_as_leader
 from everycore.state.lifespan import lifespan, sessions
 from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 from everycore.state.rate_limit_middleware import RateLimitMiddleware
+from everycore.state.schedule import daily, every
+from everycore.state.sessions.cookie import SessionCookie
 from everycore.state.sessions.middleware import SessionMiddleware
-from everycore.state.sessions.session import Session
+from everycore.state.sessions.session import Session, SessionEndedError, session
 from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
 from everycore.state.settings import StateSettings
+from everycore.state.stream import Stream
 
 __all__ = [
     "DAY",
@@ -32,13 +35,19 @@ __all__ = [
     "RateLimiter",
     "Rule",
     "Session",
+    "SessionCookie",
+    "SessionEndedError",
     "SessionMiddleware",
     "SessionStore",
     "SessionTooLargeError",
     "StateSettings",
+    "Stream",
     "cached",
     "connect",
+    "daily",
+    "every",
     "lifespan",
     "run_as_leader",
+    "session",
     "sessions",
 ]

@@ -22,9 +22,18 @@ class TestServer(LocalServer):
 
     __test__ = False  # not a class of tests, in spite of its name
 
+    def __init__(self, running: LocalServer) -> None:
+        super().__init__(running.url, running.process, running.run_dir, running.log)
+        self._visitors: list[Visitor] = []
+
     def client(self) -> Visitor:
-        """Return a new visitor."""
-        return Visitor(self.url)
+        """Return a new visitor. It is closed when the test ends."""
+        self._visitors.append(Visitor(self.url))
+        return self._visitors[-1]
+
+    def close_clients(self) -> None:
+        for visitor in self._visitors:
+            visitor.close()
 
     def wait_until_ready(self) -> None:
         """Return when every wanted worker is ready. Fails the test if the server ends before."""
@@ -32,7 +41,8 @@ class TestServer(LocalServer):
         def ready() -> bool:
             assert self.process.poll() is None, "the server ended; its log is below"
             seen = self.control.snapshot()
-            return [row.state for row in seen.workers if row.generation == seen.generation] == ["ready"] * seen.wanted
+            states = [row.state for row in seen.workers if row.generation == seen.generation]
+            return seen.wanted > 0 and states == ["ready"] * seen.wanted  # 0 until the primary has begun
 
         wait_until(ready)
 
@@ -87,10 +97,9 @@ def serve(redis: Redis, redis_url: str, tmp_path: Path, pytestconfig: pytest.Con
             if workers is not None:
                 arguments = ("--workers", str(workers), *arguments)
             target = app or pytestconfig.getini("everycore_app")
-            running = stack.enter_context(
-                run_server(target, {**development(redis_url), **environ}, *arguments, log=logs[-1])
-            )
-            server = TestServer(running.url, running.process, running.run_dir, running.log)
+            running = run_server(target, {**development(redis_url), **environ}, *arguments, log=logs[-1])
+            server = TestServer(stack.enter_context(running))
+            stack.callback(server.close_clients)  # before the server stops, which waits for open connections
             if wait:
                 server.wait_until_ready()
             return server

@@ -25,18 +25,26 @@ class Answer:
 
 
 class Visitor:
-    """Sends requests over one kept-alive connection, and follows no redirect.
+    """Sends requests over a kept-alive connection, and follows no redirect.
 
     Args:
         url: Of the server, such as http://127.0.0.1:8000.
     """
 
     def __init__(self, url: str) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)
+        self._host = urlsplit(url).netloc
+        self._connections = [self._connect()]  # the last one is in use
         self._cookies: SimpleCookie = SimpleCookie()
 
     def get(self, path: str, *, fresh_connection: bool = False, headers: dict[str, str] | None = None) -> Answer:
-        """Send a GET. A fresh connection may reach another worker."""
+        """Send a GET.
+
+        Args:
+            path: And a query, if there is one.
+            fresh_connection: Connect again, and leave the other connections open. The workers share connections evenly,
+                so a dozen requests reach each of them.
+            headers: Besides the cookies.
+        """
         return self._send("GET", path, None, headers or {}, fresh_connection)
 
     def post(
@@ -52,16 +60,21 @@ class Visitor:
         return self._send("POST", path, urlencode(data or {}), form, fresh_connection)
 
     def close(self) -> None:
-        self._connection.close()
+        for connection in self._connections:
+            connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self._host, timeout=DEADLINE)
 
     def _send(self, method: str, path: str, body: str | None, headers: dict[str, str], fresh: bool) -> Answer:
         if fresh:
-            self._connection.close()
+            self._connections.append(self._connect())
         if self._cookies:
             cookies = "; ".join(f"{name}={morsel.value}" for name, morsel in self._cookies.items())
             headers = {"Cookie": cookies, **headers}
-        self._connection.request(method, path, body, headers)
-        response = self._connection.getresponse()
+        connection = self._connections[-1]
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
         text = response.read().decode(errors="replace")
         for header in response.headers.get_all("Set-Cookie", ()):
             self._cookies.load(header)

@@ -27,7 +27,7 @@ async def show(request: Request) -> Response:
 async def save_name(request: Request) -> Response:
     form = await request.form()
     request.session["name"] = str(form.get("name", ""))[:MAX_NAME]
-    return RedirectResponse(request.url_for("home"), status_code=303)
+    return RedirectResponse(request.url_for("home").path, status_code=303)
 
 
 async def make() -> str:

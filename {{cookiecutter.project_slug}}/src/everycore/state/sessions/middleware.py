@@ -20,6 +20,11 @@ VARY, PRIVATE = (b"vary", b"Cookie"), (b"cache-control", b"private")
 
 log = logging.getLogger(__name__)
 
+NOT_OPEN = (
+    "There is no session store, because the app's lifespan has not run. In a test, take the fixture `client`, or use "
+    "TestClient as a context manager: `with TestClient(app) as client:`."
+)
+
 
 class SessionMiddleware:
     """Reads the session before the handler runs and saves it before the response's headers leave.
@@ -38,7 +43,9 @@ class SessionMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        store: SessionStore = scope["state"][self.state]
+        store: SessionStore | None = scope.get("state", {}).get(self.state)
+        if store is None:
+            raise RuntimeError(NOT_OPEN)
         presented = store.cookie.found(scope["headers"])
         run, away = (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
         try:
