@@ -10,6 +10,7 @@ import pytest
 from everycore.server import ServerSettings
 from everycore.web import AppSettings, SettingsError
 from places import TEMPLATE
+from sample.app import Settings
 
 KEY = "a-key-of-more-than-thirty-two-characters"
 PROJECT = TEMPLATE
@@ -166,9 +167,10 @@ def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> Non
 
 
 def test_settings_name_keys_and_cookie_after_the_project() -> None:
-    slug = (__package__ or "").partition(".")[0].replace("_", "-")
-    settings = read({"SECRET_KEY": KEY})
-    assert (settings.key_prefix, settings.session_cookie) == (slug, f"{slug}-session")
+    named = Settings.from_environ({"SECRET_KEY": KEY})  # by the package of the class
+    assert (named.key_prefix, named.session_cookie) == ("sample", "sample-session")
+    named = Settings.for_app("acme_shop.app:create_app", {"SECRET_KEY": KEY})
+    assert (named.key_prefix, named.session_cookie) == ("acme-shop", "acme-shop-session")
     settings = read({"SECRET_KEY": KEY, "KEY_PREFIX": "shop", "SESSION_SAMESITE": "None"})
     assert (settings.key_prefix, settings.session_cookie, settings.session_samesite) == ("shop", "shop-session", "none")
     assert read({"SECRET_KEY": KEY, "SESSION_COOKIE": "id"}).session_cookie == "id"

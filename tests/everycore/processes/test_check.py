@@ -25,7 +25,12 @@ app = Starlette(routes=[Mount("/live", routes=[WebSocketRoute("/chat", chat)])])
 
 def found(ended: Any, kind: str) -> list[str]:
     assert "Traceback" not in ended.stderr
-    return [line for line in ended.stderr.splitlines() if line.startswith(f"{kind}: ")]
+    return [line for line in lines(ended) if line.startswith(f"{kind}: ")]
+
+
+def lines(ended: Any) -> list[str]:
+    """All lines but the one about the engine, which every check has."""
+    return [line for line in ended.stderr.splitlines() if not line.startswith("note: everycore ")]
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_check_with_several_faults_names_each(cli: Any, tmp_path: Path) -> None:
     ):
         assert sum(said in line for line in errors) == 1, (said, errors)
     assert any("Redis does not answer at REDIS_URL (redis://127.0.0.1:1)" in line for line in errors)
-    assert errors == ended.stderr.splitlines()
+    assert errors == lines(ended)
     assert "hunter2" not in ended.stderr
 
 
@@ -96,7 +101,7 @@ def test_check_tries_each_form_of_bind(cli: Any, tmp_path: Path, bind: str, said
 
 def test_check_of_good_binds_leaves_nothing(cli: Any, tmp_path: Path) -> None:
     ended = cli("check", BIND=f"127.0.0.1:0,[::1]:0,unix:{tmp_path}/x.sock?mode=600")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
+    assert (ended.returncode, ended.stdout, lines(ended)) == (0, "ok\n", [])
     assert not list(tmp_path.glob("x.sock"))
     assert not (tmp_path / "run").exists()
 
@@ -283,3 +288,9 @@ def test_no_line_of_a_cluster_holds_a_part_of_the_redis_password(
     for secret in ("hunter2", "2secret"):
         assert secret not in log.read_text()
         assert secret.encode() not in listed
+
+
+def test_check_says_which_engine_this_is(cli: Any) -> None:
+    note, *others = cli("check").stderr.splitlines()
+    assert re.fullmatch(r"note: everycore \d+\.\d+\.\d+, (as released|changed here: .*)", note)
+    assert others == []

@@ -1,5 +1,6 @@
 """A page that uses a session, a counter and a cached value, and the demo."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from starlette.applications import Starlette
@@ -11,8 +12,13 @@ import everycore_demo
 from everycore import state, web
 
 
+@dataclass(frozen=True)
+class Settings(web.AppSettings):
+    """None of its own; its package names the keys in Redis."""
+
+
 def create_app(settings: web.AppSettings | None = None, headers: dict[str, str] | None = None) -> Starlette:
-    settings = settings or web.AppSettings.from_environ()
+    settings = settings or Settings.from_environ()
     return Starlette(
         routes=[
             *web.routes(settings),

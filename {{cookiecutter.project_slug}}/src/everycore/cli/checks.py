@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everycore import manifest
 from everycore.environ import SettingsError
 from everycore.server import listeners, proxies
 from everycore.server.address_owner import listens
@@ -47,6 +48,7 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
         run_dir: Where a running primary would be found.
         own: The app is the project's own, and needs its Redis.
     """
+    yield Finding(manifest.describe(), kind="note")
     yield from on_python(sys.version_info[:3])
     yield from on_tls(settings.tls_cert, settings.tls_key)
     without_tls = {name: value for name, value in settings.uvicorn_options().items() if not name.startswith("ssl_")}
