@@ -3,6 +3,7 @@
 from everycore.environ import SettingsError, parse_bool, setting
 from everycore.web.cluster import cluster_status
 from everycore.web.defaults import exception_handlers, middleware, routes
+from everycore.web.event_stream import event_stream
 from everycore.web.operator_auth import require_ops_token
 from everycore.web.security import POLICY, BodySizeLimit, SecurityHeaders
 from everycore.web.settings import AppSettings
@@ -14,6 +15,7 @@ __all__ = [
     "SecurityHeaders",
     "SettingsError",
     "cluster_status",
+    "event_stream",
     "exception_handlers",
     "middleware",
     "parse_bool",
