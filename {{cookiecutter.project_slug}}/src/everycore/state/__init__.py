@@ -10,6 +10,7 @@ from everycore.state.client.connect import UNAVAILABLE_ERRORS, connect
 from everycore.state.counters import DAY, HOUR, MINUTE, Counters
 from everycore.state.leader import run_as_leader
 from everycore.state.lifespan import lifespan, sessions
+from everycore.state.presence import Presence
 from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 from everycore.state.rate_limit_middleware import RateLimitMiddleware
 from everycore.state.schedule import daily, every
@@ -30,6 +31,7 @@ __all__ = [
     "Cache",
     "Counters",
     "Lifetimes",
+    "Presence",
     "RateLimitMiddleware",
     "RateLimitResult",
     "RateLimiter",

@@ -5,6 +5,7 @@ from everycore.web.cluster import cluster_status
 from everycore.web.defaults import exception_handlers, middleware, routes
 from everycore.web.event_stream import event_stream
 from everycore.web.operator_auth import require_ops_token
+from everycore.web.rooms import Room, join_room
 from everycore.web.security import POLICY, BodySizeLimit, SecurityHeaders
 from everycore.web.settings import AppSettings
 
@@ -12,11 +13,13 @@ __all__ = [
     "POLICY",
     "AppSettings",
     "BodySizeLimit",
+    "Room",
     "SecurityHeaders",
     "SettingsError",
     "cluster_status",
     "event_stream",
     "exception_handlers",
+    "join_room",
     "middleware",
     "parse_bool",
     "require_ops_token",
