@@ -13,10 +13,11 @@ from .paths import RESULTS, ROOT
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 PLAIN = "/plain, 32 connections"
 PRELOAD = " preload"  # ends the name of a peer that is another one, told to import before it forks
+SHOWN = ("reload", "session")  # the charts that the README shows; it links to the others
 
 NOTE = (
-    "Bold is the best of its row. More is better for requests per second and for writers kept, less for everything "
-    "else. `-`: not measured, or it cannot do that. 2 workers unless said."
+    "Bold marks the best figure of a row. Higher is better for requests per second and for writers kept; lower is better "
+    "for everything else. `-`: not measured, or not supported. 2 workers unless the row says otherwise."
 )
 
 
@@ -80,7 +81,7 @@ ROWS = (
 
 
 def block(results: Mapping[str, Any], drawn: Iterable[Path]) -> str:
-    """The markdown between the markers; `drawn`: the charts there are."""
+    """The markdown between the markers: a table, two charts, and links to the other charts in `drawn`."""
     found = {row: row.figures(results[row.suite]["results"]) for row in ROWS if row.suite in results}
     found = {row: figures for row, figures in found.items() if figures}
     names = dict.fromkeys(name.removesuffix(PRELOAD) for figures in found.values() for name in figures)
@@ -88,8 +89,11 @@ def block(results: Mapping[str, Any], drawn: Iterable[Path]) -> str:
     table = [_line(["", *peers]), "|---|" + "---:|" * len(peers)]
     table += [_line([row.label, *_cells(row, figures, peers)]) for row, figures in found.items()]
     titles = {chart.name: chart.title for chart in charts.CHARTS}
-    images = [f"![{titles[path.stem]}]({_link(path.name)})" for path in drawn]
-    return "\n\n".join([_measured([results[row.suite] for row in found]), "\n".join(table), NOTE, *images])
+    links = {path.stem: f"[{titles[path.stem]}]({_link(path.name)})" for path in drawn}
+    images = [f"!{link}" for name, link in links.items() if name in SHOWN]
+    others = [link for name, link in links.items() if name not in SHOWN]
+    more = [f"More charts: {'; '.join(others)}."] if others else []
+    return "\n\n".join([_measured([results[row.suite] for row in found]), "\n".join(table), NOTE, *images, *more])
 
 
 def _measured(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -151,12 +151,21 @@ def test_the_table_has_a_row_for_each_figure_and_ours_comes_first(results):
     ]
 
 
-def test_the_table_tells_its_date_and_command_and_shows_the_charts(results, tmp_path):
+def test_readme_block_names_date_and_command_once(results, tmp_path):
     text = readme.block(results, charts.draw(results, tmp_path))
     assert text.count("2026-11-22") == text.count("`python -m benchmarks`") == 1
-    assert re.findall(r"!\[[^]]+\]\((.*)\)", text) == [
-        f"benchmarks/results/{name}.svg" for name in ("reload", "heal", "memory", "session", "fairness")
-    ]
+
+
+def test_readme_block_shows_two_charts_and_links_to_three(results, tmp_path):
+    text = readme.block(results, charts.draw(results, tmp_path))
+    shown = re.findall(r"!\[[^]]+\]\((.*?)\)", text)
+    linked = re.findall(r"(?<!!)\[[^]]+\]\((.*?\.svg)\)", text)
+    assert shown == [f"benchmarks/results/{name}.svg" for name in ("reload", "session")]
+    assert linked == [f"benchmarks/results/{name}.svg" for name in ("heal", "memory", "fairness")]
+
+
+def test_readme_block_without_charts_has_no_line_for_them(results):
+    assert "charts" not in readme.block(results, [])
 
 
 def test_a_missing_suite_gives_no_row(results):

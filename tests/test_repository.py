@@ -73,10 +73,13 @@ def test_the_links_of_the_readme_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_the_readme_bakes_as_it_says(tmp_path):
-    (line,) = re.findall(r"^uvx (.*)$", (ROOT / "README.md").read_text(), re.M)
+def test_readme_command_generates_a_project(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^uvx (.*)$", readme, re.M)
+    assert "From a clone of this repository: `uvx cookiecutter .`" in readme
     uvx = [sys.executable, "-m", "uv", "tool", "run", "--python", sys.executable, "--native-tls"]
-    arguments = [str(ROOT) if word == "." else word for word in line.split()]
+    arguments = [str(ROOT) if word.startswith("gh:") else word for word in line.split()]
+    assert str(ROOT) in arguments
     command = [*uvx, *arguments, "--no-input", "--output-dir", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
