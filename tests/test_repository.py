@@ -63,9 +63,31 @@ def test_both_levels_ask_for_the_same_versions_of_the_same_tools():
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
-def test_the_changes_begin_with_the_version_of_now():
+def test_changelog_begins_with_the_version_of_the_engine():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+    assert (TEMPLATE / "src/everycore/VERSION").read_text().strip() == version
+
+
+def test_changelog_is_in_the_form_of_keep_a_changelog():
+    kinds = ["Upgrade notes", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    for release in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1:]:
+        title, *sections = re.split(r"^### ", release, flags=re.M)
+        assert re.fullmatch(r"\d+\.\d+\.\d+ - (unreleased|\d{4}-\d\d-\d\d)\n*", title)
+        for section in sections:
+            kind, *lines = section.strip().split("\n")
+            assert kind in kinds
+            assert all(line.startswith("- ") for line in lines if line), kind
+
+
+def test_decisions_are_numbered_and_short():
+    _, *decisions = re.split(r"^## ", (ROOT / "docs/decisions.md").read_text(), flags=re.M)
+    for number, decision in enumerate(decisions, 1):
+        title = decision.partition("\n")[0]
+        assert title.startswith(f"{number:03}. "), title
+        assert len(decision.split()) <= 150, title
+        parts = re.findall(r"^\*\*(\w+):\*\* ", decision, re.M)
+        assert parts in (["Context", "Decision"], ["Context", "Decision", "Rejected"]), title
 
 
 def test_the_links_of_the_readme_lead_somewhere():
