@@ -1,5 +1,5 @@
-# For docker-compose.yml: the default bake that serves its demo, and all that the tests want from a machine.
-# A bake has an image of its own.
+# For docker-compose.yml: the default project that serves its demo, and the packages that the tests use. A project has its
+# own Dockerfile.
 FROM python:3.13-slim AS tools
 WORKDIR /template
 COPY pyproject.toml ./

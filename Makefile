@@ -3,12 +3,12 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 BAKE := build/cluster-app
-# $(call install,NAME,ARGUMENTS): a dot for each package, so that a slow network does not look like a hang; a failure in
-# one sentence. Without a network pip gives up within seconds.
+# $(call install,NAME,ARGUMENTS): prints a dot for each package, so that a slow network does not look like a hang, and a
+# failure as one sentence. Without a network pip gives up within seconds.
 install = set -o pipefail; printf 'Installing %s ' '$(1)'; \
     PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --retries 2 $(2) 2>.venv/pip.log | \
     awk '{ printf "."; fflush() }' && echo ' done' || { echo; echo "error: pip could not install $(1):" \
-    "$$(sed -n 's/^ERROR: //p' .venv/pip.log | tail -n 1). Is there a network? All that pip said is in $(CURDIR)/.venv/pip.log"; exit 1; }
+    "$$(sed -n 's/^ERROR: //p' .venv/pip.log | tail -n 1). Is there a network? The output of pip is in $(CURDIR)/.venv/pip.log"; exit 1; }
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
@@ -17,7 +17,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: bake ## Bake the default answers, and see every worker disagree while Redis is exact
+demo: bake ## Generate the default project, and compare what workers counted with what Redis counted
 	@$(MAKE) --no-print-directory -C $(BAKE) demo PYTHON=$(PYTHON)
 
 bake: .venv/bake ## Generate the default project into build/
@@ -28,19 +28,19 @@ bake: .venv/bake ## Generate the default project into build/
 	@[ "$$(cat build/before 2>&1)" != "$$(cat $(BAKE)/pyproject.toml)" ] || mv build/before $(BAKE)/pyproject.toml
 	@echo 'Baked $(BAKE)'
 
-bench: .venv/bench ## Measure a bake beside its peers, into this README: all, or SUITES="reload stop"
+bench: .venv/bench ## Measure a project beside its peers, and write this README: all, or SUITES="reload stop"
 	@$(BIN)/python -m benchmarks $(SUITES)
 	@$(BIN)/python -m benchmarks.readme
 
-test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
+test: ## Run lint and tests on this Python, with what this machine has, and list what was left out
 	@echo 'About 5 minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST)
 
-test-all: lint ## What CI runs: every Python found, Redis and Valkey, the containers
+test-all: lint ## Run what CI runs: every Python found, Redis and Valkey, the containers
 	@$(PYTEST) --all
 
-lint: .venv/dev ## Style and format, of the template's sources in place too
+lint: .venv/dev ## Check style and format, also of the template's sources
 	@$(BIN)/ruff check benchmarks hooks tests
 	@$(BIN)/ruff format --check --config pyproject.toml .
 
