@@ -16,8 +16,8 @@ PRELOAD = " preload"  # ends the name of a peer that is another one, told to imp
 SHOWN = ("reload", "session")  # the charts that the README shows; it links to the others
 
 NOTE = (
-    "Bold marks the best figure of a row. Higher is better for requests per second and for writers kept; lower is better "
-    "for everything else. `-`: not measured, or not supported. 2 workers unless the row says otherwise."
+    "Bold marks the best figure of a row. Higher is better for requests per second and for writers kept; lower is "
+    "better for everything else. `-`: not measured, or not supported. 2 workers unless the row says otherwise."
 )
 
 
