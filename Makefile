@@ -32,15 +32,15 @@ bench: .venv/bench ## Measure a project beside its peers, and write this README:
 	@$(BIN)/python -m benchmarks $(SUITES)
 	@$(BIN)/python -m benchmarks.readme
 
-test: ## Run lint and tests on this Python, with what this machine has, and list what was left out
+test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
 	@echo 'About 5 minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST)
 
-test-all: lint ## Run what CI runs: every Python found, Redis and Valkey, the containers
+test-all: lint ## What CI runs: every Python found, Redis and Valkey, the containers
 	@$(PYTEST) --all
 
-lint: .venv/dev ## Check style and format, also of the template's sources
+lint: .venv/dev ## Style and format, of the template's sources in place too
 	@$(BIN)/ruff check benchmarks hooks tests
 	@$(BIN)/ruff format --check --config pyproject.toml .
 
