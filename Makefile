@@ -44,7 +44,7 @@ lint: .venv/dev ## Style and format, of the template's sources in place too
 	@$(BIN)/ruff check benchmarks hooks tests
 	@$(BIN)/ruff format --check --config pyproject.toml .
 
-format: .venv/dev ## Fix style and format
+format: .venv/dev ## Mend style and format
 	@$(BIN)/ruff check --fix benchmarks hooks tests
 	@$(BIN)/ruff format --config pyproject.toml .
 
