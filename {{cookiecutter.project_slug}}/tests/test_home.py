@@ -16,6 +16,12 @@ def test_home_shows_a_name_as_text(client):
     assert "<b>" not in client.get("/").text
 
 
+def test_unknown_page_is_a_page_with_status_404(client):
+    answer = client.get("/no/such/page")
+    assert answer.status_code == 404
+    assert "<h1>Not Found</h1>" in answer.text
+
+
 def test_workers_share_one_session(serve):
     visitor = serve(workers=2).client()
     visitor.post("/", {"name": "Ada"})

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 import everycore_demo
 from everycore import state, web
 
-from .pages import static
+from .pages import error_page, static
 from .routes import ROUTES
 from .settings import Settings
 
@@ -26,7 +27,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Mount("/", routes=ROUTES, middleware=[state.sessions()]),
         ],
         middleware=web.middleware(settings),
-        exception_handlers=web.exception_handlers(),
+        exception_handlers={**web.exception_handlers(), HTTPException: error_page},
         lifespan=state.lifespan(settings, lifespan),
     )
     app.state.settings = settings  # handlers find it as `request.app.state.settings`
