@@ -23,7 +23,7 @@ def written(capsys: Any, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> lis
     return [str(capsys.readouterr().err).removesuffix("\n"), formatted]
 
 
-def test_json_keeps_what_a_client_sent_in_its_field(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_line_keeps_hostile_text_in_its_field(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     access, message = written(capsys, False, monkeypatch)
     line = json.loads(access)
     assert (line["method"], line["path"], line["client"], line["status"]) == (HOSTILE, HOSTILE, HOSTILE, 404)
@@ -32,7 +32,8 @@ def test_json_keeps_what_a_client_sent_in_its_field(capsys: Any, monkeypatch: py
     assert not {"\n", "\r", "\x1b", "\x9b", "\u2028"} & set(access + message)
 
 
-def test_text_lets_nothing_steer_a_terminal_or_look_like_a_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_line_escapes_controls_and_newlines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile text must neither steer the terminal nor look like a line of the log."""
     access, message = written(capsys, True, monkeypatch)
     assert not STEERING & set(access + message)
     assert "\n" not in access

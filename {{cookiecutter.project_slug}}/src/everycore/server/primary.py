@@ -152,7 +152,7 @@ class Primary:
             how = "was killed at its deadline" if child.overdue else describe_exit(status)
             logger.warning("%s %s while it drained, after %.1f s", child, how, lived)
             if not self.stopping:
-                self.reloader.hear_of_a_failed_drain(child, how)
+                self.reloader.on_drain_failure(child, how)
             return
         delay = self.backoff[child.slot].record_failure(now, lived)
         self.backoff[child.slot].failed_to_boot = child.state is State.STARTING
