@@ -52,6 +52,7 @@ class Acceptor:
         self.accepting: dict[socket.socket, asyncio.Task[None]] = {}  # sockets that `connect` has not finished
 
     def start(self) -> None:
+        """Accept connections from now on."""
         for listener in self._listeners:
             self._watch(listener)
 

@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
-    """A connection of uvicorn's, HTTP or WebSocket, with what this server uses of it."""
+    """A connection of uvicorn's, HTTP or WebSocket, as far as this server uses it."""
 
-    transport: asyncio.Transport
-
+    @property
+    def transport(self) -> asyncio.Transport: ...
     def shutdown(self) -> None: ...
 
 

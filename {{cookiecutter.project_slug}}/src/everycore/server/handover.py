@@ -32,6 +32,7 @@ class ReexecState:
     children: list[dict[str, Any]]
 
     def descriptors(self) -> list[int]:
+        """Return all descriptors, which the re-executed primary inherits."""
         return [self.lock, self.board, *self.parent_pipe, *self.wakeup_pipe, *self.listeners]
 
 

@@ -89,11 +89,10 @@ def find_app(target: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise LoadError(f"app {target!r}: there is no module {error.name!r} in {os.getcwd()}.") from None
-        raise LoadError(f"app {target!r} does not import: {summarize(error, module_name)}", error) from None
     except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise LoadError(f"app {target!r}: there is no module {missing!r} in {os.getcwd()}.") from None
         raise LoadError(f"app {target!r} does not import: {summarize(error, module_name)}", error) from None
     try:
         for name in attribute.split("."):

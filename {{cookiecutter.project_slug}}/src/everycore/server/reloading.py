@@ -62,6 +62,7 @@ class Reloader:
             self.fail(f"the check cannot be started: {error.strerror}")
 
     def enforce_check_deadline(self, now: float) -> None:
+        """Kill a check that has not exited within `boot_timeout`. `now` is in monotonic seconds."""
         if self.deadline is not None and now >= self.deadline:
             logger.error("reload: check did not exit within %g s; sending SIGKILL", self._policy.boot_timeout)
             self.cancel()

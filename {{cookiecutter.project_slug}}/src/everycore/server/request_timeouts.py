@@ -14,8 +14,11 @@ import termios
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from uvicorn.protocols.utils import is_ssl
+
+from everycore.server.connections import Connection
 from everycore.server.http import CoalescingHttpProtocol
 
 # struct tcp_info in linux/tcp.h: tcpi_bytes_acked counts the bytes that the client's kernel has received.
@@ -59,9 +62,9 @@ class RequestTimeouts:
             WRITE: write_timeout or float("inf"),
             **CLOSING_TIMEOUTS,
         }
-        self._waits: dict[object, tuple[Wait, float]] = {}
+        self._waits: dict[Connection, tuple[Wait, float]] = {}
 
-    def enforce(self, connections: Iterable[Any], now: float) -> None:
+    def enforce(self, connections: Iterable[Connection], now: float) -> None:
         """Disconnect the clients that have exceeded a limit. To be called about once a second.
 
         Args:
@@ -69,7 +72,7 @@ class RequestTimeouts:
             now: Monotonic seconds.
         """
         before, self._waits = self._waits, {}
-        disconnected: list[tuple[Any, str]] = []
+        disconnected: list[tuple[Connection, str]] = []
         for connection in connections:
             wait = _current_wait(connection)
             if wait is None:
@@ -85,10 +88,11 @@ class RequestTimeouts:
         if disconnected:
             self._log(disconnected)
 
-    def _log(self, disconnected: list[tuple[Any, str]]) -> None:
+    def _log(self, disconnected: list[tuple[Connection, str]]) -> None:
         """Write one line for all clients of one second, so that an attack does not fill the log."""
         (first, limit), *others = disconnected
-        client = first.client[0] if first.client else "on a unix socket"
+        address = getattr(first, "client", None)
+        client = address[0] if address else "on a unix socket"
         more = ", ".join(f"{count} {name}" for name, count in sorted(Counter(name for _, name in others).items()))
         logger.info(
             "client %s timed out: %s (%g s)%s",
@@ -99,12 +103,11 @@ class RequestTimeouts:
         )
 
 
-def _current_wait(connection: Any) -> Wait | None:
+def _current_wait(connection: Connection) -> Wait | None:
     """Return what this connection waits for from its client, or None if it waits for nothing."""
     transport = connection.transport
     buffered = transport.get_write_buffer_size()
-    encrypted = connection.scheme in ("https", "wss")  # get_write_buffer_size() does not see the buffer of TLS
-    if buffered or encrypted:
+    if buffered or is_ssl(transport):  # get_write_buffer_size() does not see what TLS buffers
         queued = _read_send_queue(transport)
         if buffered or queued:
             # Where the kernel counts no acknowledged bytes, any change of the unsent bytes is progress.

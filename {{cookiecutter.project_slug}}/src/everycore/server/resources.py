@@ -92,10 +92,12 @@ class Resources:
         return WorkerContext(slot, generation, row, self.board, self.listeners, policy, parent_pipe, wakeup_pipe, again)
 
     def close_listeners(self) -> None:
+        """Close the primary's listeners. Workers that have not closed theirs still accept."""
         while self.listeners:
             close(self.listeners.pop())
 
     def release(self) -> None:
+        """Close the listeners and remove the run directory, when the last worker has exited."""
         self.close_listeners()
         self.run_dir.remove()
 

@@ -103,6 +103,7 @@ class RunDir:
             time.sleep(POLL_INTERVAL)
 
     def remove(self) -> None:
+        """Remove the scoreboard, the lock file and the directory."""
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may contain files of others

@@ -160,6 +160,7 @@ class Scoreboard:
 
     @property
     def draining(self) -> bool:
+        """Whether the whole server is stopping."""
         return bool(self.cells[DRAINING])
 
     def total_connections(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from everycore.environ import EnvironSettings, parse_items, parse_more_than_none, setting
 from everycore.server.policy import Policy
-from everycore.server.proxies import ANYBODY, UNIX
+from everycore.server.proxies import ANYBODY, LOCAL, UNIX
 
 MAX_WORKERS = 128
 
@@ -82,7 +82,7 @@ class ServerSettings(EnvironSettings):
     )
     run_dir: Path | None = setting(None, Path, "a path")  # noqa: RUF009 - it is a field
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.1", "::1"), parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
+        LOCAL, parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
     )
     root_path: str = setting("", parse_root_path, "a path such as /shop")
     header_timeout: float = 10.0

@@ -45,6 +45,7 @@ class ServiceNotifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}", "STATUS=reloading")
 
     def stopping(self) -> None:
+        """Report that the server is stopping."""
         self._send("STOPPING=1", "STATUS=stopping")
 
     def status(self, text: str) -> None:
@@ -52,6 +53,7 @@ class ServiceNotifier:
         self._send(f"STATUS={text}")
 
     def watchdog(self) -> None:
+        """Report that the server is healthy."""
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
