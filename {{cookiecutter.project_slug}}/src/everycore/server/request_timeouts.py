@@ -25,7 +25,7 @@ from everycore.server.http import CoalescingHttpProtocol
 ACKED_AT, ACKED_END = 120, 128
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: the kernel drops the bytes that the client has not received
 HEADER, BODY, WRITE = "HEADER_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT"
-# A TLS connection that this server has closed and its client has not. RFC 8446, 6.1 lets a server not wait for that.
+# A TLS connection that this server has closed and its client has not. RFC 8446, 6.1 does not require a server to wait.
 # UNKNOWN: the kernel does not report whether the client has received everything.
 CLOSING, CLOSING_UNKNOWN = "closing", "closing, unknown whether all was received"
 CLOSING_TIMEOUTS = {CLOSING: 1.0, CLOSING_UNKNOWN: 30.0}  # seconds

@@ -14,7 +14,7 @@ from pathlib import Path
 
 POLL_INTERVAL = 0.02  # seconds
 LOCK_TIMEOUT = 1.0  # seconds for `lock_again`, because `owner` in another process holds the lock for a moment
-EXEC_TIME = 3.0  # seconds for which a re-executed primary may not hold its lock
+EXEC_TIME = 3.0  # maximum seconds for which a re-executed primary is without its lock
 
 logger = logging.getLogger(__name__)
 
