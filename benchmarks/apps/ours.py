@@ -43,7 +43,7 @@ async def cached(request: Request) -> Response:
 
 
 async def try_again(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("The state is away. Try again.", 503, {"Retry-After": "1"})
+    return PlainTextResponse("Redis unavailable. Please retry.", 503, {"Retry-After": "1"})
 
 
 @asynccontextmanager

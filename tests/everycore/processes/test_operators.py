@@ -175,5 +175,5 @@ def test_without_redis_a_host_sees_itself_and_says_so_once(
     eventually(lambda: figures(ask(cluster.url, "/metrics").text)[errors] >= 3)
     picture = json.loads(ask(cluster.url, "/cluster").text)
     assert list(picture["hosts"]) == [picture["host"]]
-    assert cluster.log.read_text().count("Redis is away") == 1
+    assert cluster.log.read_text().count("redis unavailable") == 1
     assert "Traceback" not in cluster.log.read_text()

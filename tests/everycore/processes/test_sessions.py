@@ -253,4 +253,4 @@ def test_an_outage_is_never_logged_out_and_is_told_once(
     assert visit("", cookie)[1]["user"] == "ann"
     log = (tmp_path / "server-0.log").read_text()
     assert "Traceback" not in log
-    assert 1 <= log.count("Redis is away") <= 6  # each of three workers, and once more if it came back slowly
+    assert 1 <= log.count("redis unavailable") <= 6  # each of three workers, and once more if it came back slowly

@@ -58,7 +58,7 @@ async def test_a_lost_connection_comes_back_and_says_so(here: Broadcast, there: 
 async def test_a_server_that_falls_silent_is_left_and_found_again(
     own_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broadcast_module, "PING_EVERY", 0.1)
+    monkeypatch.setattr(broadcast_module, "PING_INTERVAL", 0.1)
     client = connect(own_redis_url, 0.3)
     broadcast = Broadcast(client)
     pid = int((await client.info("server"))["process_id"])

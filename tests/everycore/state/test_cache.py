@@ -202,7 +202,7 @@ async def test_waiters_of_a_worker_share_one_poll(worker: Any, redis: Redis) -> 
 async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
     worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "POLL_MAX", 3600.0)
+    monkeypatch.setattr(cache_module, "MAX_POLL", 3600.0)
     for end in ("value", "error"):
         compute = Computation()
         compute.gate.clear()
@@ -212,7 +212,7 @@ async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
         await compute.started.wait()
         waiting = [asyncio.create_task(cache.get_or_compute(end, Computation(), ttl=60)) for cache in others]
         async with asyncio.timeout(DEADLINE):
-            while not all(cache._calls._all and cache._store.near._true_at > 0 for cache in others):
+            while not all(cache._calls._all and cache._store.near._confirmed_at > 0 for cache in others):
                 await redis.ping()
         compute.gate.set()
         assert await asyncio.gather(*waiting) == ["value"] * 3

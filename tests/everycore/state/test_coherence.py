@@ -125,7 +125,7 @@ async def test_other_tags_than_it_was_stored_with_do_not_find_it(workers: Any) -
 
 @NEAR
 async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_module, "TRUST", 3600.0)
+    monkeypatch.setattr(near_module, "MAX_STALENESS", 3600.0)
     (worker,) = workers(1)
     world = {"k": 1}
     for _ in range(2):  # computed; read, and kept
@@ -142,7 +142,7 @@ async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.M
 async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
     workers: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(near_module, "TRUST", 0.2)
+    monkeypatch.setattr(near_module, "MAX_STALENESS", 0.2)
     one, other = workers(2)
     world = {"k": 1}
     for _ in range(2):
@@ -199,7 +199,7 @@ async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: A
         for worker in readers[1:]:  # its own client's writes, unlike the cache's, are not heard by the first
             await worker.caught_up()
             for key in keys:
-                entry = worker.cache._store.near._kept.get(f"cache:{{{key}}}", (None,))[0]
+                entry = worker.cache._store.near._items.get(f"cache:{{{key}}}", (None,))[0]
                 if entry is not None:
                     kept += 1
                     raw: Any = await redis.get(f"cache:{{{key}}}")

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everycore.state.sessions.cookie import VERIFIED, CookieSigner, SessionCookie, hashed
+from everycore.state.sessions.cookie import MAX_VERIFIED, CookieSigner, SessionCookie, hash_id
 
 KEY = "a-key-of-more-than-thirty-two-characters"
 SIGNATURES = CookieSigner([KEY])
@@ -15,7 +15,7 @@ cookie = SessionCookie(secure=False)
 
 
 def found(*headers: bytes) -> str | None:
-    return cookie.found([(b"host", b"x"), *((b"cookie", header) for header in headers)])
+    return cookie.find([(b"host", b"x"), *((b"cookie", header) for header in headers)])
 
 
 def test_it_is_found_among_others() -> None:
@@ -40,21 +40,21 @@ def test_what_we_have_not_signed_is_not_verified(value: str) -> None:
 def test_one_changed_character_is_enough(position: int, character: str) -> None:
     changed = SIGNED[:position] + character + SIGNED[position + 1 :]
     # The last character of a signature has bits that mean nothing.
-    expected = ("an-id", hashed("an-id")) if changed == SIGNED or position == len(SIGNED) - 1 else None
+    expected = ("an-id", hash_id("an-id")) if changed == SIGNED or position == len(SIGNED) - 1 else None
     assert SIGNATURES.verify(changed) in (expected, None)
 
 
 def test_a_cookie_is_verified_once_and_a_flood_of_forged_ones_pushes_out_none() -> None:
-    signatures = CookieSigner([KEY])
+    signer = CookieSigner([KEY])
     for _ in range(3):
-        assert signatures.verify(SIGNED) == ("an-id", hashed("an-id"))
-    for number in range(2 * VERIFIED):
-        signatures.verify(f"forged.{number}")
-    assert signatures.verify(SIGNED)
-    assert (signatures._known.cache_info().hits, signatures._known.cache_info().currsize) == (3, 1)
-    for number in range(2 * VERIFIED):
-        signatures.verify(signatures.sign(str(number)))
-    assert signatures._known.cache_info().currsize == VERIFIED
+        assert signer.verify(SIGNED) == ("an-id", hash_id("an-id"))
+    for number in range(2 * MAX_VERIFIED):
+        signer.verify(f"forged.{number}")
+    assert signer.verify(SIGNED)
+    assert (signer._verified.cache_info().hits, signer._verified.cache_info().currsize) == (3, 1)
+    for number in range(2 * MAX_VERIFIED):
+        signer.verify(signer.sign(str(number)))
+    assert signer._verified.cache_info().currsize == MAX_VERIFIED
 
 
 def test_the_first_key_signs_and_all_verify() -> None:

@@ -21,7 +21,7 @@ async def test_each_hears_all_others(redis: Redis) -> None:
 
 
 async def test_who_falls_silent_is_gone(redis: Redis) -> None:
-    presence = HostRegistry(redis, life=0.05)
+    presence = HostRegistry(redis, ttl=0.05)
     await presence.announce("a:1", "hello")
     async with asyncio.timeout(20):
         while await presence.peers("b:2"):

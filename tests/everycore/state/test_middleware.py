@@ -283,7 +283,7 @@ def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, 
     answer = client.get(f"/adding{what}")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "set-cookie" not in answer.headers
-    assert answer.text.startswith("The session store is away")
+    assert answer.text.startswith("Session store unavailable")
 
 
 @CLOSED

@@ -71,7 +71,7 @@ async def test_what_others_write_during_a_move_comes_along(store: SessionStore) 
     session = await store.load(old)
     session.regenerate()
     session["visits"] = 2
-    before(store, "_leave", others)
+    before(store, "_move", others)
     moved = await store.load(await saved(store, session))
     assert dict(moved) == {"cart": ["book", "pen"], "visits": 2}
 
@@ -86,7 +86,7 @@ async def test_logout_wins_over_a_move_still_running(store: SessionStore, redis:
 
     session = await store.load(old)
     session.regenerate()
-    before(store, "_leave", logout)
+    before(store, "_move", logout)
     with pytest.raises(SessionEndedError):
         await store.save(session)
     assert [key for key in await redis.keys() if b"user" not in key] == []
@@ -155,7 +155,7 @@ async def test_an_outage_in_the_middle_of_a_move_leaves_the_old_id_alive(store: 
     async def outage() -> None:
         raise ConnectionError("away")
 
-    before(store, "_leave", outage)
+    before(store, "_move", outage)
     with pytest.raises(ConnectionError):
         await store.save(session)
     assert (await store.load(old)).user_id == "ann"

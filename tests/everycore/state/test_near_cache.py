@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from everycore.state.cache.store import OVERHEAD, TRUST, NearCache
+from everycore.state.cache.store import MAX_STALENESS, OVERHEAD, NearCache
 
 
-def near(most_entries: int = 100, most_bytes: int = 1_000_000) -> tuple[NearCache, list[Any]]:
+def near(max_entries: int = 100, max_bytes: int = 1_000_000) -> tuple[NearCache, list[Any]]:
     heard: list[Any] = []
-    one = NearCache(heard.append, most_entries, most_bytes)
+    one = NearCache(heard.append, max_entries, max_bytes)
     one.connected(None)
     one.confirm(0.0)
     return one, heard
@@ -19,12 +19,12 @@ def test_nothing_is_believed_that_no_answer_has_confirmed() -> None:
     one.keep("k", "v", 1, 100.0)
     assert one.get("k", 0.0) is None
     one.confirm(0.0)
-    assert one.get("k", TRUST * 0.99) == "v"
-    assert one.get("k", TRUST) is None
-    one.confirm(TRUST)
-    assert one.get("k", TRUST) == "v"  # it was true all the time
+    assert one.get("k", MAX_STALENESS * 0.99) == "v"
+    assert one.get("k", MAX_STALENESS) is None
+    one.confirm(MAX_STALENESS)
+    assert one.get("k", MAX_STALENESS) == "v"  # it was true all the time
     one.confirm(0.0)  # an answer that comes late confirms nothing newer
-    assert one.get("k", TRUST) == "v"
+    assert one.get("k", MAX_STALENESS) == "v"
 
 
 def test_what_is_over_is_gone_even_if_redis_says_nothing() -> None:
@@ -58,7 +58,7 @@ def test_a_flush_and_a_lost_connection_drop_all() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    one, _ = near(most_entries=3)
+    one, _ = near(max_entries=3)
     for name in "abc":
         one.keep(name, name, 1, 9.0)
     one.get("a", 0.0)
@@ -67,7 +67,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_the_bytes_are_bounded_and_one_too_large_drops_nothing_else() -> None:
-    one, _ = near(most_bytes=3 * (OVERHEAD + 101))
+    one, _ = near(max_bytes=3 * (OVERHEAD + 101))
     for name in "abcd":
         one.keep(name, name, 100, 9.0)
     assert (len(one), one.bytes) == (3, 3 * (OVERHEAD + 101))

@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 from test_leader import LEASE, Record, leading, stop, until
 
-from everycore.state import leader as once_module
 from everycore.state.client.connect import connect
 from everycore.state.leader import run_as_leader
 
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.anyio
 # Says in a list in Redis, as fast as it can, that it leads.
 PROCESS = """
 import asyncio, sys
-from {package}.once import run_as_leader
-from {package}.redis import connect
+from everycore.state import connect, run_as_leader
 
 async def main():
     redis = connect(sys.argv[1], 5.0)
@@ -121,8 +119,7 @@ async def test_job_that_drops_cancels_is_cancelled_until_it_ends(redis: Redis) -
 
 
 async def test_leader_whose_process_was_stopped_does_no_step_more(redis: Any, redis_url: str) -> None:
-    script = PROCESS.format(package=__package__)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, redis_url)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROCESS, redis_url)
     try:
         await redis.blmove("work", "work", 20, "LEFT", "RIGHT")  # until there is something
         os.kill(process.pid, signal.SIGSTOP)
@@ -199,15 +196,15 @@ async def test_outage_is_one_line_and_the_job_starts_again_at_once(
         nonlocal failures
         if failures:
             failures -= 1
-            raise ConnectionError("Redis is away")
+            raise ConnectionError("redis unavailable")
         await record.job(fence)
 
-    caplog.set_level(logging.WARNING, once_module.__name__)
+    caplog.set_level(logging.WARNING, "everycore.state.leader")
     began = time.monotonic()
     async with leading(redis, job, lease=30.0):
         await record.seen("start", 1)
     assert time.monotonic() - began < 5.0
-    lines = [each for each in caplog.records if each.name == once_module.__name__]
+    lines = [each for each in caplog.records if each.name == "everycore.state.leader"]
     assert ["Redis is unavailable" in each.getMessage() for each in lines] == [True]
     assert lines[0].exc_info is None
 

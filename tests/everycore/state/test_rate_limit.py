@@ -84,8 +84,8 @@ async def test_a_cost_that_is_never_allowed_is_refused_with_a_word(redis: Redis,
 
 async def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_raises() -> None:
     limits = RateLimiter(connect(NOWHERE, 0.5))
-    verdict = await limits.take(Rule("api", 10, per=60), "ann")
-    assert (verdict.allowed, verdict.enforced) == (True, False)
+    result = await limits.take(Rule("api", 10, per=60), "ann")
+    assert (result.allowed, result.enforced) == (True, False)
     with pytest.raises(ConnectionError):
         await limits.take(Rule("api", 10, per=60, fail_open=False), "ann")
 
@@ -143,20 +143,20 @@ async def test_a_clock_that_is_set_back_locks_nobody_out(redis: Redis) -> None:
 async def test_many_at_once_over_two_workers_get_exactly_what_the_rule_allows(redis: Redis, redis_url: str) -> None:
     other = connect(redis_url, 5.0)
     workers, rule = [RateLimiter(redis), RateLimiter(other)], Rule("api", 25, per=HOUR)
-    verdicts = await asyncio.gather(*(workers[n % 2].take(rule, "ann") for n in range(200)))
+    results = await asyncio.gather(*(workers[n % 2].take(rule, "ann") for n in range(200)))
     await other.aclose()
-    assert sum(verdict.allowed for verdict in verdicts) == 25
-    assert sorted(verdict.remaining for verdict in verdicts if verdict.allowed) == list(range(25))
+    assert sum(result.allowed for result in results) == 25
+    assert sorted(result.remaining for result in results if result.allowed) == list(range(25))
 
 
 async def test_on_redis_own_clock_takes_come_back_and_never_more_than_the_rule(redis: Redis) -> None:
     limits, rule = RateLimiter(redis), Rule("api", 10, per=0.5)
     began, allowed = monotonic(), 0  # uvloop's own clock stands still between two turns
     while allowed < 30:
-        verdict = await limits.take(rule, "ann")
-        allowed += verdict.allowed
+        result = await limits.take(rule, "ann")
+        allowed += result.allowed
         assert allowed <= 10 + (monotonic() - began + 0.005) * 20  # two clocks, which may be slewed
-        await asyncio.sleep(verdict.retry_after_s)
+        await asyncio.sleep(result.retry_after_s)
 
 
 async def test_each_has_a_quota_of_his_own_in_each_rule(redis: Redis) -> None:

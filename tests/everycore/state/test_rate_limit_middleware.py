@@ -75,7 +75,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(client: TestClient) -> Non
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     seconds = answers[2].headers["retry-after"]
     assert 20 < int(seconds) <= 30
-    assert answers[2].text == f"Too many requests. Try again in {seconds} s."
+    assert answers[2].text == f"Too many requests. Retry in {seconds} s."
     assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"twice";q=2;w=60'}
     told = [answer.headers["ratelimit"].split(";") for answer in answers]
     assert [fields[:2] for fields in told] == [['"twice"', "r=1"], ['"twice"', "r=0"], ['"twice"', "r=0"]]

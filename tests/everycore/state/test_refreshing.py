@@ -9,7 +9,7 @@ import test_cache
 from redis.asyncio import Redis
 from test_cache import DEADLINE, Computation
 
-from everycore.state.cache.cache import Cache, _Wanted
+from everycore.state.cache.cache import Cache, _Request
 from everycore.state.client.connect import connect
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +23,7 @@ async def test_one_that_cannot_be_computed_anew_stays_stale_is_said_once_and_not
     cache, failing = worker(), Computation()
     await cache.get_or_compute("k", Computation("old"), ttl=60, stale=60)
     await redis.pexpire("cache:{k}", 59_000)
-    failing.error = LookupError("the database is away")
+    failing.error = LookupError("the database is unavailable")
     for _ in range(50):
         assert await cache.get_or_compute("k", failing, ttl=60, stale=60) == "old"
         await asyncio.sleep(0)
@@ -34,7 +34,7 @@ async def test_one_that_cannot_be_computed_anew_stays_stale_is_said_once_and_not
             await redis.ping()
     said = [record for record in caplog.records if record.name.endswith(".cache")]
     assert [record.levelno for record in said] == [logging.WARNING]
-    assert "the database is away" in caplog.text
+    assert "the database is unavailable" in caplog.text
 
 
 async def test_a_stale_value_is_served_at_once_while_one_worker_computes_it_anew(worker: Any, redis: Redis) -> None:
@@ -58,9 +58,9 @@ async def test_a_stale_value_is_served_at_once_while_one_worker_computes_it_anew
 async def test_what_another_worker_has_computed_anew_is_left_alone(worker: Any) -> None:
     cache, late = worker(), Computation("late")
     await cache.get_or_compute("k", Computation("new"), ttl=60)
-    wanted = _Wanted("k", late, ttl=60, stale=0, tags=(), compute_timeout=30)
+    wanted = _Request("k", late, ttl=60, stale=0, tags=(), compute_timeout=30)
     cache._start(cache._refreshes, wanted, lambda flight: cache._refresh(flight, wanted, "the old one's token"))
-    await cache._refreshes.join("k")
+    await cache._refreshes.wait("k")
     assert late.calls == 0
     assert await cache.get_or_compute("k", late, ttl=60) == "new"
 

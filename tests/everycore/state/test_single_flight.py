@@ -35,7 +35,7 @@ class Work:
 async def joined(calls: SingleFlight, work: Work, callers: int) -> list[asyncio.Task[Any]]:
     if "k" not in calls:
         calls.start("k", ["value", "tag"], "lock", work)
-    tasks = [asyncio.create_task(calls.join("k")) for _ in range(callers)]
+    tasks = [asyncio.create_task(calls.wait("k")) for _ in range(callers)]
     await work.started.wait()
     await asyncio.sleep(0)
     return tasks
@@ -47,7 +47,7 @@ async def test_what_is_raised_is_raised_to_all() -> None:
 
     calls = SingleFlight()
     calls.start("k", ["value"], "lock", fail)
-    ends = await asyncio.gather(*(calls.join("k") for _ in range(3)), return_exceptions=True)
+    ends = await asyncio.gather(*(calls.wait("k") for _ in range(3)), return_exceptions=True)
     assert [type(end) for end in ends] == [LookupError] * 3
     assert "k" not in calls
 
@@ -70,9 +70,9 @@ async def test_one_who_is_cancelled_leaves_the_others_alone_and_the_last_one_end
 async def test_nobody_joins_what_began_before_a_change(names: list[str] | None) -> None:
     calls, work = SingleFlight(), Work()
     (before,) = await joined(calls, work, 1)
-    calls.heard(["foreign"])
+    calls.invalidate(["foreign"])
     assert "k" in calls
-    calls.heard(names)
+    calls.invalidate(names)
     assert "k" not in calls
     assert work.call.changed.is_set()
     after = Work()
@@ -88,11 +88,11 @@ async def test_nobody_joins_what_began_before_a_change(names: list[str] | None) 
 async def test_a_lock_that_changes_hands_is_news_for_who_waits_and_the_end_for_who_had_it() -> None:
     calls, work = SingleFlight(), Work()
     (task,) = await joined(calls, work, 1)
-    calls.heard(["lock"])
+    calls.invalidate(["lock"])
     assert "k" in calls
-    await work.call.wait(60.0)  # woken
+    await work.call.wait_for_change(60.0)  # woken
     work.call.holding = True
-    calls.heard(["lock"])
+    calls.invalidate(["lock"])
     assert "k" not in calls
     work.gate.set()
     await task
@@ -101,7 +101,7 @@ async def test_a_lock_that_changes_hands_is_news_for_who_waits_and_the_end_for_w
 async def test_a_close_ends_them_all() -> None:
     calls, work = SingleFlight(), Work()
     (left,) = await joined(calls, work, 1)
-    calls.heard(None)
+    calls.invalidate(None)
     (task,) = await joined(calls, work, 1)
     await calls.aclose()
     assert (work.calls, work.cancelled) == (2, 2)

@@ -13,7 +13,7 @@ async def check_server(redis: Redis) -> list[str]:
 
     Of a Redis Cluster one node is asked: they are configured alike.
     """
-    info = await _asked(redis.info())
+    info = await _ask(redis.info())
     if not info:
         return []
     return [
@@ -21,7 +21,7 @@ async def check_server(redis: Redis) -> list[str]:
         for sentence in (
             _on_version(str(info.get("redis_version", ""))),
             _on_eviction(str(info.get("maxmemory_policy", "")), int(info.get("maxmemory") or 0)),
-            _on_persistence(info.get("aof_enabled"), await _asked(redis.config_get("save"))),
+            _on_persistence(info.get("aof_enabled"), await _ask(redis.config_get("save"))),
         )
         if sentence
     ]
@@ -49,7 +49,7 @@ def _on_persistence(append_only: Any, save: Any) -> str | None:
     return "Redis keeps nothing on disk (appendonly no, no save): its restart ends all sessions. Set appendonly yes."
 
 
-async def _asked(answer: Any) -> dict[str, Any]:
+async def _ask(answer: Any) -> dict[str, Any]:
     """The answer; nothing if it is refused, as CONFIG is by managed servers, or if there is none."""
     try:
         return dict(await answer)

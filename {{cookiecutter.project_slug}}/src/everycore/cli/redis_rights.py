@@ -133,7 +133,7 @@ async def _cache(redis: Redis, name: str) -> None:
     """By its parts, which raise what the cache itself makes good by computing."""
     cache = store.RedisCacheStore(redis, "cache:", lambda keys: None)
     _, generations = await cache.load(name, (name,))
-    await cache.begun(generations)
+    await cache.ensure_generations(generations)
     await cache.lock(name, name, 1.0)
     await cache.store(name, name, "{}", 1.0)
     await cache.forget(name)
@@ -154,8 +154,8 @@ async def _limits(redis: Redis, name: str) -> None:
 async def _leader(redis: Redis, name: str) -> None:
     lease = prefixed(redis, f"leader:{{{name}}}")
     fence = f"{lease}:fence"
-    await Script(redis, leader.TAKE, keys=2)(lease, fence, name, 1000)
-    await Script(redis, leader.RENEWAL)(lease, name, 1000)
+    await Script(redis, leader.ACQUIRE, keys=2)(lease, fence, name, 1000)
+    await Script(redis, leader.EXTEND)(lease, name, 1000)
     await Script(redis, leader.RELEASE)(lease, name)
     await Script(redis, schedule.BEGIN)(f"{lease}:last", 1, 1)
     await redis.time()
@@ -172,11 +172,11 @@ async def _broadcast(redis: Redis, name: str) -> None:
 
 
 async def _hosts(redis: Redis, name: str) -> None:
-    await HostRegistry(redis, life=1.0).announce(name, "")
+    await HostRegistry(redis, ttl=1.0).announce(name, "")
     await redis.zrem(prefixed(redis, "host:names"), name)
 
 
-LEADERS = (leader.TAKE, leader.RENEWAL, leader.RELEASE, schedule.BEGIN)
+LEADERS = (leader.ACQUIRE, leader.EXTEND, leader.RELEASE, schedule.BEGIN)
 
 FEATURES = (
     Feature(
@@ -188,7 +188,7 @@ FEATURES = (
             scripts.SAVE,
             scripts.CREATE,
             scripts.SWAP,
-            scripts.LEAVE,
+            scripts.MOVE,
             scripts.END,
             user_index.CLOCK,
             user_index.REGISTER,

@@ -21,9 +21,9 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 from everycore.state.prefix import prefixed
 
 MAX_WAITING = 1000  # messages for one listener; a slower one has missed some
-PING_EVERY = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
-RECONNECT = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
-LONGEST_PAUSE = 10.0  # seconds between two attempts, of which each waits twice as long as the one before
+PING_INTERVAL = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
+RECONNECT_PAUSE = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
+MAX_PAUSE = 10.0  # seconds between two attempts, of which each waits twice as long as the one before
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class Broadcast:
         self._prefix = prefixed(redis, prefix)
         self._channels: dict[bytes, _Channel] = {}
         self._unconfirmed: set[bytes] = set()
-        self._asked: deque[bytes | None] = deque()  # what was sent and not answered; None for all but a SUBSCRIBE
+        self._awaiting_reply: deque[bytes | None] = (
+            deque()
+        )  # what was sent and not answered; None for all but a SUBSCRIBE
         self._pubsub: PubSub | None = None  # while it is connected
         self._reader: asyncio.Task[None] | None = None
         self._failures = 0  # of the connection, in a row
@@ -105,14 +107,14 @@ class Broadcast:
         try:
             if first:
                 self._unconfirmed.add(name)
-                await self._tell("SUBSCRIBE", name)
+                await self._send_subscription("SUBSCRIBE", name)
             await entry.subscribed.wait()
             if entry.refusal is not None:
                 raise entry.refusal
             yield messages
         finally:
             entry.listeners.discard(messages)
-            await self._leave_if_nobody_listens(name)
+            await self._unsubscribe_if_unused(name)
 
     async def aclose(self) -> None:
         """End the connection. To be awaited before the client is closed."""
@@ -122,25 +124,25 @@ class Broadcast:
             with suppress(asyncio.CancelledError):
                 await self._reader
 
-    async def _leave_if_nobody_listens(self, name: bytes) -> None:
+    async def _unsubscribe_if_unused(self, name: bytes) -> None:
         # An unconfirmed one is left when its confirmation comes: that must not be taken for a later listener's.
         if name in self._channels and not self._channels[name].listeners and name not in self._unconfirmed:
             del self._channels[name]
-            await self._tell("UNSUBSCRIBE", name)
+            await self._send_subscription("UNSUBSCRIBE", name)
 
-    async def _tell(self, verb: str, name: bytes) -> None:
+    async def _send_subscription(self, verb: str, name: bytes) -> None:
         pubsub = self._pubsub
         if pubsub is None:
             return  # the reader subscribes to all when it has connected
-        told = False
-        self._asked.append(name if verb == "SUBSCRIBE" else None)
+        sent = False
+        self._awaiting_reply.append(name if verb == "SUBSCRIBE" else None)
         try:
             await (pubsub.subscribe(name) if verb == "SUBSCRIBE" else pubsub.unsubscribe(name))
-            told = True
+            sent = True
         except (RedisError, AttributeError) as error:  # redis-py writes to None if it is closed at this very moment
             log.debug("broadcast: %s %r: %s", verb, name, error)
         finally:
-            if not told and self._pubsub is pubsub:
+            if not sent and self._pubsub is pubsub:
                 self._pubsub = None  # what was written is not known, so the reader connects anew
 
     async def _read(self) -> None:
@@ -151,9 +153,9 @@ class Broadcast:
                 pubsub = self._redis.pubsub()
                 await pubsub.connect()  # type: ignore[no-untyped-call]
                 self._pubsub, self._unconfirmed = pubsub, set(self._channels)
-                self._asked.clear()
+                self._awaiting_reply.clear()
                 for name in list(self._channels):  # one by one: Redis refuses all channels of a command, or none
-                    await self._tell("SUBSCRIBE", name)
+                    await self._send_subscription("SUBSCRIBE", name)
                 await self._receive(pubsub)
             except Exception as error:  # whatever it was: without a reader nobody would hear anything again
                 if self._pubsub is not None and not self._failures:
@@ -164,31 +166,31 @@ class Broadcast:
                 if pubsub is not None:
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
             if not self._closed:
-                longer = 2 ** min(max(0, self._failures - 1), 10)
-                await asyncio.sleep(min(LONGEST_PAUSE, random.uniform(*RECONNECT) * longer))
+                factor = 2 ** min(max(0, self._failures - 1), 10)
+                await asyncio.sleep(min(MAX_PAUSE, random.uniform(*RECONNECT_PAUSE) * factor))
 
     async def _receive(self, pubsub: PubSub) -> None:
-        asked = False
+        pinged = False
         while self._pubsub is pubsub and not self._closed:
             try:
-                message = await pubsub.get_message(timeout=PING_EVERY)
+                message = await pubsub.get_message(timeout=PING_INTERVAL)
             except ResponseError as refusal:
-                asked = False
-                name = self._asked.popleft() if self._asked else None
+                pinged = False
+                name = self._awaiting_reply.popleft() if self._awaiting_reply else None
                 if name is not None:
                     self._refuse(name, refusal)
                 continue
             if message is not None:
-                asked = False
+                pinged = False
                 self._failures = 0
-                if message["type"] in ("subscribe", "unsubscribe", "pong") and self._asked:
-                    self._asked.popleft()
-                await self._hand_out(message)
-            elif asked:
+                if message["type"] in ("subscribe", "unsubscribe", "pong") and self._awaiting_reply:
+                    self._awaiting_reply.popleft()
+                await self._dispatch(message)
+            elif pinged:
                 raise ConnectionError("no answer to a PING")
             else:
-                asked = True
-                self._asked.append(None)
+                pinged = True
+                self._awaiting_reply.append(None)
                 await pubsub.ping()
 
     def _refuse(self, name: bytes, refusal: ResponseError) -> None:
@@ -206,7 +208,7 @@ class Broadcast:
         for listener in channel.listeners:
             listener.deliver(channel.refusal)
 
-    async def _hand_out(self, message: dict[str, Any]) -> None:
+    async def _dispatch(self, message: dict[str, Any]) -> None:
         name = message["channel"]
         channel = self._channels.get(name)
         if message["type"] == "subscribe" and channel is not None:
@@ -215,7 +217,7 @@ class Broadcast:
                 for listener in channel.listeners:
                     listener.deliver(MISSED)
             channel.subscribed.set()
-            await self._leave_if_nobody_listens(name)
+            await self._unsubscribe_if_unused(name)
         elif message["type"] == "message" and channel is not None:
             try:
                 value = json.loads(message["data"])

@@ -96,13 +96,13 @@ class Uniques:
         self._windows = None if length is None else Windows(self._key, length, keep)
         self._see = Script(redis, SEE)
 
-    async def add(self, *who: str | bytes) -> None:
+    async def add(self, *members: str | bytes) -> None:
         """Count those of `who` that were not there before."""
         if self._windows is None:
-            await self._redis.pfadd(self._key, *who)
+            await self._redis.pfadd(self._key, *members)
         else:
             key, until = self._windows.now()
-            await self._see(key, until, *who)
+            await self._see(key, until, *members)
 
     async def count(self, last: int = 1) -> int:
         """How many in all, or in the last windows together: who came in several of them counts once.

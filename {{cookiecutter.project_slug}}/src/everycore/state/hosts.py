@@ -22,17 +22,17 @@ NAMES_TTL = 600
 class HostRegistry:
     """prefix: of the keys in Redis. life: seconds."""
 
-    def __init__(self, redis: Redis, prefix: str = "host:", life: float = TTL) -> None:
+    def __init__(self, redis: Redis, prefix: str = "host:", ttl: float = TTL) -> None:
         self._redis = redis
         self._prefix = prefixed(redis, prefix)
         self._names = f"{self._prefix}names"
-        self._life_ms = int(life * 1000)
+        self._ttl_ms = int(ttl * 1000)
 
     async def announce(self, name: str, content: str) -> None:
         """Be there under `name`. Raises RedisError."""
         now = time()
         await asyncio.gather(
-            self._redis.set(self._key(name), content, px=self._life_ms),
+            self._redis.set(self._key(name), content, px=self._ttl_ms),
             self._redis.zadd(self._names, {name: now}),
             self._redis.zremrangebyscore(self._names, "-inf", now - NAMES_TTL),
             self._redis.expire(self._names, NAMES_TTL),
@@ -42,11 +42,11 @@ class HostRegistry:
         """What all but `name` say, by their names; nothing while Redis is away."""
         try:
             known: list[Any] = await self._redis.zrange(self._names, 0, -1)
-            names = [each.decode() for each in known if each != name.encode()]
-            said: list[Any] = await asyncio.gather(*(self._redis.get(self._key(each)) for each in names))
+            names = [peer.decode() for peer in known if peer != name.encode()]
+            contents: list[Any] = await asyncio.gather(*(self._redis.get(self._key(peer)) for peer in names))
         except RedisError:
             return {}
-        return {each: content for each, content in zip(names, said, strict=True) if content is not None}
+        return {peer: content for peer, content in zip(names, contents, strict=True) if content is not None}
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}{{{name}}}"

@@ -29,18 +29,18 @@ from everycore.state.schedule import Schedule, Scheduled
 # In parts of the lease: how often it is renewed, how long before its end the job is cancelled, how often a free one is
 # looked for, and how often a job that has not ended is cancelled again. What is left after a cancel must do for two
 # clocks that run unevenly, and for the job to end.
-RENEW, MARGIN, LOOK, AGAIN = 1 / 4, 1 / 5, 1 / 10, 1 / 40
-RETRY = 0.25  # seconds from an outage of Redis to the next try, at most
+RENEW_INTERVAL, CANCEL_MARGIN, POLL_INTERVAL, RECANCEL_INTERVAL = 1 / 4, 1 / 5, 1 / 10, 1 / 40
+OUTAGE_RETRY = 0.25  # seconds from an outage of Redis to the next try, at most
 
 # KEYS: lease, fence. ARGV: our token, lease in ms. Returns the new fencing number, or if somebody leads, minus the
 # milliseconds that his lease still runs.
-TAKE = """
+ACQUIRE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return redis.call('INCR', KEYS[2]) end
 return -math.max(0, redis.call('PTTL', KEYS[1]))
 """
 
 # KEYS: lease. ARGV: our token, lease in ms. Returns 1 if it is still ours.
-RENEWAL = """
+EXTEND = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
@@ -86,8 +86,8 @@ async def run_as_leader(
             wait = await leadership.lead(job)
         except RedisError as error:  # unavailable, loading, or a replica since a failover: it comes back
             log.debug("leader %s: %s", name, error)
-            wait = RETRY
-        await asyncio.sleep(min(wait, lease * LOOK) * random.uniform(1.0, 1.1))
+            wait = OUTAGE_RETRY
+        await asyncio.sleep(min(wait, lease * POLL_INTERVAL) * random.uniform(1.0, 1.1))
 
 
 class _Leadership:
@@ -99,26 +99,26 @@ class _Leadership:
         self._key = prefixed(redis, f"leader:{{{name}}}")
         self._fence = f"{self._key}:fence"
         self._ms = int(lease * 1000)
-        self._take = Script(redis, TAKE, keys=2)
-        self._renew = Script(redis, RENEWAL)
+        self._acquire = Script(redis, ACQUIRE, keys=2)
+        self._extend_lease = Script(redis, EXTEND)
         self._release = Script(redis, RELEASE)
-        self._until = self._renewal = 0.0
+        self._cancel_at = self._renew_at = 0.0
         self._outage_logged = False
 
     async def lead(self, job: Callable[[int], Awaitable[None]]) -> float:
         """Run the job for as long as the lease can be had; return the seconds after which it may be free."""
         # A token of its own for each try, and not the fence: Redis may lose its data and count from 1 again.
         token = secrets.token_hex(8)
-        asked = asyncio.get_running_loop().time()
+        asked_at = asyncio.get_running_loop().time()
         try:
-            fence = int(await keep_cancels(self._take(self._key, self._fence, token, self._ms)))
+            fence = int(await keep_cancels(self._acquire(self._key, self._fence, token, self._ms)))
             if fence <= 0:
                 return -fence / 1000
-            self._extend(asked)
+            self._set_times(asked_at)
             log.info("leader %s: fence=%d leads", self._name, fence)
             running = await self._run(job, fence, token)
             while running.done() and self._ended_by_outage(running, fence):
-                await asyncio.sleep(RETRY * random.uniform(0.5, 1.0))
+                await asyncio.sleep(OUTAGE_RETRY * random.uniform(0.5, 1.0))
                 running = await self._run(job, fence, token)
         except asyncio.CancelledError:
             with suppress(RedisError):
@@ -128,7 +128,7 @@ class _Leadership:
             log.warning("leader %s: fence=%d lost its lease", self._name, fence)
             return self._lease
         if isinstance(error := running.exception(), UNAVAILABLE_ERRORS):
-            return RETRY
+            return OUTAGE_RETRY
         log.error("leader %s: fence=%d ended its job", self._name, fence, exc_info=error)
         return self._lease
 
@@ -151,7 +151,7 @@ class _Leadership:
             await job(fence)
 
         loop = asyncio.get_running_loop()
-        await _while_true(lambda: loop.time() < self._until, steps())
+        await _run_while(lambda: loop.time() < self._cancel_at, steps())
 
     def _ended_by_outage(self, running: asyncio.Future[None], fence: int) -> bool:
         """Whether Redis' outage has ended the job while the lease is still ours."""
@@ -161,7 +161,7 @@ class _Leadership:
         if not self._outage_logged:
             self._outage_logged = True
             log.warning("leader %s: fence=%d: Redis is unavailable, the job starts again: %s", self._name, fence, error)
-        return loop.time() < self._until
+        return loop.time() < self._cancel_at
 
     async def _end(self, running: asyncio.Future[None]) -> None:
         """Cancel the job until it has ended. Python 3.11 or the job may drop a cancel: see `cancels.py`.
@@ -172,7 +172,7 @@ class _Leadership:
         while not running.done():
             running.cancel()
             try:
-                await asyncio.wait([running], timeout=self._lease * AGAIN)
+                await asyncio.wait([running], timeout=self._lease * RECANCEL_INTERVAL)
             except asyncio.CancelledError:
                 cancelled = True
         if cancelled:
@@ -181,28 +181,31 @@ class _Leadership:
     async def _hold(self, running: asyncio.Future[None], token: str) -> None:
         """Renew the lease; return when the job is done, or may not go on."""
         loop = asyncio.get_running_loop()
-        while (now := loop.time()) < self._until:
-            await asyncio.wait([running], timeout=max(0.0, min(self._renewal, self._until) - now))
+        while (now := loop.time()) < self._cancel_at:
+            await asyncio.wait([running], timeout=max(0.0, min(self._renew_at, self._cancel_at) - now))
             if running.done():
                 return
-            asked = loop.time()
+            asked_at = loop.time()
             with suppress(RedisError, TimeoutError):  # unavailable: there may be time to try again
-                async with asyncio.timeout_at(self._until):
-                    if not await keep_cancels(self._renew(self._key, token, self._ms)):
-                        self._until = asked  # no step of the job more
+                async with asyncio.timeout_at(self._cancel_at):
+                    if not await keep_cancels(self._extend_lease(self._key, token, self._ms)):
+                        self._cancel_at = asked_at  # no step of the job more
                         return
-                self._extend(asked)
+                self._set_times(asked_at)
                 self._outage_logged = False
                 continue
-            self._renewal = loop.time() + min(RETRY, self._lease * LOOK)
+            self._renew_at = loop.time() + min(OUTAGE_RETRY, self._lease * POLL_INTERVAL)
 
-    def _extend(self, asked: float) -> None:
+    def _set_times(self, asked_at: float) -> None:
         # From before the command was sent: Redis began the lease later, and so ends it later.
-        self._until, self._renewal = asked + self._lease * (1 - MARGIN), asked + self._lease * RENEW
+        self._cancel_at, self._renew_at = (
+            asked_at + self._lease * (1 - CANCEL_MARGIN),
+            asked_at + self._lease * RENEW_INTERVAL,
+        )
 
 
 @types.coroutine
-def _while_true(condition: Callable[[], bool], job: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+def _run_while(condition: Callable[[], bool], job: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Run the job step by step; its first step after the condition has become false is a cancel instead.
 
     After a process was stopped for longer than its lease, the timers of the job and of the lease are due at once: the

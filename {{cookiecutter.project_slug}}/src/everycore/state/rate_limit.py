@@ -110,7 +110,7 @@ class RateLimiter:
         self._prefix = prefixed(redis, prefix)
         self._take = Script(redis, CLOCK + TAKE)
 
-    async def take(self, rule: Rule, who: str, cost: int = 1) -> RateLimitResult:
+    async def take(self, rule: Rule, key: str, cost: int = 1) -> RateLimitResult:
         """Take `cost` from what the rule allows `who`, if there is as much; a refusal takes nothing.
 
         Raises ValueError for a cost that the rule can never allow, and while Redis is away what redis-py raises
@@ -120,7 +120,7 @@ class RateLimiter:
             raise ValueError(f"rule {rule.name}: a cost is from 1 to {rule.size}, not {cost}")
         full, pour = rule.size * rule.per_us, cost * rule.per_us
         try:
-            taken, level = await self._take(self._key(rule, who), rule.limit, full, pour)
+            taken, level = await self._take(self._key(rule, key), rule.limit, full, pour)
         except UNAVAILABLE_ERRORS:
             if not rule.fail_open:
                 raise
@@ -134,7 +134,7 @@ class RateLimiter:
             reset_after_s=level / drains_in_1_s,
         )
 
-    def _key(self, rule: Rule, who: str) -> str:
-        if len(who) > MAX_KEY_LENGTH:
-            who = hashlib.sha256(who.encode()).hexdigest()
-        return f"{self._prefix}{rule.name}:{rule.limit}/{rule.per_us}/{rule.size}:{who}"
+    def _key(self, rule: Rule, key: str) -> str:
+        if len(key) > MAX_KEY_LENGTH:
+            key = hashlib.sha256(key.encode()).hexdigest()
+        return f"{self._prefix}{rule.name}:{rule.limit}/{rule.per_us}/{rule.size}:{key}"

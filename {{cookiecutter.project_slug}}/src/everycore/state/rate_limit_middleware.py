@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 
-RETRY_AFTER_AWAY = "1"  # seconds
-IPV6_ONE_CLIENT = 64  # bits
+RETRY_AFTER = "1"  # seconds
+IPV6_CLIENT_PREFIX = 64  # bits
 
 
 def client_address(connection: HTTPConnection) -> str:
@@ -37,7 +37,7 @@ def client_address(connection: HTTPConnection) -> str:
         return host  # what a proxy sent for an address is still the same for the same client
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), IPV6_ONE_CLIENT), strict=False))
+    return str(ipaddress.IPv6Network((int(address), IPV6_CLIENT_PREFIX), strict=False))
 
 
 class RateLimitMiddleware:
@@ -65,9 +65,9 @@ class RateLimitMiddleware:
             return
         limits: RateLimiter = scope["state"][self.state]
         try:
-            verdict = await limits.take(self.rule, self.key(HTTPConnection(scope)))
+            result = await limits.take(self.rule, self.key(HTTPConnection(scope)))
         except UNAVAILABLE_ERRORS:
-            answer = PlainTextResponse("The limits are away. Try again.", 503, {"Retry-After": RETRY_AFTER_AWAY})
+            answer = PlainTextResponse("Rate limiter unavailable. Please retry.", 503, {"Retry-After": RETRY_AFTER})
             await _refuse(answer, scope, receive, send)
             return
 
@@ -75,26 +75,24 @@ class RateLimitMiddleware:
             if message["type"] == "http.response.start":
                 # A list of its own: the handler may give the same Response to others, where the fields would pile up.
                 message = {**message, "headers": list(message.get("headers", ()))}
-                self._tell(verdict, MutableHeaders(raw=message["headers"]))
+                self._add_headers(result, MutableHeaders(raw=message["headers"]))
             await send(message)
 
-        if not verdict.allowed:
-            seconds = math.ceil(verdict.retry_after_s)
-            refusal = PlainTextResponse(
-                f"Too many requests. Try again in {seconds} s.", 429, {"Retry-After": str(seconds)}
-            )
-            self._tell(verdict, refusal.headers)
+        if not result.allowed:
+            seconds = math.ceil(result.retry_after_s)
+            refusal = PlainTextResponse(f"Too many requests. Retry in {seconds} s.", 429, {"Retry-After": str(seconds)})
+            self._add_headers(result, refusal.headers)
             await _refuse(refusal, scope, receive, send)
-        elif verdict.enforced:
+        elif result.enforced:
             await self.app(scope, receive, send_with_fields)
         else:
             await self.app(scope, receive, send)
 
-    def _tell(self, verdict: RateLimitResult, headers: MutableHeaders) -> None:
+    def _add_headers(self, result: RateLimitResult, headers: MutableHeaders) -> None:
         # Appended: with several rules on a route the fields are lists of all of them.
-        reset = math.ceil(verdict.reset_after_s)
+        reset = math.ceil(result.reset_after_s)
         headers.append("RateLimit-Policy", self.policy)
-        headers.append("RateLimit", f'"{self.rule.name}";r={verdict.remaining};t={reset}')
+        headers.append("RateLimit", f'"{self.rule.name}";r={result.remaining};t={reset}')
 
 
 async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:

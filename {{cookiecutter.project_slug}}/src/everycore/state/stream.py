@@ -17,9 +17,9 @@ from everycore.state.prefix import prefixed
 
 START = "0-0"  # before the oldest event that is kept
 BLOCK_MS = 5000  # for one wait; silence costs a command in so long
-BATCH = 100  # events for one command
-RETRY = 0.25  # seconds after an error
-LONGEST = 19  # digits of each part of an id
+BATCH_SIZE = 100  # events for one command
+ERROR_PAUSE = 0.25  # seconds after an error
+MAX_DIGITS = 19  # digits of each part of an id
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stream:
         self._length = length
         self._readers = 0
         self._newest = (0, 0)  # as the tail knows it
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tail: asyncio.Task[None] | None = None
 
     async def append(self, value: Any) -> str:
@@ -65,20 +65,20 @@ class Stream:
         outage: read on after the last id that came. Raises ValueError for what is no id, so what a client sends may be
         handed over. Close it (`contextlib.aclosing`) when you stop before a cancel does.
         """
-        last = _parsed(after)
+        last = _parse_id(after)
         self._readers += 1
         try:
             while True:
                 # Asked before the events are, so that what is appended meanwhile is news.
                 self._start_tail()
-                news = self._news
+                changed = self._changed
                 start = f"({last[0]}-{last[1]}"
-                found = await self._redis.xrange(self._key, min=start, max="+", count=BATCH)
+                found = await self._redis.xrange(self._key, min=start, max="+", count=BATCH_SIZE)
                 for id, fields in found:
-                    last = _parsed(id.decode())
+                    last = _parse_id(id.decode())
                     yield Event(id.decode(), json.loads(fields[b"json"]))
                 if not found and self._newest <= last:
-                    await news.wait()
+                    await changed.wait()
         finally:
             self._readers -= 1
             if not self._readers and self._tail is not None:
@@ -95,23 +95,23 @@ class Stream:
         while self._tail is task and self._readers:  # asked, because Python 3.11 may drop a cancel: see cancels.py
             try:
                 if self._newest == (0, 0):
-                    self._newest = _parsed(await self.last_id())
+                    self._newest = _parse_id(await self.last_id())
                     self._wake()
                 last = f"{self._newest[0]}-{self._newest[1]}"
                 if await self._redis.xread({self._key: last}, count=1, block=BLOCK_MS):
-                    self._newest = _parsed(await self.last_id())
+                    self._newest = _parse_id(await self.last_id())
                     self._wake()
             except RedisError:
                 self._wake()  # who is told nothing would wait for ever; asking for themselves they get the error
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(ERROR_PAUSE)
 
     def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
-def _parsed(id: str) -> tuple[int, int]:
+def _parse_id(id: str) -> tuple[int, int]:
     milliseconds, _, number = id.partition("-")
-    if not all(part.isascii() and part.isdigit() and len(part) <= LONGEST for part in (milliseconds, number)):
+    if not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS for part in (milliseconds, number)):
         raise ValueError(f"{id!r} is no id of an event: they are like 1700000000000-0")
     return int(milliseconds), int(number)

@@ -23,10 +23,10 @@ from everycore.state.cache.store import RedisCacheStore
 
 # Seconds between two looks of who waits for another worker. Redis' word of a change wakes it sooner, where there is
 # a near cache: there the longest will do.
-POLL_FIRST, POLL_MAX = 0.005, 0.1
+MIN_POLL, MAX_POLL = 0.005, 0.1
 
-RETRY = 1.0  # seconds for which a stale value is not computed again by a worker that failed to
-QUIET = 60.0  # seconds for which the same is not logged again
+REFRESH_RETRY = 1.0  # seconds for which a stale value is not computed again by a worker that failed to
+LOG_INTERVAL = 60.0  # seconds for which the same is not logged again
 
 MAX_BYTES = 1024 * 1024
 
@@ -47,7 +47,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Request:
     key: str
     compute: Callable[[], Awaitable[Any]]
     ttl: float
@@ -75,12 +75,12 @@ class Cache:
         self._max_bytes = max_bytes
         self._calls, self._refreshes = SingleFlight(), SingleFlight()
         self._store = RedisCacheStore(redis, prefix, self._invalidated)
-        self._near_hits = self._far_hits = self._stale = self._misses = self._computes = 0
-        self._quiet_until: dict[str, float] = {}
+        self._near_hits = self._redis_hits = self._stale = self._misses = self._computes = 0
+        self._silent_until: dict[str, float] = {}
 
     @property
     def stats(self) -> Stats:
-        hits = self._near_hits, self._far_hits, self._stale
+        hits = self._near_hits, self._redis_hits, self._stale
         return Stats(*hits, self._misses, self._computes, len(self._store.near), self._store.near.bytes)
 
     async def get_or_compute(
@@ -109,23 +109,23 @@ class Cache:
         if entry is not None:
             self._near_hits += 1
         else:
-            wanted = _Wanted(key, compute, ttl, stale, tags, compute_timeout)
-            away = False
+            request = _Request(key, compute, ttl, stale, tags, compute_timeout)
+            unavailable = False
             if key not in self._calls:
                 try:
                     entry, _ = await self._store.load(key, tags)
                 except RedisError as error:
-                    away = True
-                    self._say("the cache cannot use Redis, so each worker computes for itself: %s", error)
+                    unavailable = True
+                    self._warn_throttled("the cache cannot use Redis, so each worker computes for itself: %s", error)
             if entry is None:
                 self._misses += 1
-                return json.loads(await self._wait_for_call(wanted, away))
-            self._far_hits += 1
+                return json.loads(await self._wait_for_call(request, unavailable))
+            self._redis_hits += 1
         if entry.should_refresh(now):
             if now >= entry.fresh_until:
                 self._stale += 1
             if key not in self._refreshes:
-                again, seen = _Wanted(key, compute, ttl, stale, tags, compute_timeout), entry.token
+                again, seen = _Request(key, compute, ttl, stale, tags, compute_timeout), entry.token
                 self._start(self._refreshes, again, lambda call: self._refresh(call, again, seen))
         return entry.value()
 
@@ -143,70 +143,70 @@ class Cache:
         await self._calls.aclose()
 
     def _invalidated(self, names: Any) -> None:
-        self._calls.heard(names)
-        self._refreshes.heard(names)
+        self._calls.invalidate(names)
+        self._refreshes.invalidate(names)
 
-    def _start(self, calls: SingleFlight, wanted: _Wanted, work: Callable[[Call], Any]) -> None:
-        names = self._store.names(wanted.key, wanted.tags)
-        calls.start(wanted.key, names, self._store.lock_name(wanted.key), work)
+    def _start(self, calls: SingleFlight, request: _Request, work: Callable[[Call], Any]) -> None:
+        names = self._store.names(request.key, request.tags)
+        calls.start(request.key, names, self._store.lock_name(request.key), work)
 
-    async def _wait_for_call(self, wanted: _Wanted, away: bool) -> str:
-        if wanted.key not in self._calls:
-            self._start(self._calls, wanted, lambda call: self._run_call(call, wanted, away))
-        payload: str = await self._calls.join(wanted.key)
+    async def _wait_for_call(self, request: _Request, unavailable: bool) -> str:
+        if request.key not in self._calls:
+            self._start(self._calls, request, lambda call: self._run_call(call, request, unavailable))
+        payload: str = await self._calls.wait(request.key)
         return payload
 
-    async def _run_call(self, call: Call, wanted: _Wanted, away: bool) -> str:
+    async def _run_call(self, call: Call, request: _Request, unavailable: bool) -> str:
         """The value's JSON: computed here, or by the worker that holds the lock."""
-        if away:
-            return (await self._compute(wanted))[0]
+        if unavailable:
+            return (await self._compute(request))[0]
         token = secrets.token_hex(8)
         try:
             try:
-                found = await self._acquire_or_wait(call, wanted, token)
+                found = await self._acquire_or_wait(call, request, token)
             except RedisError as error:
-                self._say("the cache cannot use Redis, so each worker computes for itself: %s", error)
-                return (await self._compute(wanted))[0]
+                self._warn_throttled("the cache cannot use Redis, so each worker computes for itself: %s", error)
+                return (await self._compute(request))[0]
             if isinstance(found, Entry):
                 return found.payload
-            return await self._compute_and_store(call, wanted, token, found)
+            return await self._compute_and_store(call, request, token, found)
         finally:
-            await self._release_lock(call, wanted.key, token)
+            await self._release_lock(call, request.key, token)
 
-    async def _acquire_or_wait(self, call: Call, wanted: _Wanted, token: str) -> Entry | dict[str, str]:
+    async def _acquire_or_wait(self, call: Call, request: _Request, token: str) -> Entry | dict[str, str]:
         """Wait for a value, or for the lock: then return the generations to compute under."""
-        pause = POLL_MAX if self._store.near.tracked else POLL_FIRST
+        pause = MAX_POLL if self._store.near.tracked else MIN_POLL
         while True:
-            locked = await self._lock(call, wanted, token)
+            locked = await self._lock(call, request, token)
             # After the lock: the value may have been stored, or its tags invalidated, since anybody looked.
-            entry, generations = await self._store.load(wanted.key, wanted.tags)
+            entry, generations = await self._store.load(request.key, request.tags)
             if entry is not None:
                 return entry
             if locked:
-                return await self._store.begun(generations)
-            await call.wait(pause)
-            pause = min(POLL_MAX, pause * 1.5)
+                return await self._store.ensure_generations(generations)
+            await call.wait_for_change(pause)
+            pause = min(MAX_POLL, pause * 1.5)
 
-    async def _refresh(self, call: Call, wanted: _Wanted, seen: str) -> None:
+    async def _refresh(self, call: Call, request: _Request, seen: str) -> None:
         """Compute the value that `seen` has stored anew, if no other worker does. There is nobody to raise to."""
         token = secrets.token_hex(8)
         try:
-            if not await self._lock(call, wanted, token):
-                await call.wait(POLL_MAX)
+            if not await self._lock(call, request, token):
+                await call.wait_for_change(MAX_POLL)
                 return
-            entry, generations = await self._store.load(wanted.key, wanted.tags)
+            entry, generations = await self._store.load(request.key, request.tags)
             if entry is not None and entry.token == seen:
-                await self._compute_and_store(call, wanted, token, await self._store.begun(generations))
+                await self._compute_and_store(call, request, token, await self._store.ensure_generations(generations))
         except Exception as error:
-            self._say("a cached value could not be computed anew: %r", error, traceback=error)
-            await self._release_lock(call, wanted.key, token)
-            await asyncio.sleep(RETRY)
+            self._warn_throttled("a cached value could not be computed anew: %r", error, traceback=error)
+            await self._release_lock(call, request.key, token)
+            await asyncio.sleep(REFRESH_RETRY)
         finally:
-            await self._release_lock(call, wanted.key, token)
+            await self._release_lock(call, request.key, token)
 
-    async def _lock(self, call: Call, wanted: _Wanted, token: str) -> bool:
+    async def _lock(self, call: Call, request: _Request, token: str) -> bool:
         call.holding = True  # from before it is asked for: who is cancelled meanwhile may have got it
-        call.holding = await self._store.lock(wanted.key, token, wanted.compute_timeout)
+        call.holding = await self._store.lock(request.key, token, request.compute_timeout)
         return call.holding
 
     async def _release_lock(self, call: Call, key: str, token: str) -> None:
@@ -214,27 +214,27 @@ class Cache:
             call.holding = False
             await asyncio.shield(self._store.release(key, token))
 
-    async def _compute(self, wanted: _Wanted) -> tuple[str, float]:
+    async def _compute(self, request: _Request) -> tuple[str, float]:
         """The value's JSON, and the seconds that it took."""
         self._computes += 1
         began = monotonic()
-        value = await wanted.compute()
+        value = await request.compute()
         return json.dumps(value, separators=(",", ":")), monotonic() - began
 
-    async def _compute_and_store(self, call: Call, wanted: _Wanted, token: str, generations: dict[str, str]) -> str:
-        payload, delta = await self._compute(wanted)
+    async def _compute_and_store(self, call: Call, request: _Request, token: str, generations: dict[str, str]) -> str:
+        payload, delta = await self._compute(request)
         if len(payload) <= self._max_bytes:
-            packed = pack(payload, token, delta, generations, wanted.stale)
+            packed = pack(payload, token, delta, generations, request.stale)
             try:
-                await self._store.store(wanted.key, token, packed, wanted.ttl + wanted.stale)
+                await self._store.store(request.key, token, packed, request.ttl + request.stale)
                 call.holding = False
             except RedisError as error:
-                self._say("the cache cannot store: %s", error)
+                self._warn_throttled("the cache cannot store: %s", error)
         return payload
 
-    def _say(self, message: str, error: Exception, traceback: Exception | None = None) -> None:
+    def _warn_throttled(self, message: str, error: Exception, traceback: Exception | None = None) -> None:
         """Log it, unless that was done a short while ago: an outage is not told once for each request."""
         now = monotonic()
-        if now >= self._quiet_until.get(message, 0.0):
-            self._quiet_until[message] = now + QUIET
+        if now >= self._silent_until.get(message, 0.0):
+            self._silent_until[message] = now + LOG_INTERVAL
             log.warning(message, error, exc_info=traceback)

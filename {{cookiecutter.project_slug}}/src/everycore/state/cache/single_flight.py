@@ -22,7 +22,7 @@ class Call:
         self.changed = asyncio.Event()
         self.task: asyncio.Task[Any]
 
-    async def wait(self, within: float) -> None:
+    async def wait_for_change(self, within: float) -> None:
         """Until one of the names is heard of, at most `within` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
@@ -49,9 +49,9 @@ class SingleFlight:
         for name in (*names, lock):
             self._by_name.setdefault(name, set()).add(call)
         call.task = asyncio.create_task(work(call))
-        call.task.add_done_callback(lambda task: self._end(call))
+        call.task.add_done_callback(lambda task: self._finish(call))
 
-    async def join(self, key: str) -> Any:
+    async def wait(self, key: str) -> Any:
         """What the call returns or raises. One who is cancelled leaves it to the others; the last one ends it."""
         call = self._joinable[key]
         call.callers += 1
@@ -61,35 +61,35 @@ class SingleFlight:
         finally:
             call.callers -= 1
             if not call.callers and not call.task.done():
-                self._leave(call)
+                self._detach(call)
                 call.task.cancel()
 
-    def heard(self, names: Iterable[str] | None) -> None:
+    def invalidate(self, names: Iterable[str] | None) -> None:
         """These keys have changed, or all may have: wake who waits for them, and let nobody join what is older."""
         if names is None:
             for call in self._all:
                 call.changed.set()
-                self._leave(call)
+                self._detach(call)
             return
         for name in names:
             for call in self._by_name.get(name, ()):
                 call.changed.set()
                 if call.holding or name != call.lock:
-                    self._leave(call)
+                    self._detach(call)
 
     async def aclose(self) -> None:
         for call in self._all:
             call.task.cancel()
         await asyncio.gather(*(call.task for call in self._all), return_exceptions=True)
 
-    def _leave(self, call: Call) -> None:
+    def _detach(self, call: Call) -> None:
         if self._joinable.get(call.key) is call:
             del self._joinable[call.key]
 
-    def _end(self, call: Call) -> None:
+    def _finish(self, call: Call) -> None:
         if not call.task.cancelled():
             call.task.exception()  # seen, also when everybody has left
-        self._leave(call)
+        self._detach(call)
         self._all.discard(call)
         for name in (*call.names, call.lock):
             self._by_name[name].discard(call)

@@ -26,13 +26,13 @@ from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
 
-MOST_ENTRIES = 10_000
+MAX_ENTRIES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
 OVERHEAD = 800  # bytes that an entry with one tag takes besides its name and its JSON, measured
 
 # Seconds for which nothing is believed that no answer has confirmed: a connection that died without a word brings no
 # invalidation either. Where all hits are near, it costs one command in so long.
-TRUST = 1.0
+MAX_STALENESS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -45,31 +45,31 @@ class NearCache:
 
     def __init__(
         self,
-        heard: Callable[[Iterable[str] | None], object],
-        most_entries: int = MOST_ENTRIES,
-        most_bytes: int = MAX_BYTES,
+        on_invalidated: Callable[[Iterable[str] | None], object],
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.bytes = 0
         self.tracked = False  # whether this connection's invalidations come here
         self._refused = False
-        self._invalidated = heard
-        self._most_entries, self._most_bytes = most_entries, most_bytes
-        self._kept: OrderedDict[str, tuple[Any, float, int]] = OrderedDict()
-        self._true_at = float("-inf")
+        self._on_invalidated = on_invalidated
+        self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._items: OrderedDict[str, tuple[Any, float, int]] = OrderedDict()
+        self._confirmed_at = float("-inf")
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._items)
 
     def get(self, name: str, now: float) -> Any:
         """What is kept under `name` and not over at `now`, on the monotonic clock; else None."""
-        kept = self._kept.get(name)
-        if kept is None or now >= self._true_at + TRUST:
+        item = self._items.get(name)
+        if item is None or now >= self._confirmed_at + MAX_STALENESS:
             return None
-        if now >= kept[1]:  # Redis' word of what expires may come late
+        if now >= item[1]:  # Redis' word of what expires may come late
             self._drop(name)
             return None
-        self._kept.move_to_end(name)
-        return kept[0]
+        self._items.move_to_end(name)
+        return item[0]
 
     def keep(self, name: str, item: Any, size: int, expires_at: float) -> None:
         """Remember what an answer brought: to be called as it is read (`on_reply`). Nothing is kept untracked.
@@ -78,16 +78,16 @@ class NearCache:
         """
         self._drop(name)
         size += len(name) + OVERHEAD
-        if size > self._most_bytes or not self.tracked:
+        if size > self._max_bytes or not self.tracked:
             return
-        self._kept[name] = item, expires_at, size
+        self._items[name] = item, expires_at, size
         self.bytes += size
-        while len(self._kept) > self._most_entries or self.bytes > self._most_bytes:
-            self._drop(next(iter(self._kept)))
+        while len(self._items) > self._max_entries or self.bytes > self._max_bytes:
+            self._drop(next(iter(self._items)))
 
     def confirm(self, asked: float) -> None:
         """An answer came to what was asked at `asked`: every invalidation from before that has been heard."""
-        self._true_at = max(self._true_at, asked)
+        self._confirmed_at = max(self._confirmed_at, asked)
 
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -96,12 +96,12 @@ class NearCache:
     def invalidated(self, keys: list[Any] | None) -> None:
         if keys is None:  # a flush
             self._clear()
-            self._invalidated(None)
+            self._on_invalidated(None)
             return
         # A foreign key under our prefix may be any bytes.
         names = [key if isinstance(key, str) else key.decode(errors="replace") for key in keys]
         self.drop(names)
-        self._invalidated(names)
+        self._on_invalidated(names)
 
     def connected(self, refusal: ResponseError | None) -> None:
         self.tracked = refusal is None
@@ -113,16 +113,16 @@ class NearCache:
 
     def lost(self) -> None:
         self.tracked = False
-        self._true_at = float("-inf")
+        self._confirmed_at = float("-inf")
         self._clear()
-        self._invalidated(None)
+        self._on_invalidated(None)
 
     def _drop(self, name: str) -> None:
-        if kept := self._kept.pop(name, None):
-            self.bytes -= kept[2]
+        if item := self._items.pop(name, None):
+            self.bytes -= item[2]
 
     def _clear(self) -> None:
-        self._kept.clear()
+        self._items.clear()
         self.bytes = 0
 
 
@@ -157,12 +157,12 @@ class RedisCacheStore:
     near, and all else works.
     """
 
-    def __init__(self, redis: Redis, prefix: str, heard: Callable[[Iterable[str] | None], object]) -> None:
-        self.near = NearCache(heard)
+    def __init__(self, redis: Redis, prefix: str, on_invalidated: Callable[[Iterable[str] | None], object]) -> None:
+        self.near = NearCache(on_invalidated)
         self._redis = redis
         self._send: Any = redis.execute_command
         self._prefix = prefix = prefixed(redis, prefix)
-        self._invalidated = heard
+        self._on_invalidated = on_invalidated
         self._load = Script(redis, LOAD)
         self._store = Script(redis, STORE, keys=2)
         self._release = Script(redis, RELEASE)
@@ -201,9 +201,9 @@ class RedisCacheStore:
             entry = await self._entry(key)
         return entry if entry is not None and entry.generations == generations else None, generations
 
-    async def begun(self, generations: dict[str, str | None]) -> dict[str, str]:
+    async def ensure_generations(self, generations: dict[str, str | None]) -> dict[str, str]:
         """The generations to compute under: those given, and new ones of tags that have none. Raises RedisError."""
-        return {tag: generation or await self._first(tag) for tag, generation in generations.items()}
+        return {tag: generation or await self._create_generation(tag) for tag, generation in generations.items()}
 
     async def lock(self, key: str, token: str, life: float) -> bool:
         """Take the lock for `life` seconds, if it is free. Raises RedisError."""
@@ -213,23 +213,27 @@ class RedisCacheStore:
     async def store(self, key: str, token: str, packed: str, life: float) -> None:
         """Store a value for `life` seconds and free the lock; neither if the lock is lost. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
-        await self._in_order(self._written(names), self._store, *names, token, packed, max(1, int(life * 1000)))
+        await self._send_with_callback(
+            self._invalidate_on_reply(names), self._store, *names, token, packed, max(1, int(life * 1000))
+        )
 
     async def release(self, key: str, token: str) -> None:
         """Free the lock, if it is still ours. While Redis is away it ends by itself."""
         names = [self.lock_name(key)]
         with suppress(RedisError):
-            await self._in_order(self._written(names), self._release, *names, token)
+            await self._send_with_callback(self._invalidate_on_reply(names), self._release, *names, token)
 
     async def forget(self, key: str) -> None:
         """Drop a value, and its lock, so that one being computed is not stored. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
-        await self._in_order(self._written(names), self._send, "DEL", *names)
+        await self._send_with_callback(self._invalidate_on_reply(names), self._send, "DEL", *names)
 
     async def invalidate(self, tag: str) -> None:
         """Begin a new generation. Raises RedisError."""
         name = self._tag_name(tag)
-        await self._in_order(self._written([name]), self._send, "SET", name, secrets.token_hex(8), "EX", TAG_TTL)
+        await self._send_with_callback(
+            self._invalidate_on_reply([name]), self._send, "SET", name, secrets.token_hex(8), "EX", TAG_TTL
+        )
 
     def _value_name(self, key: str) -> str:
         return f"{self._prefix}{{{key}}}"
@@ -251,7 +255,7 @@ class RedisCacheStore:
                 self.near.keep(name, entry, len(entry.payload), entry.expires_at)
             self.near.confirm(now)
 
-        await self._in_order(keep, self._load, name)
+        await self._send_with_callback(keep, self._load, name)
         return entry
 
     async def _generation(self, tag: str) -> str | None:
@@ -266,27 +270,29 @@ class RedisCacheStore:
             else:
                 self.near.keep(name, generation, len(generation), float("inf"))
 
-        await self._in_order(keep, self._send, "GET", name)
+        await self._send_with_callback(keep, self._send, "GET", name)
         return generation
 
-    async def _first(self, tag: str) -> str:
+    async def _create_generation(self, tag: str) -> str:
         name, generation = self._tag_name(tag), secrets.token_hex(8)
         await self._redis.set(name, generation, nx=True, ex=TAG_TTL)  # another worker may be the first
         return await self._generation(tag) or generation
 
-    def _written(self, names: list[str]) -> Callable[[Any], None]:
-        def written(answer: Any) -> None:
+    def _invalidate_on_reply(self, names: list[str]) -> Callable[[Any], None]:
+        def on_reply(answer: Any) -> None:
             self.near.drop(names)
-            self._invalidated(names)
+            self._on_invalidated(names)
 
-        return written
+        return on_reply
 
-    async def _in_order(self, then: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    async def _send_with_callback(
+        self, on_reply: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any
+    ) -> None:
         """Call `then` with the answer as it is read: invalidations come on the same stream."""
         if self._pipelined:
-            await send(*args, on_reply=then)
+            await send(*args, on_reply=on_reply)
         else:
-            then(await send(*args))
+            on_reply(await send(*args))
 
 
 def _protocol(redis: Redis) -> str:

@@ -26,17 +26,17 @@ from redis.exceptions import (
 )
 
 # Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
-STEPPED_DOWN = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
+NOT_SERVING = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
 
 CLOSED = "the client is closed"
 
 # A server that is loading, or a replica that has lost its primary, answers PING with an error: it does not serve.
 PING = b"*1\r\n$4\r\nPING\r\n"
 
-NOTHING_YET = object()
+INCOMPLETE = object()
 
 # An answer is bulky when so many bytes of it have come, and it is not complete after so many seconds.
-BULK, SLOW = 64 * 1024, 0.01
+BULKY_BYTES, BULKY_SECONDS = 64 * 1024, 0.01
 
 
 class Command:
@@ -80,26 +80,31 @@ class MultiplexedConnection(asyncio.Protocol):
     def __init__(
         self,
         connection: AbstractConnection,
-        pushed: Callable[[list[Any]], object],
-        lost: Callable[["MultiplexedConnection", str], object],
-        resumed: Callable[[], object],
-        bulky: Callable[["MultiplexedConnection"], object],
+        on_push: Callable[[list[Any]], object],
+        on_lost: Callable[["MultiplexedConnection", str], object],
+        on_writable: Callable[[], object],
+        on_bulky_reply: Callable[["MultiplexedConnection"], object],
     ) -> None:
         self.in_flight: deque[Command] = deque()
-        self.opened = self.heard = monotonic()
+        self.opened = self.last_received = monotonic()
         self.retired = False  # to be closed when all is answered
         self.received = 0  # bytes
         self.latency = 0.0  # seconds from issue to answer, of the last command in the last piece of the stream
-        self.gone = False
-        self._pushed, self._lost, self._resumed, self._bulky = pushed, lost, resumed, bulky
+        self.aborted = False
+        self._on_push, self._on_lost, self._on_writable, self._on_bulky_reply = (
+            on_push,
+            on_lost,
+            on_writable,
+            on_bulky_reply,
+        )
         self._partial, self._partial_since = 0, 0.0  # bytes of an answer that is not complete
         self._paused = False
-        self._stepped_down: Exception | None = None
+        self._not_serving: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
             replyError=DefaultParser.parse_error,
-            notEnoughData=NOTHING_YET,
+            notEnoughData=INCOMPLETE,
         )
         # Kept, for its StreamWriter closes the transport when it is collected; and private, for redis-py has no public
         # way to its transport. The handshake's last answer has been read and nothing comes unasked yet, so no byte is
@@ -120,14 +125,14 @@ class MultiplexedConnection(asyncio.Protocol):
             self.write(sent)
             answers = [await command.answer for command in sent]
             for answer in answers:
-                if isinstance(answer, STEPPED_DOWN) or (
+                if isinstance(answer, NOT_SERVING) or (
                     isinstance(answer, Exception) and not isinstance(answer, ResponseError)
                 ):
                     raise answer
             ping = answers.pop()
             if isinstance(ping, ResponseError) and not is_forbidden(ping):
                 raise ping
-            if self.gone:
+            if self.aborted:
                 raise ConnectionError("the connection was lost as soon as it was made")
             return [answer if isinstance(answer, ResponseError) else None for answer in answers]
         except BaseException:
@@ -136,53 +141,53 @@ class MultiplexedConnection(asyncio.Protocol):
 
     @property
     def writable(self) -> bool:
-        return not (self._paused or self.gone or self._stepped_down)
+        return not (self._paused or self.aborted or self._not_serving)
 
     def write(self, commands: list[Command]) -> None:
         if not self.in_flight:
-            self.heard = monotonic()
+            self.last_received = monotonic()
         self.in_flight.extend(commands)
         self._transport.write(b"".join([command.packed for command in commands]))
 
     def data_received(self, data: bytes) -> None:
         in_flight, reader = self.in_flight, self._reader
         command = None
-        self.heard = monotonic()
+        self.last_received = monotonic()
         self.received += len(data)
         try:
             reader.feed(data)
-            while (answer := reader.gets()) is not NOTHING_YET:
+            while (answer := reader.gets()) is not INCOMPLETE:
                 if isinstance(answer, hiredis.PushNotification):
-                    self._pushed(answer)
+                    self._on_push(answer)
                     continue
                 if not in_flight:
                     raise InvalidResponse("an answer that nobody asked for")
                 command = in_flight.popleft()
                 command.resolve(answer)
-                if isinstance(answer, STEPPED_DOWN):
-                    self._stepped_down = answer
+                if isinstance(answer, NOT_SERVING):
+                    self._not_serving = answer
         except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
             self.abort(ConnectionError, f"{type(error).__name__}: {error}")
         if command is not None:
-            self.latency = self.heard - command.since
+            self.latency = self.last_received - command.since
             self._partial = 0
         elif in_flight:
             if not self._partial:
-                self._partial_since = self.heard
+                self._partial_since = self.last_received
             self._partial += len(data)
-            if self._partial > BULK and self.heard - self._partial_since > SLOW:
-                self._bulky(self)
-        if not in_flight and (self._stepped_down or self.retired):
-            self.abort(ConnectionError, str(self._stepped_down or CLOSED))
+            if self._partial > BULKY_BYTES and self.last_received - self._partial_since > BULKY_SECONDS:
+                self._on_bulky_reply(self)
+        if not in_flight and (self._not_serving or self.retired):
+            self.abort(ConnectionError, str(self._not_serving or CLOSED))
 
     def abort(self, kind: type[RedisError], reason: str) -> None:
         """End the connection at once. What was written and not answered fails with `kind`, and is never sent again."""
-        if self.gone:
+        if self.aborted:
             return
-        self.gone = True
+        self.aborted = True
         self._transport.abort()
         self._connection._close()  # type: ignore[no-untyped-call] # or it warns that nobody has closed it
-        self._lost(self, reason)
+        self._on_lost(self, reason)
         while self.in_flight:
             self.in_flight.popleft().resolve(kind(f"{reason} (the command was sent; it may have been carried out)"))
 
@@ -201,7 +206,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._resumed()
+        self._on_writable()
 
 
 def is_forbidden(error: object) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from everycore.state.client.connection import BULK, CLOSED, Command, MultiplexedConnection
+from everycore.state.client.connection import BULKY_BYTES, CLOSED, Command, MultiplexedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +25,15 @@ MAX_WAITING = 16_384  # commands without an answer, sent or not
 
 # Between attempts, in seconds, each shortened by up to half at random. The first attempt waits for nothing. The longest
 # is short: Redis' return is noticed within it, and an attempt costs about a millisecond.
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
+MIN_PAUSE, MAX_PAUSE = 0.02, 0.25
 
-SHORT_LIFE = 1.0  # seconds; a connection lost sooner counts as a failed attempt, or a refusing server is stormed
+MIN_LIFETIME = 1.0  # seconds; a connection lost sooner counts as a failed attempt, or a refusing server is stormed
 
 CHECKS_PER_TIMEOUT = 20  # of the watchdog in one timeout
 
-MOST_RETIRED = 4  # connections that are still busy with a bulky answer; and as many for commands known for theirs
-MOST_KNOWN = 256  # commands
-NO_SIDESTEP = 1.0  # seconds after a second connection could not be had
+MAX_RETIRED = 4  # connections that are still busy with a bulky answer; and as many for commands known for theirs
+MAX_BULKY_COMMANDS = 256  # commands
+SWITCH_PAUSE = 1.0  # seconds after a second connection could not be had
 
 
 class QueueFullError(ConnectionError):
@@ -85,27 +85,27 @@ class ConnectionManager:
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
-        self._wire: MultiplexedConnection | None = None
+        self._connection: MultiplexedConnection | None = None
         self._retired: set[MultiplexedConnection] = set()
         self._apart: set[MultiplexedConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()  # of those apart
-        self._known: dict[bytes, None] = {}  # packed commands with a bulky answer
-        self._sidestep: asyncio.Task[None] | None = None
-        self._no_sidestep_until = 0.0
+        self._bulky_commands: dict[bytes, None] = {}  # packed commands with a bulky answer
+        self._switching: asyncio.Task[None] | None = None
+        self._no_switch_until = 0.0
         self._refusals: list[ResponseError | None] = []  # of the commands at connect
         self._connecting: asyncio.Task[None] | None = None
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._check_due = 0.0
         self._failures = 0  # in a row
-        self._down_since: float | None = None
+        self._unavailable_since: float | None = None
         self._refusal: str | None = None  # of every command: while Redis is known to be away, and when closed
         self._closed = False
-        self._commands = self._writes = self._connections = 0
+        self._commands = self._writes = self._opened = 0
 
     def add_invalidation_listener(self, listener: InvalidationListener, at_connect: Iterable[bytes]) -> None:
         """Add a listener, and packed commands for every new connection. Raises RuntimeError if there is one already."""
-        if self._wire is not None or self._connecting is not None:
+        if self._connection is not None or self._connecting is not None:
             raise RuntimeError(
                 "add_invalidation_listener before the first command: what was read until now cannot be tracked"
             )
@@ -121,7 +121,7 @@ class ConnectionManager:
         if self._refusal is not None:
             self.errors += 1
             raise ConnectionError(self._refusal)
-        if len(self._queue) + sum(len(wire.in_flight) for wire in self._wires()) >= MAX_WAITING:
+        if len(self._queue) + sum(len(connection.in_flight) for connection in self._all_connections()) >= MAX_WAITING:
             self.errors += 1
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their answers")
         loop = asyncio.get_running_loop()
@@ -133,34 +133,34 @@ class ConnectionManager:
         return answer
 
     def stats(self) -> Stats:
-        wire = self._wire
+        connection = self._connection
         return Stats(
             commands=self._commands,
             writes=self._writes,
-            waiting=len(self._queue) + sum(len(each.in_flight) for each in self._wires()),
-            connections=self._connections,
+            waiting=len(self._queue) + sum(len(each.in_flight) for each in self._all_connections()),
+            connections=self._opened,
             errors=self.errors,
-            latency=wire.latency if wire else 0.0,
-            connected=wire is not None,
+            latency=connection.latency if connection else 0.0,
+            connected=connection is not None,
         )
 
     async def aclose(self) -> None:
         """Wait for the answers that are due, up to the timeout; then close. Nothing can be sent afterwards."""
         self._flush()
         self._closed, self._refusal = True, CLOSED
-        if opening := [*self._opening, *((self._sidestep,) if self._sidestep else ())]:
+        if opening := [*self._opening, *((self._switching,) if self._switching else ())]:
             for task in opening:
                 task.cancel()
             await asyncio.wait(opening)
-        in_flight = [command for wire in self._wires() for command in wire.in_flight]
-        if due := [command.answer for command in (*in_flight, *self._queue) if not command.answer.done()]:
-            await asyncio.wait(due, timeout=self._timeout)
+        in_flight = [command for connection in self._all_connections() for command in connection.in_flight]
+        if pending := [command.answer for command in (*in_flight, *self._queue) if not command.answer.done()]:
+            await asyncio.wait(pending, timeout=self._timeout)
         if self._connecting is not None:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-        for wire in self._wires():
-            await wire.aclose()
+        for connection in self._all_connections():
+            await connection.aclose()
         self._fail_queue(CLOSED)
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -175,17 +175,17 @@ class ConnectionManager:
         now = monotonic()
         for command in batch:
             command.since = command.since or now
-        if self._sidestep is not None:
+        if self._switching is not None:
             pass  # for a few milliseconds
-        elif self._wire is not None and self._wire.writable:
+        elif self._connection is not None and self._connection.writable:
             self._queue.clear()
-            if self._known:
-                batch = self._without_bulky(batch)
+            if self._bulky_commands:
+                batch = self._send_bulky_apart(batch)
             if batch:
-                self._wire.write(batch)
+                self._connection.write(batch)
             self._commands += len(batch)
             self._writes += 1
-        elif self._wire is None and self._connecting is None and not self._closed:
+        elif self._connection is None and self._connecting is None and not self._closed:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
         self._watch()
 
@@ -194,30 +194,30 @@ class ConnectionManager:
         self._watchdog = None
         now = monotonic()
         queued = [command for command in self._queue if command.since]
-        if (asleep := now - self._check_due) > self._timeout / 2:
+        if (blocked_for := now - self._check_due) > self._timeout / 2:
             # The loop was blocked, or the process frozen: what was not read meanwhile is no fault of Redis.
             for command in queued:
-                command.since += asleep
-            for wire in self._wires():
-                wire.heard += asleep
-        overdue, late = now - self._timeout, f"no answer from Redis within {self._timeout:g} s"
-        for wire in self._wires():
-            if wire.in_flight and wire.heard <= overdue - self._timeout:
-                current = wire is self._wire
-                wire.abort(TimeoutError, late)
+                command.since += blocked_for
+            for connection in self._all_connections():
+                connection.last_received += blocked_for
+        overdue, timeout_message = now - self._timeout, f"no answer from Redis within {self._timeout:g} s"
+        for connection in self._all_connections():
+            if connection.in_flight and connection.last_received <= overdue - self._timeout:
+                current = connection is self._connection
+                connection.abort(TimeoutError, timeout_message)
                 if current:
                     # Who heard of it may ask again for the same request: that must not wait as long once more.
-                    self._refusal = self._refusal or f"Redis is away: {late}"
-            elif wire.in_flight and wire.heard <= overdue:
-                wire.in_flight[0].resolve(TimeoutError(late))  # it may be the one to blame
+                    self._refusal = self._refusal or f"redis unavailable: {timeout_message}"
+            elif connection.in_flight and connection.last_received <= overdue:
+                connection.in_flight[0].resolve(TimeoutError(timeout_message))  # it may be the one to blame
         # What has waited for a connection is late by itself; the new connection is not to blame.
         for command in takewhile(lambda command: command.since <= overdue, queued):
-            command.resolve(TimeoutError(late))
-        if self._queue or any(wire.in_flight for wire in self._wires()):
+            command.resolve(TimeoutError(timeout_message))
+        if self._queue or any(connection.in_flight for connection in self._all_connections()):
             self._watch()
 
-    def _wires(self) -> list[MultiplexedConnection]:
-        return [*((self._wire,) if self._wire else ()), *self._retired, *self._apart]
+    def _all_connections(self) -> list[MultiplexedConnection]:
+        return [*((self._connection,) if self._connection else ()), *self._retired, *self._apart]
 
     def _watch(self) -> None:
         if self._watchdog is None:
@@ -225,89 +225,91 @@ class ConnectionManager:
             self._check_due = monotonic() + pause
             self._watchdog = asyncio.get_running_loop().call_later(pause, self._check_timeouts)
 
-    def _pushed(self, message: list[Any]) -> None:
+    def _on_push(self, message: list[Any]) -> None:
         if message[0] in (b"invalidate", "invalidate"):
             for listener in self._listeners:
                 listener.invalidated(message[1])
 
-    def _lost(self, wire: MultiplexedConnection, reason: str) -> None:
-        if wire in self._apart:
-            self._apart.discard(wire)
+    def _on_lost(self, connection: MultiplexedConnection, reason: str) -> None:
+        if connection in self._apart:
+            self._apart.discard(connection)
             return
-        if wire in self._retired:
-            self._retired.discard(wire)
-            self._tell_connected()
+        if connection in self._retired:
+            self._retired.discard(connection)
+            self._notify_connected()
             return
-        if wire is not self._wire:
+        if connection is not self._connection:
             return  # it was being opened, and that attempt fails by itself
-        self._wire = None
-        self._failures = self._failures + 1 if monotonic() - wire.opened < SHORT_LIFE else 0
-        self._tell_lost()
+        self._connection = None
+        self._failures = self._failures + 1 if monotonic() - connection.opened < MIN_LIFETIME else 0
+        self._notify_lost()
         if not self._closed:
-            self._mark_down(reason)
+            self._mark_unavailable(reason)
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
-    def _tell_lost(self) -> None:
+    def _notify_lost(self) -> None:
         for listener in self._listeners:
             try:
                 listener.lost()
             except Exception:
                 logger.exception("a listener failed to hear that the connection was lost")
 
-    def _tell_connected(self) -> None:
+    def _notify_connected(self) -> None:
         """Not while a retired connection may still bring values: their invalidations come on another stream."""
-        if self._wire is None or self._retired:
+        if self._connection is None or self._retired:
             return
         for listener in self._listeners:
-            about = (why for (owner, _), why in zip(self._at_connect, self._refusals, strict=True) if owner is listener)
-            listener.connected(next(filter(None, about), None))
+            reasons = (
+                why for (owner, _), why in zip(self._at_connect, self._refusals, strict=True) if owner is listener
+            )
+            listener.connected(next(filter(None, reasons), None))
 
-    def _bulky(self, wire: MultiplexedConnection) -> None:
+    def _on_bulky_reply(self, connection: MultiplexedConnection) -> None:
         """What is sent from now on shall not wait behind this answer."""
-        if wire.in_flight[0].on_reply is None and wire not in self._apart:
-            self._known[wire.in_flight[0].packed] = None
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+        if connection.in_flight[0].on_reply is None and connection not in self._apart:
+            self._bulky_commands[connection.in_flight[0].packed] = None
+            if len(self._bulky_commands) > MAX_BULKY_COMMANDS:
+                del self._bulky_commands[next(iter(self._bulky_commands))]
         if (
-            wire is self._wire
-            and self._sidestep is None
+            connection is self._connection
+            and self._switching is None
             and not self._closed
-            and len(self._retired) < MOST_RETIRED
-            and monotonic() >= self._no_sidestep_until
+            and len(self._retired) < MAX_RETIRED
+            and monotonic() >= self._no_switch_until
         ):
-            self._sidestep = asyncio.get_running_loop().create_task(self._step_aside(wire))
+            self._switching = asyncio.get_running_loop().create_task(self._switch_connection(connection))
 
-    async def _step_aside(self, wire: MultiplexedConnection) -> None:
+    async def _switch_connection(self, connection: MultiplexedConnection) -> None:
         try:
             async with asyncio.timeout(self._timeout / 2):
                 new, refusals = await self._open()
         except Exception as error:  # as where a server takes no more connections
-            self._no_sidestep_until = monotonic() + NO_SIDESTEP
+            self._no_switch_until = monotonic() + SWITCH_PAUSE
             logger.debug("no second connection beside a bulky answer: %s", error)
         else:
-            if self._wire is wire and wire.in_flight:
-                self._connections += 1
-                self._wire, self._refusals, wire.retired = new, refusals, True
-                self._retired.add(wire)
-                self._tell_lost()
+            if self._connection is connection and connection.in_flight:
+                self._opened += 1
+                self._connection, self._refusals, connection.retired = new, refusals, True
+                self._retired.add(connection)
+                self._notify_lost()
             else:
                 await new.aclose()
         finally:
-            self._sidestep = None
+            self._switching = None
             self._flush()
 
-    def _without_bulky(self, batch: list[Command]) -> list[Command]:
+    def _send_bulky_apart(self, batch: list[Command]) -> list[Command]:
         """Send apart what is known for its bulky answer; return the rest. What keeps an order stays."""
         rest = []
         for command in batch:
-            if command.packed not in self._known or command.on_reply is not None:
+            if command.packed not in self._bulky_commands or command.on_reply is not None:
                 rest.append(command)
-            elif len(self._apart) + len(self._opening) < MOST_RETIRED:
+            elif len(self._apart) + len(self._opening) < MAX_RETIRED:
                 task = asyncio.get_running_loop().create_task(self._send_apart(command))
                 self._opening.add(task)
                 task.add_done_callback(self._opening.discard)
             elif self._apart:
-                min(self._apart, key=lambda wire: len(wire.in_flight)).write([command])
+                min(self._apart, key=lambda connection: len(connection.in_flight)).write([command])
             else:
                 rest.append(command)
         return rest
@@ -315,63 +317,63 @@ class ConnectionManager:
     async def _send_apart(self, command: Command) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                wire, _ = await self._open(listening=False)
+                connection, _ = await self._open(tracked=False)
         except asyncio.CancelledError:
             command.resolve(ConnectionError(CLOSED))
             raise
         except Exception as error:
             logger.debug("no connection apart for a bulky answer: %s", error)
-            self._known.pop(command.packed, None)
+            self._bulky_commands.pop(command.packed, None)
             self._queue.append(command)
             self._flush()
             return
-        self._connections += 1
-        wire.retired = True
-        self._apart.add(wire)
-        before = wire.received
-        wire.write([command])
+        self._opened += 1
+        connection.retired = True
+        self._apart.add(connection)
+        before = connection.received
+        connection.write([command])
         self._watch()
         await asyncio.wait([command.answer])
-        if wire.received - before < BULK and not command.answer.cancelled():
-            self._known.pop(command.packed, None)  # it has become small
+        if connection.received - before < BULKY_BYTES and not command.answer.cancelled():
+            self._bulky_commands.pop(command.packed, None)  # it has become small
 
-    def _mark_down(self, reason: str) -> None:
-        if self._down_since is None:
-            self._down_since = monotonic()
-            logger.warning("Redis is away: %s", reason)
+    def _mark_unavailable(self, reason: str) -> None:
+        if self._unavailable_since is None:
+            self._unavailable_since = monotonic()
+            logger.warning("redis unavailable: %s", reason)
 
     async def _connect(self) -> None:
         """Try until it succeeds. From the first failure on, commands fail at once."""
-        while self._wire is None:
+        while self._connection is None:
             if self._failures:
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
+                pause = min(MAX_PAUSE, MIN_PAUSE * 2 ** min(self._failures - 1, 10))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             try:
                 async with asyncio.timeout(self._timeout):
-                    self._wire, self._refusals = await self._open()
+                    self._connection, self._refusals = await self._open()
             except Exception as error:  # whatever it is, those who wait must hear of it
                 self._failures += 1
                 reason = str(error) or f"no connection within {self._timeout:g} s"
-                self._mark_down(reason)
-                self._refusal = f"Redis is away: {reason}"
+                self._mark_unavailable(reason)
+                self._refusal = f"redis unavailable: {reason}"
                 self._fail_queue(self._refusal)
-        self._connections += 1
-        self._tell_connected()
+        self._opened += 1
+        self._notify_connected()
         self._connecting, self._refusal = None, CLOSED if self._closed else None
-        if self._down_since is not None:
-            logger.warning("Redis is back after %.1f s", monotonic() - self._down_since)
-            self._down_since = None
+        if self._unavailable_since is not None:
+            logger.warning("redis available again after %.1f s", monotonic() - self._unavailable_since)
+            self._unavailable_since = None
         self._flush()
 
-    async def _open(self, listening: bool = True) -> tuple[MultiplexedConnection, list[ResponseError | None]]:
-        connection = self._make_connection()
+    async def _open(self, tracked: bool = True) -> tuple[MultiplexedConnection, list[ResponseError | None]]:
+        raw = self._make_connection()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await raw.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await raw.disconnect(nowait=True)
             raise
-        wire = MultiplexedConnection(connection, self._pushed, self._lost, self._flush, self._bulky)
-        return wire, await wire.handshake([packed for _, packed in self._at_connect if listening])
+        connection = MultiplexedConnection(raw, self._on_push, self._on_lost, self._flush, self._on_bulky_reply)
+        return connection, await connection.handshake([packed for _, packed in self._at_connect if tracked])
 
     def _fail_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, []

@@ -43,8 +43,8 @@ STATEFUL = (
 SHARED_EXCEPTIONS = frozenset({"SCRIPT LOAD", "SCRIPT EXISTS", "SCRIPT FLUSH", "CLIENT ID"})
 
 
-FULL = "OOM command not allowed"  # in the error of a script; that of a command has a class
-QUIET = 60.0  # seconds for which the same is not logged again
+OOM_MESSAGE = "OOM command not allowed"  # in the error of a script; that of a command has a class
+LOG_INTERVAL = 60.0  # seconds for which the same is not logged again
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,17 @@ class PipelinedRedis(Redis):
                 "decode_responses=True cannot be used: what we keep is read as bytes, and one value that is no UTF-8 "
                 "would end the connection for everybody. Decode what you read."
             )
-        self._link = ConnectionManager(connection_pool.make_connection, timeout)
-        self._full_logged_at = float("-inf")
+        self._manager = ConnectionManager(connection_pool.make_connection, timeout)
+        self._oom_logged_at = float("-inf")
         if is_observed():
-            shared: Any = _Shared(connection_pool)
+            shared: Any = _SharedConnection(connection_pool)
             self.connection = shared
         else:
             self.execute_command = self._execute  # type: ignore[method-assign] # at no cost
 
     @property
     def stats(self) -> Stats:
-        return self._link.stats()
+        return self._manager.stats()
 
     def add_invalidation_listener(self, listener: InvalidationListener, *at_connect: tuple[Any, ...]) -> None:
         """Tell `listener` of invalidations and lost connections; `at_connect` are commands for every new connection.
@@ -107,7 +107,7 @@ class PipelinedRedis(Redis):
         `add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`.
         Raises RuntimeError after the first command.
         """
-        self._link.add_invalidation_listener(listener, [self._packed(command) for command in at_connect])
+        self._manager.add_invalidation_listener(listener, [self._pack(command) for command in at_connect])
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Do what `_execute` does, through redis-py's own method: OpenTelemetry and Sentry have taken its place, and it
@@ -128,14 +128,14 @@ class PipelinedRedis(Redis):
         """
         needs, name = classify(args[0])
         if needs is None and NEVER_DECODE not in options:
-            answer = await self._link.send(self._packed(args if len(name) == 1 else (*name, *args[1:])), on_reply)
+            answer = await self._manager.send(self._pack(args if len(name) == 1 else (*name, *args[1:])), on_reply)
         elif on_reply is not None:
             raise ValueError(f"{args[0]} is not sent on the shared connection: there is no order to keep")
         elif needs is BLOCKING:
             answer = await keep_cancels(self._execute_blocking(args))
         else:
-            return await keep_cancels(self._on_its_own(args, options))
-        parsed = self._parsed(args[0], answer, options)
+            return await keep_cancels(self._execute_on_pool(args, options))
+        parsed = self._parse_reply(args[0], answer, options)
         return await parsed if iscoroutine(parsed) else parsed
 
     def client(self) -> Redis:
@@ -144,11 +144,11 @@ class PipelinedRedis(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Wait for the answers that are due, up to the timeout, and close both the connection and the pool."""
-        await self._link.aclose()
+        await self._manager.aclose()
         self.connection = None
         await super().aclose(close_connection_pool)
 
-    async def _on_its_own(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _execute_on_pool(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """As redis-py does, on a connection of the pool."""
         pool: Any = self.connection_pool
         connection = await pool.get_connection()
@@ -169,14 +169,14 @@ class PipelinedRedis(Redis):
         finally:
             await pool.release(connection)
 
-    def _parsed(self, name: str, answer: Any, options: dict[str, Any]) -> Any:
+    def _parse_reply(self, name: str, answer: Any, options: dict[str, Any]) -> Any:
         """What redis-py's `parse_response` does. Through it a command costs a quarter more."""
         if isinstance(answer, Exception):
             if EMPTY_RESPONSE in options and isinstance(answer, ResponseError):
                 return options[EMPTY_RESPONSE]
-            self._link.errors += 1
-            if isinstance(answer, OutOfMemoryError) or FULL in str(answer):
-                raise self._full(answer)
+            self._manager.errors += 1
+            if isinstance(answer, OutOfMemoryError) or OOM_MESSAGE in str(answer):
+                raise self._out_of_memory(answer)
             raise answer
         callback = self.response_callbacks.get(name)
         if callback is None:
@@ -185,14 +185,14 @@ class PipelinedRedis(Redis):
         options.pop("keys", None)  # of redis-py's synchronous cache
         return callback(answer, **options)
 
-    def _full(self, error: Exception) -> OutOfMemoryError:
+    def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
         """Log once in a while that Redis has no memory left; return the error for it, also for that of a script."""
-        if (now := monotonic()) - self._full_logged_at >= QUIET:
-            self._full_logged_at = now
+        if (now := monotonic()) - self._oom_logged_at >= LOG_INTERVAL:
+            self._oom_logged_at = now
             logger.warning("Redis is full and refuses what needs memory: raise its maxmemory, or keep less: %s", error)
         return error if isinstance(error, OutOfMemoryError) else OutOfMemoryError(str(error))
 
-    def _packed(self, words: tuple[Any, ...]) -> bytes:
+    def _pack(self, words: tuple[Any, ...]) -> bytes:
         try:
             return pack(words)
         except TypeError:  # a bytearray; or what redis-py's encoder refuses, in its own words
@@ -200,7 +200,7 @@ class PipelinedRedis(Redis):
             return pack(tuple(bytes(encode(word)) for word in words))
 
 
-class _Shared:
+class _SharedConnection:
     """What redis-py's `execute_command` wants of a connection, in place of the shared one."""
 
     def __init__(self, pool: Any) -> None:

@@ -22,7 +22,7 @@ OPTIONS = frozenset(
     | {"ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_ciphers"}
     | {"ssl_check_hostname", "ssl_password", "ssl_min_version"}
 )
-ONLY = {"ssl": "true"}  # redis-py takes any text for yes, "false" too
+ALLOWED_VALUES = {"ssl": "true"}  # redis-py takes any text for yes, "false" too
 SECRET_OPTIONS = frozenset({"username", "password", "ssl_password"})
 
 
@@ -108,6 +108,6 @@ def _refuse_bad_options(url: RedisUrl) -> None:
     except ValueError:
         raise ValueError("the options of a Redis URL are of the form name=value, with & between them") from None
     for name, value in options:
-        if name not in OPTIONS or value != ONLY.get(name, value):
-            named = "" if url.has_secret_options else f": {name}={value}" if name in ONLY else f": {name}"
+        if name not in OPTIONS or value != ALLOWED_VALUES.get(name, value):
+            named = "" if url.has_secret_options else f": {name}={value}" if name in ALLOWED_VALUES else f": {name}"
             raise ValueError(f"the Redis URL has an option that cannot be used{named}")

@@ -8,7 +8,7 @@ from itsdangerous import BadSignature, Signer
 
 MAX_COOKIE_LENGTH = 256  # characters; ours have 76
 
-VERIFIED = 2048  # cookies that a worker need not verify again; each costs it half a kilobyte, and spares 20 us
+MAX_VERIFIED = 2048  # cookies that a worker need not verify again; each costs it half a kilobyte, and spares 20 us
 
 
 class CookieSigner:
@@ -17,7 +17,7 @@ class CookieSigner:
     def __init__(self, secret_keys: Sequence[str]) -> None:
         self._signer = Signer(list(reversed(secret_keys)), salt="session", digest_method=hashlib.sha256)
         # A forged one raises, and so is not kept: nobody can push out those of others with it.
-        self._known = lru_cache(VERIFIED)(self._unsigned)
+        self._verified = lru_cache(MAX_VERIFIED)(self._unsign)
 
     def sign(self, id: str) -> str:
         return self._signer.sign(id).decode()
@@ -27,16 +27,16 @@ class CookieSigner:
         if not cookie or len(cookie) > MAX_COOKIE_LENGTH or not cookie.isascii():
             return None
         try:
-            return self._known(cookie)
+            return self._verified(cookie)
         except BadSignature:
             return None
 
-    def _unsigned(self, cookie: str) -> tuple[str, str]:
+    def _unsign(self, cookie: str) -> tuple[str, str]:
         id = self._signer.unsign(cookie).decode()
-        return id, hashed(id)
+        return id, hash_id(id)
 
 
-def hashed(id: str) -> str:
+def hash_id(id: str) -> str:
     """What Redis knows an id by: who reads the database cannot forge a cookie with what is there."""
     return hashlib.sha256(id.encode()).hexdigest()
 
@@ -67,7 +67,7 @@ class SessionCookie:
             + ("; Secure" if secure else "")
         )
 
-    def found(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    def find(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Its value among the headers of an ASGI scope."""
         for header, cookies in headers:
             if header == b"cookie":  # there may be several: HTTP/2 lets clients split it (RFC 9113)

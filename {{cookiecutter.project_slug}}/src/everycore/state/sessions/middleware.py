@@ -46,29 +46,31 @@ class SessionMiddleware:
         store: SessionStore | None = scope.get("state", {}).get(self.state)
         if store is None:
             raise RuntimeError(NOT_OPEN)
-        presented = store.cookie.found(scope["headers"])
-        run, away = (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
+        presented = store.cookie.find(scope["headers"])
+        run, on_unavailable = (
+            (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
+        )
         try:
             session = scope["session"] = await store.load(presented)
         except UNAVAILABLE_ERRORS:
-            await away(scope, receive, send)
+            await on_unavailable(scope, receive, send)
             return
         await run(scope, receive, send, store, session)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session) -> None:
-        begun = lost = False
+        started = lost = False
 
         async def send_after_save(message: Message) -> None:
-            nonlocal begun, lost
+            nonlocal started, lost
             if message["type"] == "http.response.start":
                 headers = message.get("headers", ())
                 try:
-                    fields = await _saved(store, session)
+                    fields = await _save(store, session)
                 except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:
                     lost = True
                     await _failed(error)(scope, receive, send)
                     return
-                begun = True
+                started = True
                 session.close("the response has begun")
                 if session.accessed:
                     fields.append(VARY)
@@ -82,19 +84,19 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, send_after_save)
         except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:  # an `update` in the handler, and nobody has answered
-            if begun:
+            if started:
                 raise
             if not lost:
                 await _failed(error)(scope, receive, send)
-        if begun:
+        if started:
             _log_late_changes(session)
 
     async def _websocket(
         self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session
     ) -> None:
-        async def saved() -> bool:
+        async def save() -> bool:
             try:
-                await _saved(store, session)
+                await _save(store, session)
             except SessionEndedError as error:
                 log.warning("%s: %s", scope["path"], error)
             except UNAVAILABLE_ERRORS:
@@ -104,26 +106,26 @@ class SessionMiddleware:
         async def send_after_save(message: Message) -> None:
             if message["type"] == "websocket.accept":
                 try:
-                    fields = await _saved(store, session)
+                    fields = await _save(store, session)
                 except (*UNAVAILABLE_ERRORS, SessionEndedError):
                     await send({"type": "websocket.accept"})
                     await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
                     raise WebSocketDisconnect(TRY_AGAIN_LATER) from None
                 session._record.too_late = "the websocket is accepted"
                 message = {**message, "headers": [*message.get("headers", ()), *fields]}
-            elif message["type"] == "websocket.close" and not await saved():
+            elif message["type"] == "websocket.close" and not await save():
                 message = {"type": "websocket.close", "code": TRY_AGAIN_LATER}
             await send(message)
 
         try:
             await self.app(scope, receive, send_after_save)
         except WebSocketDisconnect:
-            await saved()  # the client has left: there is nobody to tell
+            await save()  # the client has left: there is nobody to tell
             raise
-        await saved()
+        await save()
 
 
-async def _saved(store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
+async def _save(store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
     """Save; return the headers that set the cookie or take it back.
 
     Only who has ended the session himself takes the cookie back: while another request found it ended, the browser
@@ -149,13 +151,13 @@ def _failed(error: Exception) -> ASGIApp:
 
 
 async def _ended(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse("The session was ended by another request. Load the page again.", 409)
-    await answer(scope, receive, send)
+    response = PlainTextResponse("The session was ended by another request. Please reload the page.", 409)
+    await response(scope, receive, send)
 
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse("The session store is away. Try again.", 503, {"Retry-After": RETRY_AFTER})
-    await answer(scope, receive, send)
+    response = PlainTextResponse("Session store unavailable. Please retry.", 503, {"Retry-After": RETRY_AFTER})
+    await response(scope, receive, send)
 
 
 async def _try_again_later(scope: Scope, receive: Receive, send: Send) -> None:

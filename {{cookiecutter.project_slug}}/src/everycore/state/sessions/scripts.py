@@ -28,7 +28,7 @@ return 1
 """
 
 # KEYS: the session. ARGV: its successor, ms that this is told. Returns what was there.
-LEAVE = """
+MOVE = """
 local found = redis.call('HGETALL', KEYS[1])
 if redis.call('HEXISTS', KEYS[1], 'created') == 1 then
     redis.call('DEL', KEYS[1])

@@ -63,7 +63,7 @@ class Record:
     @property
     def user(self) -> str | None:
         """Whose session Redis has."""
-        return user_named(self.loaded.get(USER_ID))
+        return user_name(self.loaded.get(USER_ID))
 
     def saved(self, written: Mapping[bytes, bytes], deleted: Iterable[bytes], values: dict[str, Any]) -> None:
         """Take note of what Redis has now."""
@@ -153,7 +153,7 @@ class Session(starlette_sessions.Session):
     def user_id(self, user_id: str | int | None) -> None:
         if user_id is None:
             self.pop(USER_ID, None)
-        elif user_named(user_id) is None:
+        elif user_name(user_id) is None:
             raise TypeError(f"session.user_id is a string that is not empty or a whole number, not {user_id!r}")
         else:
             self[USER_ID] = user_id
@@ -181,7 +181,7 @@ class Session(starlette_sessions.Session):
         """Let no change be made any more, as it could not be saved."""
         self._record.too_late, self._record.closed = reason, True
 
-    def start_anew(self) -> Record:
+    def start_new(self) -> Record:
         """Make what is in it a new session's, as the old one has ended."""
         record, too_late, closed = Record(None, "", {}), self._record.too_late, self._record.closed
         record.too_late, record.closed = too_late, closed
@@ -293,7 +293,7 @@ def session(connection: HTTPConnection) -> Session:
     return found
 
 
-def user_named(user_id: Any) -> str | None:
+def user_name(user_id: Any) -> str | None:
     """The user's name among our keys: 7 and "7" are the same user. None for what names nobody."""
     return str(user_id) if type(user_id) is int or (type(user_id) is str and user_id) else None
 

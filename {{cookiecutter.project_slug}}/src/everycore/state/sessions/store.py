@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
-from everycore.state.sessions.cookie import CookieSigner, SessionCookie, hashed
-from everycore.state.sessions.scripts import CREATE, END, ENDED, LEAVE, LEFT_ALONE, SAVE, SWAP
+from everycore.state.sessions.cookie import CookieSigner, SessionCookie, hash_id
+from everycore.state.sessions.scripts import CREATE, END, ENDED, LEFT_ALONE, MOVE, SAVE, SWAP
 from everycore.state.sessions.session import (
     CREATED,
     TOUCHED,
@@ -30,13 +30,15 @@ from everycore.state.sessions.session import (
     as_json,
     decode,
     field,
-    user_named,
+    user_name,
 )
 from everycore.state.sessions.user_index import UserIndex
 
 MOVED = b"moved"
 ENDED_MEANWHILE = "the session was ended while this request ran, so its changes are not saved"
-NOTE_MS = 60_000  # for how long it is told that an id was left or ended: longer than a request that began before
+TOMBSTONE_TTL_MS = (
+    60_000  # for how long it is told that an id was left or ended: longer than a request that began before
+)
 
 
 class SessionTooLargeError(ValueError):
@@ -82,20 +84,20 @@ class SessionStore:
     ) -> None:
         self._redis = redis
         self.cookie = cookie or SessionCookie()
-        self._signatures = CookieSigner(secret_keys)
+        self._signer = CookieSigner(secret_keys)
         self._prefix = prefixed(redis, prefix)
         self._users = UserIndex(redis, f"{self._prefix}user:")
         self.lifetimes = lifetimes or Lifetimes()
         self._max_bytes = max_bytes
         self._save, self._create = Script(redis, SAVE), Script(redis, CREATE)
-        self._swap, self._leave, self._end = Script(redis, SWAP), Script(redis, LEAVE), Script(redis, END)
+        self._swap, self._move, self._end = Script(redis, SWAP), Script(redis, MOVE), Script(redis, END)
 
     def sign(self, id: str) -> str:
-        return self._signatures.sign(id)
+        return self._signer.sign(id)
 
     async def load(self, cookie: str | None) -> Session:
         """The visitor's session; a new, empty one for no cookie, a forged one, or an id that Redis does not know."""
-        known = self._signatures.verify(cookie)
+        known = self._signer.verify(cookie)
         if known is None:
             return Session(Record(None, "", {}), self._update)
         id, name = known
@@ -118,17 +120,17 @@ class SessionStore:
         record = session._record
         if record.ended:
             await self._destroy(record)
-            record = session.start_anew()
+            record = session.start_new()
         written, deleted = session.changes()
-        user = user_named(session.get(USER_ID))
+        user = user_name(session.get(USER_ID))
         moving = record.id is not None and (record.moving or (user is not None and user != record.user))
         if record.superseded and user is None:
             if written:
                 raise SessionEndedError("the session moved to a new id while this request was on its way")
             return None
         now = time.time()
-        due = now - record.touched > self.lifetimes.idle / 2
-        if not (written or deleted or due or moving):
+        renewal_due = now - record.touched > self.lifetimes.idle / 2
+        if not (written or deleted or renewal_due or moving):
             return record.id
         if record.id is None and not written:
             return None  # a visitor with nothing to remember costs no key and no cookie
@@ -139,11 +141,11 @@ class SessionStore:
             if record.too_late is not None:
                 raise RuntimeError(f"the session cannot move to a new id here: {record.too_late}")
             return await self._save_as_new(session, written, deleted, now, life_ms)
-        if due:
+        if renewal_due:
             written[TOUCHED] = b"%.3f" % now
-        if user is not None and due:
+        if user is not None and renewal_due:
             await self._users.register(user, record.name, life_ms)
-        if not await self._write(self._save, record.name, written, deleted, life_ms if due else 0):
+        if not await self._write(self._save, record.name, written, deleted, life_ms if renewal_due else 0):
             if deleted or any(name != TOUCHED for name in written):
                 raise SessionEndedError(ENDED_MEANWHILE)
             return None
@@ -177,7 +179,7 @@ class SessionStore:
         kept = keep._record.name if keep is not None else None
         names = [name for name in await self._users.sessions(user) if name != kept]
         whose = as_json(USER_ID, user), user
-        ends = await asyncio.gather(*(self._end(self._prefix + name, *whose, NOTE_MS) for name in names))
+        ends = await asyncio.gather(*(self._end(self._prefix + name, *whose, TOMBSTONE_TTL_MS) for name in names))
         await self._users.forget(user, *(name for name, end in zip(names, ends, strict=True) if end != LEFT_ALONE))
         return ends.count(ENDED)
 
@@ -192,29 +194,29 @@ class SessionStore:
         """
         record = session._record
         old, id = record.name, secrets.token_urlsafe(24)
-        name = hashed(id)
+        name = hash_id(id)
         kept = {key: raw for key, raw in record.stored.items() if key not in deleted}
         fields = {**kept, **written, CREATED: b"%.3f" % record.created, TOUCHED: b"%.3f" % now}
-        user = user_named(session.get(USER_ID))
+        user = user_name(session.get(USER_ID))
         if user is not None:
             await self._users.register(user, name, life_ms)
         if not await self._write(self._create, name, fields, [], life_ms):
             raise SessionEndedError(ENDED_MEANWHILE)
         if old:
-            found = await self._left(record, old, name)
+            found = await self._leave_old_id(record, old, name)
             if found is None:
                 await self._redis.delete(self._prefix + name)
                 raise SessionEndedError(ENDED_MEANWHILE)
-            await self._bring_along(record, name, found, written, life_ms)
+            await self._copy_late_changes(record, name, found, written, life_ms)
             if record.user is not None:
                 await self._users.forget(record.user, old)
         record.id, record.name, record.moving, record.superseded = id, name, False, False
         record.saved(fields, deleted, dict(dict.items(session)))
         return id
 
-    async def _left(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
+    async def _leave_old_id(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
         """Leave the old id for the new one; return what was there, None if the session was ended meanwhile."""
-        answer = await self._leave(self._prefix + old, new, NOTE_MS)
+        answer = await self._move(self._prefix + old, new, TOMBSTONE_TTL_MS)
         found = dict(zip(answer[::2], answer[1::2], strict=True))
         if CREATED in found:
             return found
@@ -222,17 +224,19 @@ class SessionStore:
             found = await self._fields(found[MOVED].decode())
         return record.stored if CREATED in found else None
 
-    async def _bring_along(
+    async def _copy_late_changes(
         self, record: Record, name: str, found: Mapping[bytes, bytes], written: Mapping[bytes, bytes], life_ms: int
     ) -> None:
         """Repeat under the new id what others have changed under the old one since it was read."""
         before = record.stored
-        late = {key: raw for key, raw in found.items() if before.get(key) != raw and key not in (*written, TOUCHED)}
-        gone = [key for key in before if key not in found and key not in written]
-        if USER in late and (user := user_named(decode(late[USER]))) is not None:
+        changed_meanwhile = {
+            key: raw for key, raw in found.items() if before.get(key) != raw and key not in (*written, TOUCHED)
+        }
+        deleted_meanwhile = [key for key in before if key not in found and key not in written]
+        if USER in changed_meanwhile and (user := user_name(decode(changed_meanwhile[USER]))) is not None:
             await self._users.register(user, name, life_ms)
-        if late or gone:
-            await self._write(self._save, name, late, gone, 0)
+        if changed_meanwhile or deleted_meanwhile:
+            await self._write(self._save, name, changed_meanwhile, deleted_meanwhile, 0)
 
     async def _update(self, session: Session, key: str, fn: Callable[[Any], Any]) -> Any:
         record = session._record
