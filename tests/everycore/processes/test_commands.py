@@ -42,15 +42,15 @@ def test_a_redis_that_would_lose_sessions_is_warned_of_once_and_in_production_on
     production = {"APP_ENV": "production", "SECRET_KEY": "x" * 40}
     checked = cli("check", **production)
     assert (checked.returncode, checked.stdout) == (0, "ok\n")
-    assert re.search(r"^warning: Redis keeps nothing on disk", checked.stderr)
+    assert re.search(r"^warning: Redis persistence is disabled", checked.stderr)
     assert cli("check").stderr == ""
     cluster = serve("--workers", "2", **production)
     eventually(lambda: len(ready(cluster)) == 2)
-    assert (tmp_path / "server-0.log").read_text().count("Redis keeps nothing on disk") == 1
+    assert (tmp_path / "server-0.log").read_text().count("Redis persistence is disabled") == 1
 
 
 def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:
-    refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 2, "REDIS_URL cannot be used: a Redis URL begins with")
+    refused(cli("serve", REDIS_URL="127.0.0.1:6379"), 2, "REDIS_URL cannot be used: a Redis URL must begin with")
 
 
 def test_a_taken_port_is_one_line(cli: Any) -> None:

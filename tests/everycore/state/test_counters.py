@@ -64,7 +64,7 @@ async def test_redis_away_says_so_once_and_counts_again_when_it_is_back(
         await counters._sender
     said = [record.message for record in caplog.records if record.name.endswith(".counters")]
     assert len(said) == 1
-    assert "are lost" in caplog.text
+    assert "were lost" in caplog.text
     counters._redis = redis
     counters.add_buffered("hot")
     await counters.aclose()

@@ -117,7 +117,7 @@ async def wire(url: str, folder: Path) -> AsyncIterator[tuple[str, asyncio.Event
 
 
 async def test_a_lease_of_no_time_is_refused(redis: Redis) -> None:
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="more than 0 seconds"):
         await run_as_leader(redis, "job", Record().job, lease=0)
 
 

@@ -237,7 +237,7 @@ def test_the_redirect_leaves_only_after_the_save(client: TestClient, database: A
 def test_change_after_the_response_began_raises_or_is_logged(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert "cannot be changed here: the response has begun" in client.get("/late").text
+    assert "cannot be changed: the response has begun" in client.get("/late").text
     assert "session['cart'] was changed after the response had begun" in caplog.text
     assert client.get("/look").json() == {"cart": ["book"]}
 

@@ -165,11 +165,11 @@ async def test_an_outage_in_the_middle_of_a_move_leaves_the_old_id_alive(store: 
 def test_where_no_cookie_can_be_set_nothing_moves(store: SessionStore) -> None:
     session = Session(Record("id", "name", {}), store._update)
     session._record.too_late = "the websocket is accepted"
-    with pytest.raises(RuntimeError, match="cannot move to a new id here: the websocket is accepted"):
+    with pytest.raises(RuntimeError, match="cannot move to a new id: the websocket is accepted"):
         session.regenerate()
     session["n"] = 1  # which is saved at the end
     session.clear()
-    with pytest.raises(RuntimeError, match="cannot be changed here: the websocket is accepted"):
+    with pytest.raises(RuntimeError, match="cannot be changed: the websocket is accepted"):
         session["n"] = 2
 
 

@@ -66,9 +66,9 @@ class VirtualScheduling:
         ({"name": ""}, "letters, digits"),
         ({"limit": 0}, "1 or more"),
         ({"burst": 0}, "1 or more"),
-        ({"per": 0}, "seconds from 0.001 on"),
-        ({"per": float("nan")}, "seconds from 0.001 on"),
-        ({"limit": 10**6, "per": 86400 * 365}, "too much to count exactly"),
+        ({"per": 0}, "0.001 seconds or more"),
+        ({"per": float("nan")}, "0.001 seconds or more"),
+        ({"limit": 10**6, "per": 86400 * 365}, "too large to count exactly"),
     ],
 )
 def test_a_rule_that_cannot_be_held_is_refused_when_it_is_made(wrong: dict[str, Any], says: str) -> None:

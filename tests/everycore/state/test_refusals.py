@@ -65,7 +65,7 @@ async def test_refused_tracking_leaves_the_rest_and_is_said_once(
             await redis.client_kill_filter(skipme=True)
             with suppress(ConnectionError):
                 await client.get("k")
-        assert len([each for each in caplog.records if "near cache is off" in each.message]) == 1
+        assert len([each for each in caplog.records if "near cache off" in each.message]) == 1
         assert cast(Any, client).stats.connections == 3
         assert (cache.stats.near_hits, cache.stats.entries) == (0, 0)
 

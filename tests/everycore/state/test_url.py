@@ -117,7 +117,7 @@ def test_shown_is_the_address(url: str, shown: str) -> None:
         ("redis://host#1", "%23"),
         ("redis://app:a b@host", "%20"),
         ("redis://host:65536", "up to 65535"),
-        ("redis://host/cache", "is a number"),
+        ("redis://host/cache", "must be a number"),
         ("redis://host?decode_responses=true", "decode_responses"),
         ("redis://host?decode_responses=false", "decode_responses"),
         ("redis://host?retry_on_timeout=true", "retry_on_timeout"),

@@ -41,16 +41,16 @@ def uniques(redis: Redis, clock: Clock, length: int, keep: int = 60) -> Uniques:
 
 @pytest.mark.parametrize(("length", "keep"), [(0, 1), (-60, 1), (60, 0)])
 def test_windows_of_nothing_are_refused(length: int, keep: int) -> None:
-    with pytest.raises(ValueError, match="1 second or more"):
+    with pytest.raises(ValueError, match="must be 1 or more"):
         Counters(Redis()).window("hits", length, keep)
-    with pytest.raises(ValueError, match="1 second or more"):
+    with pytest.raises(ValueError, match="must be 1 or more"):
         Counters(Redis()).uniques("hits", length, keep)
 
 
 async def test_more_windows_than_are_kept_are_refused(redis: Redis, clock: Clock) -> None:
-    with pytest.raises(ValueError, match="5 are kept, not 6"):
+    with pytest.raises(ValueError, match="from 1 to 5, .* not 6"):
         await window(redis, clock, MINUTE, keep=5).series(6)
-    with pytest.raises(ValueError, match="5 are kept, not 0"):
+    with pytest.raises(ValueError, match="from 1 to 5, .* not 0"):
         await uniques(redis, clock, MINUTE, keep=5).count(0)
 
 

@@ -1,4 +1,4 @@
-"""What about a Redis server does not go with keeping sessions in it. It says nothing about what it may not ask."""
+"""Warnings about settings of a Redis server that would lose sessions. Settings that cannot be read are skipped."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ OLDEST = (6, 2)
 
 
 async def check_server(redis: Redis) -> list[str]:
-    """Sentences for whoever runs the server, each with what to do; none if all is well, or if it cannot be found out.
+    """Return warnings for the operator, each with what to do.
 
-    Of a Redis Cluster one node is asked: they are configured alike.
+    Of a Redis Cluster one node is asked, because the nodes have the same settings.
     """
     info = await _ask(redis.info())
     if not info:
@@ -31,26 +31,26 @@ def _on_version(version: str) -> str | None:
     parts = version.split(".")
     if not all(part.isdigit() for part in parts[:2]) or tuple(map(int, parts[:2])) >= OLDEST:
         return None
-    return f"Redis {version} is older than 6.2, the oldest that this app is tested with: upgrade it."
+    return f"Redis {version} is older than 6.2, the oldest tested version. Upgrade it."
 
 
 def _on_eviction(policy: str, maxmemory: int) -> str | None:
     if not maxmemory or policy in ("", "noeviction"):
         return None
     return (
-        f"Redis throws sessions away when its {maxmemory} bytes of memory are full (maxmemory-policy {policy}): set it "
-        "to noeviction, and let a cache that may be evicted have a server of its own."
+        f"Redis evicts sessions when its {maxmemory} bytes of memory are full (maxmemory-policy {policy}). Set "
+        "maxmemory-policy to noeviction, and use another server for data that may be evicted."
     )
 
 
 def _on_persistence(append_only: Any, save: Any) -> str | None:
     if append_only != 0 or not save or save.get("save") != "":
         return None
-    return "Redis keeps nothing on disk (appendonly no, no save): its restart ends all sessions. Set appendonly yes."
+    return "Redis persistence is disabled (appendonly no, save ''): a restart ends all sessions. Set appendonly yes."
 
 
 async def _ask(answer: Any) -> dict[str, Any]:
-    """The answer; nothing if it is refused, as CONFIG is by managed servers, or if there is none."""
+    """Return the reply, or {} if the command failed; managed servers refuse CONFIG."""
     try:
         return dict(await answer)
     except RedisError:

@@ -1,7 +1,7 @@
-"""Does once with Redis what the app does with it, on names that nobody has: what is not permitted shows here.
+"""Tries each feature once on Redis, on unused names, to find what it refuses.
 
-A server may be a read-only replica, or full, and a user may lack commands, keys or channels; a start does not meet
-that. Trying asks for no right that serving does not need, as ACL DRYRUN would.
+The server may be a read-only replica or full, and the user may lack commands, keys or channels; starting the app would
+not show that. Trying needs only the rights that serving needs, which ACL DRYRUN would not.
 """
 
 import re
@@ -23,9 +23,9 @@ from everycore.state.rate_limit import RateLimiter, Rule
 from everycore.state.sessions import scripts, user_index
 from everycore.state.sessions.store import SessionStore
 
-ANSWER = 5.0  # seconds for the confirmation of a subscription
+SUBSCRIBE_TIMEOUT = 5.0  # seconds
 
-# ARGV: commands. Returns those that this user may not send on KEYS[1]. Redis 7.0 and newer.
+# ARGV: commands. Returns those that this user may not use on KEYS[1]. Needs Redis 7.0.
 REFUSED = """
 local refused = {}
 for _, name in ipairs(ARGV) do
@@ -37,7 +37,7 @@ return refused
 
 @dataclass(frozen=True)
 class Refusal:
-    """needed: without it the app does not serve. Otherwise `text` says what is lost."""
+    """What Redis refused. If `needed`, the app cannot serve without it; otherwise `text` says what does not work."""
 
     text: str
     needed: bool
@@ -45,7 +45,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Feature:
-    """uses: keys or channels. lost: what happens without it; None if the app needs it. scripts: their texts."""
+    """A feature of the state layer.
+
+    Attributes:
+        name: As messages show it.
+        uses: Its keys or channels, or the command it needs.
+        lost: What happens without it; None if the app needs it.
+        rehearse: Uses the feature once, under the given name.
+        scripts: The Lua scripts it runs.
+    """
 
     name: str
     uses: str
@@ -55,9 +63,9 @@ class Feature:
 
 
 async def rehearse(redis: Redis) -> list[Refusal]:
-    """What the app cannot do with this Redis, the same reason once.
+    """Return what Redis refuses; features with the same reason share one refusal.
 
-    Of the client its pool is used: on a connection that all share one feature's refusal could be another's.
+    Commands use the client's pool, because on the shared connection one feature's failure could affect another.
     """
     if not isinstance(redis, RedisCluster):
         client: Any = Redis(connection_pool=redis.connection_pool)
@@ -70,7 +78,7 @@ async def rehearse(redis: Redis) -> list[Refusal]:
         needed = any(feature.lost is None for feature in met)
         what = ", ".join(f"{feature.name} ({_used(redis, feature)})" for feature in met)
         lost = "" if needed else f" Without it: {'; '.join(str(feature.lost) for feature in met)}."
-        refusals.append(Refusal(f"Redis refuses what the app does for {what}: {why}.{lost}", needed))
+        refusals.append(Refusal(f"Redis refuses commands of {what}: {why}.{lost}", needed))
     return refusals
 
 
@@ -87,7 +95,7 @@ async def _refused(redis: Redis, feature: Feature) -> str | None:
 
 
 async def _commands_refused(redis: Redis, feature: Feature) -> str:
-    """Redis says that a script failed, and not at which command. Nothing where it cannot be asked."""
+    """Return the forbidden commands of a feature's scripts: Redis' error does not name them. "" if it cannot tell."""
     commands = dict.fromkeys(re.findall(r"redis\.call\('(\w+)'", "".join(feature.scripts)))
     key = f"{_used(redis, feature).split()[1].rstrip('*')}check"
     try:
@@ -97,7 +105,7 @@ async def _commands_refused(redis: Redis, feature: Feature) -> str:
 
 
 def _used(redis: Redis, feature: Feature) -> str:
-    """Its keys or channels, with the app's prefix."""
+    """Return the feature's keys or channels, with the app's prefix."""
     kind, _, pattern = feature.uses.partition(" ")
     return f"{kind} {prefixed(redis, pattern) if pattern.endswith('*') else pattern}"
 
@@ -130,7 +138,7 @@ async def _counters(redis: Redis, name: str) -> None:
 
 
 async def _cache(redis: Redis, name: str) -> None:
-    """By its parts, which raise what the cache itself makes good by computing."""
+    """Use the store, which raises errors that `Cache` handles by computing."""
     cache = store.RedisCacheStore(redis, "cache:", lambda keys: None)
     _, generations = await cache.load(name, (name,))
     await cache.ensure_generations(generations)
@@ -141,7 +149,7 @@ async def _cache(redis: Redis, name: str) -> None:
 
 
 async def _tracking(redis: Redis, name: str) -> None:
-    if not isinstance(redis, RedisCluster):  # whose cache keeps nothing near
+    if not isinstance(redis, RedisCluster):  # a cluster has no near cache
         send: Any = redis.execute_command
         await send("CLIENT TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefixed(redis, "cache:"))
         await send("CLIENT TRACKING", "OFF")
@@ -165,10 +173,10 @@ async def _leader(redis: Redis, name: str) -> None:
 async def _broadcast(redis: Redis, name: str) -> None:
     channel = prefixed(redis, f"broadcast:{name}")
     await redis.publish(channel, "null")
-    await redis.initialize()  # of a Redis Cluster the nodes have to be known
+    await redis.initialize()  # a RedisCluster must know its nodes
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe(channel)
-        await pubsub.get_message(timeout=ANSWER)
+        await pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT)
 
 
 async def _hosts(redis: Redis, name: str) -> None:
@@ -195,13 +203,13 @@ FEATURES = (
             user_index.LIST,
         ),
     ),
-    Feature("counters", "keys counter:*", "what counts fails", _counters),
+    Feature("counters", "keys counter:*", "counters fail", _counters),
     Feature(
         "the cache", "keys cache:*", "each worker computes for itself", _cache, (store.LOAD, store.STORE, store.RELEASE)
     ),
-    Feature("the near cache", "CLIENT TRACKING", "each read of the cache asks Redis", _tracking),
-    Feature("limits", "keys limit:*", "routes with a limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
-    Feature("the leader", "keys leader:*", "no leader's job runs", _leader, LEADERS),
-    Feature("broadcast", "channels broadcast:*", "nothing is sent or heard", _broadcast),
+    Feature("the near cache", "CLIENT TRACKING", "each cache hit asks Redis", _tracking),
+    Feature("limits", "keys limit:*", "routes with a rate limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
+    Feature("the leader", "keys leader:*", "no job of a leader runs", _leader, LEADERS),
+    Feature("broadcast", "channels broadcast:*", "no message is sent or received", _broadcast),
     Feature("the list of hosts", "keys host:*", "/cluster and /metrics know this host alone", _hosts),
 )

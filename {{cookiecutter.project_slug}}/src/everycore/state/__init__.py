@@ -1,6 +1,6 @@
-"""The state that all workers share, in Redis: sessions, counters, a cache, rate limits, a leader, broadcast.
+"""State that all workers share in Redis: sessions, counters, cache, rate limits, leader, broadcast and streams.
 
-It works under any server. Does not import: everycore.server, everycore.web.
+It works under any ASGI server. Does not import: everycore.server, everycore.web.
 """
 
 from everycore.state.broadcast import MISSED, Broadcast

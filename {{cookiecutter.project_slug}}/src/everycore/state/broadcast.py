@@ -1,7 +1,7 @@
-"""One message to every worker of every host, over Redis' PUBLISH and SUBSCRIBE.
+"""Broadcast to every worker of every host, over Redis' PUBLISH and SUBSCRIBE.
 
-At most once: nothing is kept for a listener that is cut off. MISSED among its messages tells it so, and it can read
-again what the messages were about. However many listen in a worker, it has one connection for all of them.
+At-most-once delivery: messages are not stored. A listener that was disconnected receives MISSED and should reload its
+data. All listeners of a worker share one connection.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from everycore.state.prefix import prefixed
 
-MAX_WAITING = 1000  # messages for one listener; a slower one has missed some
-PING_INTERVAL = 5.0  # seconds of silence, after which the server is asked, and after twice of which it is gone
-RECONNECT_PAUSE = (0.1, 0.5)  # seconds, with jitter, so that not all workers come at once
-MAX_PAUSE = 10.0  # seconds between two attempts, of which each waits twice as long as the one before
+MAX_WAITING = 1000  # messages queued for one listener; a slower listener misses some
+PING_INTERVAL = 5.0  # seconds of silence before a PING; without a reply the connection is lost after as many again
+RECONNECT_PAUSE = (0.1, 0.5)  # seconds at random, so that workers do not reconnect at once; doubled at each failure
+MAX_PAUSE = 10.0  # seconds between two attempts
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ MISSED: Final = Missed.MISSED
 
 
 class Messages:
-    """What one listener gets, in the order in which Redis had it: JSON values, and MISSED."""
+    """The messages of one listener, in Redis' order: JSON values, and MISSED."""
 
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(MAX_WAITING)
@@ -51,6 +51,7 @@ class Messages:
         return message
 
     def deliver(self, message: Any) -> None:
+        """Queue a message; a full queue is replaced by MISSED."""
         if self._waiting.full():
             while not self._waiting.empty():
                 self._waiting.get_nowait()
@@ -66,7 +67,12 @@ class _Channel:
 
 
 class Broadcast:
-    """Sends and listens, on channels named `broadcast:<channel>`; to be closed in the worker's lifespan."""
+    """Sends to and listens on channels, `broadcast:<channel>` in Redis. Await `aclose` in the worker's lifespan.
+
+    Args:
+        redis: The client.
+        prefix: First part of the channels' names, after the client's prefix.
+    """
 
     def __init__(self, redis: Redis, prefix: str = "broadcast:") -> None:
         self._redis = redis
@@ -79,24 +85,35 @@ class Broadcast:
         self._pubsub: PubSub | None = None  # while it is connected
         self._reader: asyncio.Task[None] | None = None
         self._failures = 0  # of the connection, in a row
-        self._refused: set[bytes] = set()  # channels of which that was logged
+        self._refused: set[bytes] = set()  # channels whose refusal was logged
         self._closed = False
 
     async def send(self, channel: str, message: Any) -> None:
-        """Send a JSON value to all who listen now, this worker too. Raises TypeError for what is no JSON."""
+        """Send a JSON value to all current listeners, including those of this worker.
+
+        Raises:
+            TypeError, ValueError: The value is not JSON-serializable.
+            RedisError: Redis is unavailable. The message may have been sent or not.
+        """
         await self._redis.publish(self._prefix + channel, json.dumps(message, separators=(",", ":")))
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[Messages]:
-        """Listen to what is sent from here on; while Redis is away this waits for it.
+        """Listen to messages sent from now on. Waits while Redis is unavailable.
 
             async with request.state.broadcast.listen("prices") as messages:
                 async for message in messages:
-                    ...  # read again what matters `if message is MISSED`
+                    ...  # reload the data `if message is MISSED`
 
-        MISSED comes after a lost connection is back, and if more than MAX_WAITING messages were not taken in time.
-        All listeners of a worker get the same object: leave it as it is. Raises ResponseError if Redis refuses the
-        channel, here or, when a right is taken away later, from the iteration.
+        Args:
+            channel: The channel's name.
+
+        Returns:
+            A context manager that yields an async iterator of values. MISSED follows a lost connection, and more than
+            MAX_WAITING messages that were not read in time. All listeners get the same objects; do not change them.
+
+        Raises:
+            ResponseError: Redis refuses the channel, now or, after a change of rights, in the iteration.
         """
         name, messages = (self._prefix + channel).encode(), Messages()
         if self._reader is None:
@@ -117,7 +134,7 @@ class Broadcast:
             await self._unsubscribe_if_unused(name)
 
     async def aclose(self) -> None:
-        """End the connection. To be awaited before the client is closed."""
+        """Close the connection. Await it before the client is closed."""
         self._closed = True
         if self._reader is not None:
             self._reader.cancel()
@@ -125,7 +142,7 @@ class Broadcast:
                 await self._reader
 
     async def _unsubscribe_if_unused(self, name: bytes) -> None:
-        # An unconfirmed one is left when its confirmation comes: that must not be taken for a later listener's.
+        # An unconfirmed subscription ends when its confirmation arrives, which must not count for a later listener.
         if name in self._channels and not self._channels[name].listeners and name not in self._unconfirmed:
             del self._channels[name]
             await self._send_subscription("UNSUBSCRIBE", name)
@@ -133,33 +150,33 @@ class Broadcast:
     async def _send_subscription(self, verb: str, name: bytes) -> None:
         pubsub = self._pubsub
         if pubsub is None:
-            return  # the reader subscribes to all when it has connected
+            return  # the reader subscribes to all channels when it connects
         sent = False
         self._awaiting_reply.append(name if verb == "SUBSCRIBE" else None)
         try:
             await (pubsub.subscribe(name) if verb == "SUBSCRIBE" else pubsub.unsubscribe(name))
             sent = True
-        except (RedisError, AttributeError) as error:  # redis-py writes to None if it is closed at this very moment
+        except (RedisError, AttributeError) as error:  # AttributeError: redis-py writes to None if closed meanwhile
             log.debug("broadcast: %s %r: %s", verb, name, error)
         finally:
             if not sent and self._pubsub is pubsub:
-                self._pubsub = None  # what was written is not known, so the reader connects anew
+                self._pubsub = None  # it is unknown what was written, so the reader reconnects
 
     async def _read(self) -> None:
-        while not self._closed:  # asked, because Python 3.11 may drop a cancel: see cancels.py
+        while not self._closed:  # Python 3.11 may lose a cancellation, see cancellation.py
             pubsub: PubSub | None = None
             try:
-                await self._redis.initialize()  # of a Redis Cluster the nodes have to be known
+                await self._redis.initialize()  # a RedisCluster must know its nodes
                 pubsub = self._redis.pubsub()
                 await pubsub.connect()  # type: ignore[no-untyped-call]
                 self._pubsub, self._unconfirmed = pubsub, set(self._channels)
                 self._awaiting_reply.clear()
-                for name in list(self._channels):  # one by one: Redis refuses all channels of a command, or none
+                for name in list(self._channels):  # one by one, because Redis refuses all channels of a command or none
                     await self._send_subscription("SUBSCRIBE", name)
                 await self._receive(pubsub)
-            except Exception as error:  # whatever it was: without a reader nobody would hear anything again
+            except Exception as error:  # any error, because without the reader no listener gets messages
                 if self._pubsub is not None and not self._failures:
-                    log.warning("broadcast lost its connection: %s", error)
+                    log.warning("broadcast: connection lost: %s", error)
                 self._failures += 1
             finally:
                 self._pubsub = None
@@ -194,7 +211,7 @@ class Broadcast:
                 await pubsub.ping()
 
     def _refuse(self, name: bytes, refusal: ResponseError) -> None:
-        """Fail the listeners of a channel. Who listens to it later has Redis asked again."""
+        """Fail the listeners of a channel. A later listener subscribes again."""
         self._unconfirmed.discard(name)
         channel = self._channels.pop(name, None)
         if channel is None:
@@ -213,7 +230,7 @@ class Broadcast:
         channel = self._channels.get(name)
         if message["type"] == "subscribe" and channel is not None:
             self._unconfirmed.discard(name)
-            if channel.subscribed.is_set():  # again: the connection was lost meanwhile
+            if channel.subscribed.is_set():  # subscribed again after a lost connection
                 for listener in channel.listeners:
                     listener.deliver(MISSED)
             channel.subscribed.set()
@@ -222,7 +239,7 @@ class Broadcast:
             try:
                 value = json.loads(message["data"])
             except ValueError:
-                log.warning("broadcast: what came on %r is no JSON", name)
+                log.warning("broadcast: invalid JSON on channel %r", name)
                 return
             for listener in channel.listeners:
                 listener.deliver(value)

@@ -1,4 +1,4 @@
-"""Cancels that Python 3.11 drops."""
+"""Keeps cancellations that Python 3.11 loses."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 async def keep_cancels(answer: Awaitable[T]) -> T:
-    """Await the answer of redis-py, and raise CancelledError if this task was cancelled meanwhile.
+    """Await a reply of redis-py, and raise CancelledError if this task was cancelled meanwhile.
 
-    Python 3.11's `wait_for`, in which redis-py writes, drops a cancel that comes just as the write ends (cpython
-    #86296, mended in 3.12): a loop of commands would go on in a worker that wants to stop.
+    redis-py writes inside `asyncio.wait_for`. In Python 3.11 that loses a cancellation that arrives just as the write
+    ends (cpython #86296, fixed in 3.12), so a loop of commands would go on in a worker that stops.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0

@@ -1,7 +1,6 @@
-"""Who is there, and what each says of itself: known to all as long as it goes on saying so.
+"""Registry of live hosts. Each host announces a text under a key that expires unless it is renewed.
 
-Each has a key of its own with a short life, which Redis' clock ends. Their names are in one sorted set, by when they
-were last heard: nobody has to search the keyspace. This room knows no process, and not what is said.
+One sorted set has the names of all hosts, by the time of their last announcement, so no reader scans the keyspace.
 """
 
 import asyncio
@@ -13,14 +12,20 @@ from redis.exceptions import RedisError
 
 from everycore.state.prefix import prefixed
 
-TTL = 3.0  # seconds; to be told about once a second
-# Seconds after which a name is dropped from the set. It goes by the clocks of those who tell, so it is far longer than
-# clocks differ; a name without a key is nobody meanwhile.
+TTL = 3.0  # seconds; a host announces itself about once a second
+# Seconds after which a name is removed from the set. The hosts' clocks decide, so it is far longer than clocks differ.
+# A name whose key has expired is ignored.
 NAMES_TTL = 600
 
 
 class HostRegistry:
-    """prefix: of the keys in Redis. life: seconds."""
+    """The hosts of an app.
+
+    Args:
+        redis: The client.
+        prefix: First part of the keys, after the client's prefix.
+        ttl: Seconds after which a silent host is no longer listed.
+    """
 
     def __init__(self, redis: Redis, prefix: str = "host:", ttl: float = TTL) -> None:
         self._redis = redis
@@ -29,7 +34,7 @@ class HostRegistry:
         self._ttl_ms = int(ttl * 1000)
 
     async def announce(self, name: str, content: str) -> None:
-        """Be there under `name`. Raises RedisError."""
+        """Publish `content` under `name`, and renew its TTL. Raises RedisError."""
         now = time()
         await asyncio.gather(
             self._redis.set(self._key(name), content, px=self._ttl_ms),
@@ -39,7 +44,7 @@ class HostRegistry:
         )
 
     async def peers(self, name: str) -> dict[str, bytes]:
-        """What all but `name` say, by their names; nothing while Redis is away."""
+        """Return the contents of all hosts but `name`, by name; nothing while Redis is unavailable."""
         try:
             known: list[Any] = await self._redis.zrange(self._names, 0, -1)
             names = [peer.decode() for peer in known if peer != name.encode()]

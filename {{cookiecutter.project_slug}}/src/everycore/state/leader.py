@@ -1,11 +1,11 @@
-"""What is to run once, and not once in each worker: one worker of all hosts leads, and runs the job.
+"""Leader election: runs a job in exactly one worker across all hosts.
 
-A lease in Redis with a fencing number (Kleppmann, "How to do distributed locking", 2016; Gray and Cheriton, "Leases",
-1989). This file knows no process: a worker that is killed is one whose lease runs out.
+The leader holds a lease in Redis with a fencing number (Kleppmann, "How to do distributed locking", 2016; Gray and
+Cheriton, "Leases", 1989). The lease of a killed worker expires.
 
     leader A   |--renew----renew----x killed
     its lease  |-----------------------------|            at most `lease` seconds after its last renewal
-    others     .....refused...................|--lead--   told how long it still runs, so they come at its end
+    others     .....refused...................|--lead--   Redis returns the remaining time, so they retry at its end
 """
 
 import asyncio
@@ -26,26 +26,26 @@ from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
 from everycore.state.schedule import Schedule, Scheduled
 
-# In parts of the lease: how often it is renewed, how long before its end the job is cancelled, how often a free one is
-# looked for, and how often a job that has not ended is cancelled again. What is left after a cancel must do for two
-# clocks that run unevenly, and for the job to end.
+# In fractions of the lease: how often it is renewed, how long before its end the job is cancelled, the maximum pause
+# before trying to acquire it, and how often a job that has not ended is cancelled again. The margin covers two clocks
+# that run at different speeds, and the cleanup of the job.
 RENEW_INTERVAL, CANCEL_MARGIN, POLL_INTERVAL, RECANCEL_INTERVAL = 1 / 4, 1 / 5, 1 / 10, 1 / 40
-OUTAGE_RETRY = 0.25  # seconds from an outage of Redis to the next try, at most
+OUTAGE_RETRY = 0.25  # maximum seconds from a failed command to the next attempt
 
-# KEYS: lease, fence. ARGV: our token, lease in ms. Returns the new fencing number, or if somebody leads, minus the
-# milliseconds that his lease still runs.
+# KEYS: lease, fence. ARGV: token, lease in ms. Returns the new fencing number, or minus the ms for which another worker
+# still holds the lease.
 ACQUIRE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return redis.call('INCR', KEYS[2]) end
 return -math.max(0, redis.call('PTTL', KEYS[1]))
 """
 
-# KEYS: lease. ARGV: our token, lease in ms. Returns 1 if it is still ours.
+# KEYS: lease. ARGV: token, lease in ms. Returns 1 if the token still holds the lease.
 EXTEND = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
 
-# KEYS: lease. ARGV: our token. Frees it, if it is still ours.
+# KEYS: lease. ARGV: token. Releases the lease, if the token still holds it.
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
@@ -61,37 +61,47 @@ async def run_as_leader(
     lease: float = 10.0,
     when: Schedule | None = None,
 ) -> NoReturn:
-    """Run `job(fence)` in one worker of all, and in another one when that is gone; until it is cancelled.
+    """Run a job in one worker of all hosts, and in another one after that worker ends. Runs until it is cancelled.
 
-    To be started in each worker's lifespan, as a task that its end cancels. lease: seconds within which the job runs
-    again elsewhere after its worker was killed; one that ends in good order hands over within about a tenth of that.
-    The job is cancelled while a fifth of the lease is left if that cannot be renewed: it has so long to end, and is
-    cancelled again each fortieth of the lease until it has. Nothing of it but its cleanup runs once the lease is over,
-    also after the process was stopped or the machine slept. One step that blocks the event loop for longer may
-    overlap with the successor all the same: so give `fence`, which grows with each leader, to what the job writes to,
-    and have that refuse a smaller one than it has seen (it grows as long as Redis keeps its data).
+    Start it in each worker's lifespan, as a task that is cancelled at the end. A worker that ends normally hands over
+    within about a tenth of the lease; after one that was killed, the job runs again within `lease` seconds.
 
-    when: `every(3600)` or `daily(at="03:00")` for a job that returns: at most once in each period over all hosts.
-    Without it a job is meant to loop. One that returns, or raises (which is logged), starts again here or elsewhere
-    when its lease has run out: once in `lease` seconds for all workers, and not in each of them in turn. One that
-    Redis' outage ended starts again as soon as Redis answers. Raises ValueError for a lease of no time.
+    If the lease cannot be renewed, the job is cancelled while a fifth of the lease is left, and again every fortieth of
+    the lease until it has ended. After the lease has expired only the job's cleanup runs, even if the process was
+    stopped or the machine slept. A step that blocks the event loop for longer can still overlap with the next leader.
+    So pass `fence` to the system that the job writes to, and have it refuse a smaller number than the largest it has
+    seen. The number grows as long as Redis keeps its data.
+
+    Without `when` a job is meant to loop. If it returns or raises (which is logged), it starts again when the lease has
+    expired, here or in another worker. If an outage of Redis ended it, it starts again as soon as Redis is available.
+
+    Args:
+        redis: The client.
+        name: The job's name; its keys are `leader:{<name>}` and `leader:{<name>}:fence`.
+        job: Async function that takes the fencing number.
+        lease: Seconds.
+        when: `every(3600)` or `daily(at="03:00")`, for a job that returns: at most one run in each period over all
+            hosts.
+
+    Raises:
+        ValueError: `lease` is not above 0.
     """
     if lease <= 0:
-        raise ValueError(f"a lease is a number of seconds above 0, not {lease}")
+        raise ValueError(f"a lease must be more than 0 seconds, not {lease}")
     leadership = _Leadership(redis, name, lease)
     if when is not None:
         job = Scheduled(redis, f"leader:{{{name}}}", job, when)
     while True:
         try:
             wait = await leadership.lead(job)
-        except RedisError as error:  # unavailable, loading, or a replica since a failover: it comes back
+        except RedisError as error:  # unavailable, loading, or a replica since a failover
             log.debug("leader %s: %s", name, error)
             wait = OUTAGE_RETRY
         await asyncio.sleep(min(wait, lease * POLL_INTERVAL) * random.uniform(1.0, 1.1))
 
 
 class _Leadership:
-    """until: when the job has to have been cancelled. renewal: when the lease is renewed; both on the loop's clock."""
+    """Acquires and renews the lease. `_cancel_at` and `_renew_at` are on the event loop's clock."""
 
     def __init__(self, redis: Redis, name: str, lease: float) -> None:
         self._name, self._lease = name, lease
@@ -106,8 +116,8 @@ class _Leadership:
         self._outage_logged = False
 
     async def lead(self, job: Callable[[int], Awaitable[None]]) -> float:
-        """Run the job for as long as the lease can be had; return the seconds after which it may be free."""
-        # A token of its own for each try, and not the fence: Redis may lose its data and count from 1 again.
+        """Run the job while the lease is held; return the seconds after which it may be free."""
+        # A random token for each attempt, not the fence, because a Redis that lost its data counts from 1 again.
         token = secrets.token_hex(8)
         asked_at = asyncio.get_running_loop().time()
         try:
@@ -115,7 +125,7 @@ class _Leadership:
             if fence <= 0:
                 return -fence / 1000
             self._set_times(asked_at)
-            log.info("leader %s: fence=%d leads", self._name, fence)
+            log.info("leader %s: acquired the lease, fence=%d", self._name, fence)
             running = await self._run(job, fence, token)
             while running.done() and self._ended_by_outage(running, fence):
                 await asyncio.sleep(OUTAGE_RETRY * random.uniform(0.5, 1.0))
@@ -125,15 +135,15 @@ class _Leadership:
                 await self._release(self._key, token)
             raise
         if running.cancelled():
-            log.warning("leader %s: fence=%d lost its lease", self._name, fence)
+            log.warning("leader %s: lost the lease, fence=%d", self._name, fence)
             return self._lease
         if isinstance(error := running.exception(), UNAVAILABLE_ERRORS):
             return OUTAGE_RETRY
-        log.error("leader %s: fence=%d ended its job", self._name, fence, exc_info=error)
+        log.error("leader %s: the job ended, fence=%d", self._name, fence, exc_info=error)
         return self._lease
 
     async def _run(self, job: Callable[[int], Awaitable[None]], fence: int, token: str) -> asyncio.Future[None]:
-        """Run the job until it ends, or may not go on; return it when it has ended."""
+        """Run the job until it ends or the lease is lost; return its ended task."""
         loop = asyncio.get_running_loop()
         running = loop.create_task(self._guarded(job, fence))
         try:
@@ -141,7 +151,7 @@ class _Leadership:
         except asyncio.CancelledError:
             await self._end(running)
             if not running.cancelled() and (error := running.exception()):
-                log.error("leader %s: fence=%d failed while it ended", self._name, fence, exc_info=error)
+                log.error("leader %s: the cancelled job failed, fence=%d", self._name, fence, exc_info=error)
             raise
         await self._end(running)
         return running
@@ -154,19 +164,19 @@ class _Leadership:
         await _run_while(lambda: loop.time() < self._cancel_at, steps())
 
     def _ended_by_outage(self, running: asyncio.Future[None], fence: int) -> bool:
-        """Whether Redis' outage has ended the job while the lease is still ours."""
+        """Whether an outage of Redis ended the job while this worker holds the lease."""
         loop = asyncio.get_running_loop()
         if running.cancelled() or not isinstance(error := running.exception(), UNAVAILABLE_ERRORS):
             return False
         if not self._outage_logged:
             self._outage_logged = True
-            log.warning("leader %s: fence=%d: Redis is unavailable, the job starts again: %s", self._name, fence, error)
+            log.warning("leader %s: redis unavailable, restarting the job, fence=%d: %s", self._name, fence, error)
         return loop.time() < self._cancel_at
 
     async def _end(self, running: asyncio.Future[None]) -> None:
-        """Cancel the job until it has ended. Python 3.11 or the job may drop a cancel: see `cancels.py`.
+        """Cancel the job until it has ended. Python 3.11 or the job may lose a cancellation, see cancellation.py.
 
-        The lease is not given up before that, and so a cancel of our own is raised afterwards.
+        The lease is held until then, so a cancellation of this task is raised only afterwards.
         """
         cancelled = False
         while not running.done():
@@ -179,17 +189,17 @@ class _Leadership:
             raise asyncio.CancelledError
 
     async def _hold(self, running: asyncio.Future[None], token: str) -> None:
-        """Renew the lease; return when the job is done, or may not go on."""
+        """Renew the lease; return when the job has ended, or the lease is lost."""
         loop = asyncio.get_running_loop()
         while (now := loop.time()) < self._cancel_at:
             await asyncio.wait([running], timeout=max(0.0, min(self._renew_at, self._cancel_at) - now))
             if running.done():
                 return
             asked_at = loop.time()
-            with suppress(RedisError, TimeoutError):  # unavailable: there may be time to try again
+            with suppress(RedisError, TimeoutError):  # unavailable: retry while there is time
                 async with asyncio.timeout_at(self._cancel_at):
                     if not await keep_cancels(self._extend_lease(self._key, token, self._ms)):
-                        self._cancel_at = asked_at  # no step of the job more
+                        self._cancel_at = asked_at  # the job must run no further step
                         return
                 self._set_times(asked_at)
                 self._outage_logged = False
@@ -197,7 +207,7 @@ class _Leadership:
             self._renew_at = loop.time() + min(OUTAGE_RETRY, self._lease * POLL_INTERVAL)
 
     def _set_times(self, asked_at: float) -> None:
-        # From before the command was sent: Redis began the lease later, and so ends it later.
+        # Counted from before the command was sent: Redis started the lease later, so it expires later.
         self._cancel_at, self._renew_at = (
             asked_at + self._lease * (1 - CANCEL_MARGIN),
             asked_at + self._lease * RENEW_INTERVAL,
@@ -206,16 +216,16 @@ class _Leadership:
 
 @types.coroutine
 def _run_while(condition: Callable[[], bool], job: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-    """Run the job step by step; its first step after the condition has become false is a cancel instead.
+    """Run the job step by step. Once the condition is false, its next step is a cancellation.
 
-    After a process was stopped for longer than its lease, the timers of the job and of the lease are due at once: the
-    job's may come first.
+    After a process was stopped for longer than its lease, the timers of the job and of the lease are due at once, and
+    the job's may come first.
     """
     cancelled = False
     thrown: BaseException | None = None
     while True:
         if thrown is None and not cancelled and not condition() and (task := asyncio.current_task()) is not None:
-            task.cancel()  # and not raised here, or nobody could tell if it is dropped: see cancels.py
+            task.cancel()  # not raised here, so that the task's cancelling() counts it, see cancellation.py
             try:
                 yield
             except BaseException as error:

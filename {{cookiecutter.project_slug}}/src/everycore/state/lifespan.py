@@ -1,4 +1,4 @@
-"""What each worker opens when its app starts: the Redis client, and everything that stands on it."""
+"""Opens a worker's Redis client, and the stores that use it, when the app starts."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,20 +22,21 @@ OwnLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any
 
 
 def lifespan(settings: StateSettings, own: OwnLifespan | None = None) -> Lifespan:
-    """Return a lifespan for Starlette that opens the state of a worker.
+    """Return a lifespan for Starlette that opens the worker's client and stores, and closes them.
 
-    Handlers find what it opens as `request.state.redis`, `counters`, `cache`, `limits`, `broadcast` and `sessions`.
-    The app's own lifespan finds them under the same names in `app.state`.
+    Handlers find them as `request.state.redis`, `counters`, `cache`, `limits`, `broadcast` and `sessions`. The app's
+    own lifespan finds them under the same names in `app.state`.
 
     Args:
         settings: Where Redis is, and how sessions are kept.
-        own: The app's lifespan. It runs inside, so the state outlives it, and what it yields is added.
+        own: The app's lifespan. It runs inside this one, so the stores are open until it ends. The mapping that it
+            yields is added to `request.state`.
     """
 
     @asynccontextmanager
     async def opened(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         redis = connect(settings.redis_url, settings.redis_timeout, settings.key_prefix)
-        cache = Cache(redis)  # before the first command
+        cache = Cache(redis)  # its tracking must be set up before the first command
         counters, broadcast = Counters(redis), Broadcast(redis)
         lifetimes = Lifetimes(settings.session_idle, settings.session_absolute)
         cookie = SessionCookie(

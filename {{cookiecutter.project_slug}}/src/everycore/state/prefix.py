@@ -1,4 +1,4 @@
-"""The first part of every name in Redis: the app's own, so that two apps on one Redis do not meet."""
+"""The prefix of all keys and channels of an app, so that two apps can share a Redis."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from redis.asyncio import Redis
 
 
 def key_prefix_of(redis: Redis) -> str:
-    """The prefix that `connect` gave the client; a client of redis-py's own has none."""
+    """Return the prefix that `connect` gave the client, or "" for a client made by redis-py."""
     holder: Any = redis
     prefix: str = getattr(holder, "key_prefix", "")
     return prefix
 
 
 def prefixed(redis: Redis, name: str) -> str:
-    """`name` behind the client's prefix."""
+    """Return `name` with the client's prefix in front."""
     prefix = key_prefix_of(redis)
     return f"{prefix}:{name}" if prefix else name

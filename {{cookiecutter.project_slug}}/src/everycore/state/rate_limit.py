@@ -1,8 +1,8 @@
-"""How often somebody may do something, enforced for all workers by one small script on Redis' own clock.
+"""Rate limits that all workers share, enforced by one script on Redis' clock.
 
-GCRA: the generic cell rate algorithm of ITU-T I.371 and ATM Forum TM 4.0, in its form as a leaky bucket with a
-continuous state (both give it beside virtual scheduling, and prove them equal). No window has an edge to wait for,
-and one client costs one short key. This file knows no request; `limiting.py` puts it on routes.
+GCRA, the generic cell rate algorithm of ITU-T I.371 and ATM Forum TM 4.0, as a continuous-state leaky bucket. (Both
+documents also give it as virtual scheduling, and prove the two equal.) It has no window edges, and takes one short key
+for each client. rate_limit_middleware.py applies it to routes.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
 
-# Lua's numbers are doubles: integers are exact up to here, and this file counts in integers only.
+# Lua's numbers are doubles, which are exact for integers up to this one. All levels and times here are integers.
 EXACT = 2**53
 MICROSECONDS = 1_000_000
 MIN_PER = 0.001  # seconds
-MAX_KEY_LENGTH = 64  # characters; what is longer is hashed, so that no client chooses the size of our keys
+MAX_KEY_LENGTH = 64  # characters; a longer key is hashed, so that no client chooses the size of a key in Redis
 
 CLOCK = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
-# KEYS: the bucket, "<level> <when>". ARGV: limit, which leaks in each microsecond; the bucket's size; what this take
-# pours in. A level is enforced in microseconds times `limit`, so that a third of a second is a whole number too.
-# Returns {1 if taken, the level now}. A refusal writes nothing, unless the clock was set back.
+# KEYS: the bucket, "<level> <time>". ARGV: limit, which leaks in each microsecond; the bucket's size; what this take
+# pours in. Levels are microseconds times `limit`, so that a third of a second is an integer too.
+# Returns {1 if taken, the new level}. A refusal writes nothing, unless the clock was set back.
 TAKE = """
 local limit, size, pour = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local level, last = 0, now
@@ -50,11 +50,20 @@ return {taken and 1 or 0, level}
 
 @dataclass(frozen=True)
 class Rule:
-    """`limit` takes in `per` seconds on average, and at most `burst` at once (default: `limit`).
+    """A rate: `limit` takes in `per` seconds on average, at most `burst` at once.
 
-    So in any stretch of t seconds at most burst + limit * t / per are allowed. name: letters, digits, "_", "." and
-    "-"; clients read it in the headers. fail_open: while Redis is away "open" lets everybody pass and "closed"
-    nobody. A rule that is changed starts anew: its figures are part of its keys. Raises ValueError.
+    In any t seconds at most `burst + limit * t / per` takes are allowed. The numbers are part of the keys in Redis, so
+    a changed rule starts with full quotas.
+
+    Args:
+        name: Letters, digits, "_", "." and "-". Clients see it in the headers.
+        limit: Number of takes.
+        per: Seconds.
+        burst: Maximum at once; by default `limit`.
+        fail_open: While Redis is unavailable, True allows all takes and False none.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     name: str
@@ -65,13 +74,13 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise ValueError(f"a rule's name has letters, digits, _, . and - only, not {self.name!r}")
+            raise ValueError(f"a rule's name must be letters, digits, _, . and -, not {self.name!r}")
         if self.limit < 1 or self.size < 1:
-            raise ValueError(f"rule {self.name}: limit and burst are 1 or more, not {self.limit} and {self.burst}")
+            raise ValueError(f"rule {self.name}: limit and burst must be 1 or more, not {self.limit} and {self.burst}")
         if not MIN_PER <= self.per < float("inf"):
-            raise ValueError(f"rule {self.name}: per is a number of seconds from {MIN_PER} on, not {self.per}")
+            raise ValueError(f"rule {self.name}: per must be {MIN_PER} seconds or more, not {self.per}")
         if self.size * self.per_us >= EXACT:
-            raise ValueError(f"rule {self.name}: {self.size} in {self.per} s is too much to count exactly")
+            raise ValueError(f"rule {self.name}: {self.size} in {self.per} s is too large to count exactly")
 
     @property
     def size(self) -> int:
@@ -83,16 +92,21 @@ class Rule:
 
     @property
     def window_s(self) -> float:
-        """Seconds in which an empty quota of `size` is whole again; `per`, unless there is a `burst`."""
+        """Seconds until an exhausted quota of `size` is full again; `per`, unless there is a `burst`."""
         return self.size * self.per_us / self.limit / MICROSECONDS
 
 
 @dataclass(frozen=True)
 class RateLimitResult:
-    """limit: the most that can be had at once. remaining: what could be had now.
+    """The outcome of a take.
 
-    retry_after_s: seconds until a refused take would be allowed, 0 if it was. reset_after_s: seconds until all of
-    `limit` can be had. enforced: False if Redis was away and the rule is open; the figures then say nothing.
+    Attributes:
+        allowed: Whether the take was allowed.
+        limit: Maximum at once.
+        remaining: How many takes would be allowed now.
+        retry_after_s: Seconds until a refused take would be allowed; 0 if it was allowed.
+        reset_after_s: Seconds until the quota is full.
+        enforced: False if Redis was unavailable and the rule fails open; the numbers then have no meaning.
     """
 
     allowed: bool
@@ -104,20 +118,31 @@ class RateLimitResult:
 
 
 class RateLimiter:
-    """Judges takes; the buckets are under `limit:<rule>:<figures>:<who>`, and go when they are empty."""
+    """Decides takes. The buckets are under `limit:<rule>:<numbers>:<key>`, and expire when they are empty.
+
+    Args:
+        redis: The client.
+        prefix: First part of the keys, after the client's prefix.
+    """
 
     def __init__(self, redis: Redis, prefix: str = "limit:") -> None:
         self._prefix = prefixed(redis, prefix)
         self._take = Script(redis, CLOCK + TAKE)
 
     async def take(self, rule: Rule, key: str, cost: int = 1) -> RateLimitResult:
-        """Take `cost` from what the rule allows `who`, if there is as much; a refusal takes nothing.
+        """Take `cost` from the quota of `key`. A refused take costs nothing.
 
-        Raises ValueError for a cost that the rule can never allow, and while Redis is away what redis-py raises
-        (see UNAVAILABLE_ERRORS) if the rule is closed.
+        Args:
+            rule: The rate.
+            key: The client whose quota it is, such as an address or a user.
+            cost: Number of takes, from 1 to the rule's burst.
+
+        Raises:
+            ValueError: The rule can never allow the cost.
+            RedisError: Redis is unavailable (see `UNAVAILABLE_ERRORS`) and the rule does not fail open.
         """
         if not 1 <= cost <= rule.size:
-            raise ValueError(f"rule {rule.name}: a cost is from 1 to {rule.size}, not {cost}")
+            raise ValueError(f"rule {rule.name}: cost must be from 1 to {rule.size}, not {cost}")
         full, pour = rule.size * rule.per_us, cost * rule.per_us
         try:
             taken, level = await self._take(self._key(rule, key), rule.limit, full, pour)

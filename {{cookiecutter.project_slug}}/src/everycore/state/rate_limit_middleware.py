@@ -1,7 +1,7 @@
-"""Puts a limit on routes. Pure ASGI; the `RateLimiter` come from the lifespan state, the rule from the route.
+"""ASGI middleware that limits the rate of a route, with the limiter in the lifespan state.
 
 Use it per route or mount, `Route(..., middleware=[Middleware(RateLimitMiddleware, rule=Rule("login", 5, per=60))])`.
-Before a SessionMiddleware it spares a refused request the session; behind it, `key` may look at the session.
+Before a SessionMiddleware, a refused request does not load the session; behind it, `key` can read the session.
 """
 
 import ipaddress
@@ -21,12 +21,13 @@ IPV6_CLIENT_PREFIX = 64  # bits
 
 
 def client_address(connection: HTTPConnection) -> str:
-    """The client's address; of IPv6 its /64, which is the least that a provider gives to one customer (RFC 6177):
-    otherwise each of its 2^64 addresses would be a client of its own, with a quota of its own.
+    """Return the client's address, for IPv6 its /64.
 
-    Behind proxies the server takes it from X-Forwarded-For, if FORWARDED_ALLOW_IPS names them. On a unix socket there
-    is none unless that has "unix" and the proxy sends the header: without, all share one quota, as one client named
-    "-". A limit that is too strict shows at once, one that is not there never does.
+    A /64 is the smallest network that a provider gives to a customer (RFC 6177), and must not be 2^64 quotas.
+
+    Behind proxies the server reads the address from X-Forwarded-For, if FORWARDED_ALLOW_IPS names them ("unix" for a
+    unix socket). Without an address all clients share one quota, as "-": a limit that is too strict is noticed, and a
+    missing one is not.
     """
     host = connection.client.host if connection.client else "-"
     if ":" not in host:
@@ -34,19 +35,24 @@ def client_address(connection: HTTPConnection) -> str:
     try:
         address = ipaddress.IPv6Address(host)
     except ValueError:
-        return host  # what a proxy sent for an address is still the same for the same client
+        return host  # a proxy's text that is not an address still identifies the client
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(address), IPV6_CLIENT_PREFIX), strict=False))
 
 
 class RateLimitMiddleware:
-    """Lets pass what the rule allows; 429 with Retry-After (RFC 6585) for the rest, before the handler runs.
+    """Refuses requests beyond a rule, with status 429 and Retry-After (RFC 6585), before the handler runs.
 
-    key: tells clients apart, their address by default. state: the name of the `RateLimiter` in the ASGI lifespan state.
-    Every enforced answer has the fields of draft-ietf-httpapi-ratelimit-headers. A websocket's handshake is one take;
-    a refused one gets the 429 too, or close code 1013 from servers that cannot send it. While Redis is away a
-    closed rule answers 503.
+    - Responses have the headers of draft-ietf-httpapi-ratelimit-headers.
+    - A websocket's handshake is one take. It is refused with 429, or close code 1013 if the server cannot send that.
+    - While Redis is unavailable, a rule that does not fail open responds 503.
+
+    Args:
+        app: The ASGI app.
+        rule: The rate.
+        key: Returns the client whose quota it is; by default its address.
+        state: Name of the `RateLimiter` in the ASGI lifespan state.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class RateLimitMiddleware:
         self.rule = rule
         self.key = key
         self.state = state
-        # The quota and its window in whole seconds are those of the bucket: equal to limit and per without a burst.
+        # Quota and window (whole seconds) are those of the bucket, which equal limit and per if there is no burst.
         self.policy = f'"{rule.name}";q={rule.size};w={math.ceil(rule.window_s)}'
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +79,7 @@ class RateLimitMiddleware:
 
         async def send_with_fields(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # A list of its own: the handler may give the same Response to others, where the fields would pile up.
+                # A new list, because the fields would accumulate in a Response that the handler reuses.
                 message = {**message, "headers": list(message.get("headers", ()))}
                 self._add_headers(result, MutableHeaders(raw=message["headers"]))
             await send(message)
@@ -89,7 +95,7 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
 
     def _add_headers(self, result: RateLimitResult, headers: MutableHeaders) -> None:
-        # Appended: with several rules on a route the fields are lists of all of them.
+        # Appended, because with several rules on a route each header is a list.
         reset = math.ceil(result.reset_after_s)
         headers.append("RateLimit-Policy", self.policy)
         headers.append("RateLimit", f'"{self.rule.name}";r={result.remaining};t={reset}')

@@ -1,7 +1,7 @@
-"""When a job of the leader is due: at most once in each period over all hosts, on Redis' clock.
+"""Schedules for the leader's jobs: at most one run in each period over all hosts, on Redis' clock.
 
-Redis keeps the start of the last period in which the job was started, and a run is written there before it begins. So
-a worker that dies in the middle leaves that run out, and a period that began while nobody led is run late.
+Redis stores the start of the last period in which the job ran, written before the run begins. If the worker dies during
+a run, that run is not repeated. If there was no leader when a period began, the run starts late.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
 
-MAX_SLEEP = 60.0  # seconds: a clock that is set, on either side, is noticed within it
+MAX_SLEEP = 60.0  # seconds within which a changed clock of Redis' host or ours is noticed
 
-# KEYS: the mark. ARGV: the start of the period, 1 if a first period is run. Returns 1 if this period may be run.
+# KEYS: start of the last period. ARGV: start of this period, 1 to run the first period. Returns 1 if the job is to run.
 BEGIN = """
 local last = redis.call('GET', KEYS[1])
 if last and tonumber(last) >= tonumber(ARGV[1]) then return 0 end
@@ -32,15 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Schedule(Protocol):
+    """Divides time into periods."""
+
     @property
     def first(self) -> bool:
-        """Whether the period in which the job is first known is run."""
+        """Whether the job runs in the period in which it is first started."""
 
     def start(self, now: float) -> float:
-        """The start of the period that holds `now`; both are Unix times."""
+        """Return the start of the period that contains `now`; both are Unix times."""
 
     def end(self, now: float) -> float:
-        """Its end."""
+        """Return the end of the period that contains `now`."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,37 @@ class Daily:
 
 
 def every(seconds: float) -> Every:
-    """Once in each period of `seconds`, aligned to the Unix epoch; the first time at once. Raises ValueError."""
+    """Return a schedule of one run in each period, for `run_as_leader(..., when=every(3600))`.
+
+    Args:
+        seconds: Length of a period. Periods are aligned to the Unix epoch; the first run starts at once.
+
+    Raises:
+        ValueError: `seconds` is less than 1 or not finite.
+    """
     if not 1 <= seconds < float("inf"):
-        raise ValueError(f"every() takes a number of seconds from 1 on, not {seconds}")
+        raise ValueError(f"every() takes 1 second or more, not {seconds}")
     return Every(seconds)
 
 
 def daily(at: str, zone: str | None = None) -> Daily:
-    """Once a day, from `at` ("03:00") on in the time zone `zone`, by default UTC; the first time at the next `at`.
+    """Return a schedule of one run a day, for `run_as_leader(..., when=daily(at="03:00"))`.
 
-    A time that a change of clocks leaves out is run an hour later, and one that comes twice the first time. Raises
-    ValueError, and ZoneInfoNotFoundError for an unknown zone: slim images know none without the package tzdata.
+    If daylight saving skips the time, the run starts an hour later; if the time occurs twice, at the first.
+
+    Args:
+        at: Time of day, "HH:MM". The first run is at the next one.
+        zone: Time zone such as "Europe/Paris"; by default UTC.
+
+    Raises:
+        ValueError: `at` is not a time.
+        ZoneInfoNotFoundError: The zone is unknown. Slim images need the package tzdata.
     """
     return Daily(datetime.time.fromisoformat(at), ZoneInfo(zone) if zone else datetime.UTC)
 
 
 class Scheduled:
-    """A job for `run_as_leader` that runs `job` when it is due."""
+    """A job for `run_as_leader` that runs another job on a schedule."""
 
     def __init__(self, redis: Redis, key: str, job: Callable[[int], Awaitable[None]], schedule: Schedule) -> None:
         self._redis, self._job, self._schedule = redis, job, schedule
@@ -108,7 +124,7 @@ class Scheduled:
                 try:
                     await self._job(fence)
                 except Exception:
-                    log.exception("%s: fence=%d: the job failed; it runs again in the next period", self._mark, fence)
+                    log.exception("%s: fence=%d: the job failed and runs again in the next period", self._mark, fence)
                 now = await self._now()
             await asyncio.sleep(min(MAX_SLEEP, max(0.0, self._schedule.end(now) - now)))
 

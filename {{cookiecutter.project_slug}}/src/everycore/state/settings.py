@@ -1,4 +1,4 @@
-"""The settings of the state: where Redis is, and how sessions are signed and how long they live."""
+"""Settings of the state layer: the Redis URL, and the keys, cookie and lifetimes of sessions."""
 
 import os
 import re
@@ -15,7 +15,7 @@ MIN_KEY_LENGTH = 32  # characters
 PRODUCTION, DEVELOPMENT = "production", "development"
 NAME = "letters, digits, _, . and - only"
 DEVELOPMENT_KEY = "only-for-development"
-QUOTED = "begins or ends with a quotation mark, which would be part of the secret. Set it without quotation marks."
+QUOTED = "begins or ends with a quotation mark, which would be part of the key. Set it without quotation marks."
 
 
 def parse_app_env(text: str) -> str:
@@ -30,15 +30,15 @@ def parse_app_env(text: str) -> str:
 
 
 def parse_keys(text: str) -> tuple[str, ...]:
-    """Return the keys of a list with commas or lines, without the spaces around them."""
+    """Return the keys of a list separated by commas or newlines, without surrounding spaces."""
     return tuple(key for part in re.split(r"[,\r\n]", text) if (key := part.strip()))
 
 
 def parse_name(text: str) -> str:
-    """Return the text if it may be part of a key and of a cookie's name.
+    """Return the text if it can be part of a key in Redis and of a cookie's name.
 
     Raises:
-        ValueError: It has other characters than letters, digits, _, . and -.
+        ValueError: It has characters other than letters, digits, _, . and -.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
         raise ValueError(text)
@@ -49,7 +49,7 @@ def parse_cookie_path(text: str) -> str:
     """Return the text if it can be the Path of a cookie.
 
     Raises:
-        ValueError: It does not begin with a slash, or has a character that would end the attribute.
+        ValueError: It does not begin with a slash, or has a character that ends the attribute.
     """
     if not re.fullmatch(r"/[!-:<-~]*", text):
         raise ValueError(text)
@@ -60,7 +60,7 @@ def parse_domain(text: str) -> str:
     """Return the text if it can be the Domain of a cookie.
 
     Raises:
-        ValueError: It is no host name.
+        ValueError: It is not a host name.
     """
     if not re.fullmatch(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", text):
         raise ValueError(text)
@@ -79,23 +79,35 @@ def parse_samesite(text: str) -> str:
 
 
 def slug_of(module: str) -> str:
-    """Return the name that the top package of a module gives to an app's keys, such as acme-shop for acme_shop.app."""
+    """Return the key prefix for an app's module, such as acme-shop for acme_shop.app."""
     return module.partition(":")[0].partition(".")[0].replace("_", "-")
 
 
 def is_quoted(secret: str) -> bool:
-    """Say whether quotation marks are part of a secret.
+    """Whether quotation marks are part of a secret.
 
-    A shell takes them off, an env_file may not: then the same key would be another one on another host.
+    A shell removes them and an env_file may not, so the same setting would be two keys on two hosts.
     """
     return secret[0] in "\"'" or secret[-1] in "\"'"
 
 
 @dataclass(frozen=True)
 class StateSettings(EnvironSettings):
-    """All times are seconds. Secrets are left out of the repr.
+    """Settings read from the environment. The repr omits secrets.
 
-    `key_prefix` is by default the name of the package that a subclass is defined in, and `session_cookie` follows it.
+    Attributes:
+        app_env: "production" or "development".
+        secret_keys: Keys that sign session cookies. The first signs, all verify.
+        secret_key_file: A file with these keys, instead of SECRET_KEY.
+        redis_url: See `connect`.
+        redis_timeout: Seconds for a command, and for an attempt to connect.
+        key_prefix: First part of all keys and channels; by default the package in which the subclass is defined.
+        session_cookie: Name of the cookie; by default `<key_prefix>-session`.
+        session_path: Path of the cookie.
+        session_domain: Domain of the cookie; None for the host that set it.
+        session_samesite: "lax", "strict" or "none".
+        session_idle: Seconds without a request after which a session ends.
+        session_absolute: Seconds after which a session ends in any case.
     """
 
     app_env: str = setting(PRODUCTION, parse_app_env, f"{PRODUCTION} or {DEVELOPMENT}")
@@ -113,7 +125,11 @@ class StateSettings(EnvironSettings):
 
     @classmethod
     def for_app(cls, app: str, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the settings as the app "module:attribute" does, whose package names its keys. Raises SettingsError."""
+        """Read the settings for an app given as "module:attribute", whose package is the default key prefix.
+
+        Raises:
+            SettingsError: A setting has an invalid value.
+        """
         environ = os.environ if environ is None else environ
         return cls.from_environ({"KEY_PREFIX": slug_of(app), **environ})
 
@@ -128,7 +144,7 @@ class StateSettings(EnvironSettings):
     @classmethod
     def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
         values = super()._values(environ, faults)
-        # An APP_ENV that is refused asks for the least: no fault is told that may be none.
+        # With an invalid APP_ENV, SECRET_KEY is not checked: that error may not apply.
         production = (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION
         keys = values.get("secret_keys") or _keys_of(values.get("secret_key_file"), faults)
         if keys and any(map(is_quoted, keys)):
@@ -147,9 +163,9 @@ class StateSettings(EnvironSettings):
 
 
 def _keys_of(path: str | None, faults: list[str]) -> tuple[str, ...] | None:
-    """Return the keys in a file, as containers are given their secrets: no listing of the environment shows them.
+    """Return the keys in a file, or None, with a fault added, if it cannot be read.
 
-    None if the file cannot be read: then there is nothing else to say about the keys.
+    Containers mount secrets as files, because listings of the environment do not show them.
     """
     try:
         return parse_keys(Path(path).read_text()) if path else ()

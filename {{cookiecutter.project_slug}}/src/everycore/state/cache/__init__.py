@@ -1,1 +1,1 @@
-"""A cache that all workers share."""
+"""A cache in Redis that all workers share."""

@@ -1,8 +1,8 @@
 """A cache that all workers share, and that computes a missing value once for all of them.
 
-Single call: the first worker to miss takes a lock in Redis and computes; the others wait for its answer. The lock has
-a life of its own, so a worker that dies while computing frees the others. This room knows when to compute; what is
-written in Redis and what is known near is in store.py, who waits for whom in this worker in calls.py.
+The first worker that misses acquires a lock in Redis and computes; the others wait for its value. The lock expires, so
+a worker that dies while computing does not block the others. This module decides when to compute; store.py has the data
+in Redis and the near cache, single_flight.py the callers in this worker.
 """
 
 import asyncio
@@ -21,29 +21,30 @@ from everycore.state.cache.entry import Entry, pack
 from everycore.state.cache.single_flight import Call, SingleFlight
 from everycore.state.cache.store import RedisCacheStore
 
-# Seconds between two looks of who waits for another worker. Redis' word of a change wakes it sooner, where there is
-# a near cache: there the longest will do.
+# Polling interval in seconds while another worker computes. With the near cache an invalidation wakes the waiter, so it
+# starts with the maximum.
 MIN_POLL, MAX_POLL = 0.005, 0.1
 
-REFRESH_RETRY = 1.0  # seconds for which a stale value is not computed again by a worker that failed to
-LOG_INTERVAL = 60.0  # seconds for which the same is not logged again
+REFRESH_RETRY = 1.0  # seconds in which a worker does not repeat a failed refresh
+LOG_INTERVAL = 60.0  # seconds in which one message is logged once
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 1024 * 1024  # of one value
+UNAVAILABLE = "cache: redis unavailable, each worker computes for itself: %s"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What this worker's cache did since it was made, and what it keeps near."""
+    """Totals of this worker's cache, and the size of its near cache."""
 
-    near_hits: int  # answered from memory
-    redis_hits: int  # answered by Redis
+    near_hits: int  # served from memory
+    redis_hits: int  # served from Redis
     stale: int  # hits that were stale
-    misses: int  # had to compute, or to wait for who does
-    computes: int  # computations begun, in the background too
-    entries: int  # near, with the generations of tags
-    bytes: int  # near
+    misses: int  # computed, or waited for a computation
+    computes: int  # computations started, also in the background
+    entries: int  # in the near cache, with generations of tags
+    bytes: int  # of the near cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,22 @@ class _Request:
 
 
 class Cache:
-    """JSON values for all workers; one Cache for a client and its prefix, made before the client's first command.
+    """JSON values that all workers share. Make one for a client, before its first command, and await `aclose`.
 
-    What is promised: a read that begins after `await invalidate()` or `await forget()` returned in the same worker
-    never gets an older value. In another worker it may, for as long as Redis' word of it travels, and in no case for
-    longer than `near.TRUST` (1 s), though that worker's connection died without a word. That goes for values being
-    computed meanwhile, too: they are for those who asked before. Every reader gets a copy of its own.
+    Consistency: after `await invalidate()` or `await forget()` returned, a read that begins in the same worker never
+    gets an older value. In another worker it may, until Redis' invalidation arrives, and at most for
+    `store.MAX_STALENESS` (1 s) if that worker's connection died silently. This includes values being computed: they
+    serve only the callers from before. Each reader gets a new copy.
 
-    While Redis is away each worker computes for itself, one at a time for a key, and keeps nothing.
+    While Redis is unavailable each worker computes for itself, once at a time for a key, and stores nothing.
 
-    With a plain redis.asyncio.Redis or a RedisCluster nothing is kept near, and who asks for what is being computed in
-    its worker gets that, whatever other workers invalidated since it began; all else is the same. max_bytes: of a
-    value's JSON; a larger one is returned and not stored. To be closed with `aclose` in the worker's lifespan.
+    With a plain `redis.asyncio.Redis` or a RedisCluster there is no near cache, and a caller that joins a computation
+    running in its worker may get a value that another worker has invalidated since it began.
+
+    Args:
+        redis: The client.
+        prefix: First part of the keys, after the client's prefix.
+        max_bytes: Maximum of a value's JSON. A larger value is returned and not stored.
     """
 
     def __init__(self, redis: Redis, prefix: str = "cache:", max_bytes: int = MAX_BYTES) -> None:
@@ -80,6 +85,7 @@ class Cache:
 
     @property
     def stats(self) -> Stats:
+        """Totals of this worker since the cache was made."""
         hits = self._near_hits, self._redis_hits, self._stale
         return Stats(*hits, self._misses, self._computes, len(self._store.near), self._store.near.bytes)
 
@@ -93,16 +99,26 @@ class Cache:
         tags: tuple[str, ...] = (),
         compute_timeout: float = 30.0,
     ) -> Any:
-        """Return the cached value, or what `compute()` returns, computed once for all workers.
+        """Return the cached value, computing it at most once at a time over all workers.
 
-        ttl: seconds the value is fresh; shortly before their end a reader may have it computed anew, in the background.
-        stale: seconds after that in which it is served at once, while one worker computes it anew in the background,
-        perhaps when the request that asked is over. tags: names by which `invalidate` ends it; the same ones for each
-        call. compute_timeout: seconds after which another worker may take over from one that does not answer.
+        An outage of Redis raises nothing: the value is computed.
 
-        The value must be JSON, None included, and comes back as JSON has it (a tuple as a list). Raises TypeError or
-        ValueError if it is not, and what `compute` raises, to all of this worker who wait for it; a waiter of another
-        worker then computes in its turn. Raises nothing of Redis'.
+        Args:
+            key: The value's key.
+            compute: Async function that returns a JSON-serializable value, which may be None.
+            ttl: Seconds the value is fresh. Shortly before their end a read may start a refresh in the background.
+            stale: Further seconds in which the value is returned while one worker refreshes it in the background. The
+                refresh may outlive the request.
+            tags: Names for `invalidate`. They must be the same in each call for the key.
+            compute_timeout: Seconds after which another worker may compute instead of one that has not finished.
+
+        Returns:
+            A new copy of the value as decoded from JSON, so a tuple becomes a list.
+
+        Raises:
+            TypeError, ValueError: The value is not JSON-serializable.
+            Exception: Whatever `compute` raised, for all callers that wait in this worker. Waiting callers of another
+                worker then compute it themselves.
         """
         now = monotonic()
         entry = self._store.get_near(key, tags, now)
@@ -116,7 +132,7 @@ class Cache:
                     entry, _ = await self._store.load(key, tags)
                 except RedisError as error:
                     unavailable = True
-                    self._warn_throttled("the cache cannot use Redis, so each worker computes for itself: %s", error)
+                    self._warn_throttled(UNAVAILABLE, error)
             if entry is None:
                 self._misses += 1
                 return json.loads(await self._wait_for_call(request, unavailable))
@@ -130,15 +146,23 @@ class Cache:
         return entry.value()
 
     async def invalidate(self, tag: str) -> None:
-        """End all values with this tag, in one command. Raises RedisError: then they may live on."""
+        """Invalidate all values with a tag, in one command.
+
+        Raises:
+            RedisError: Redis is unavailable. The values may still be valid.
+        """
         await self._store.invalidate(tag)
 
     async def forget(self, key: str) -> None:
-        """Drop the value: the next one who asks computes it. Raises RedisError."""
+        """Delete a value, so that the next read computes it.
+
+        Raises:
+            RedisError: Redis is unavailable. The value may still be valid.
+        """
         await self._store.forget(key)
 
     async def aclose(self) -> None:
-        """Cancel what is computed in the background. To be awaited before the client is closed."""
+        """Cancel running computations. Await it before the client is closed."""
         await self._refreshes.aclose()
         await self._calls.aclose()
 
@@ -157,7 +181,7 @@ class Cache:
         return payload
 
     async def _run_call(self, call: Call, request: _Request, unavailable: bool) -> str:
-        """The value's JSON: computed here, or by the worker that holds the lock."""
+        """Return the value's JSON, computed here or by the worker that holds the lock."""
         if unavailable:
             return (await self._compute(request))[0]
         token = secrets.token_hex(8)
@@ -165,7 +189,7 @@ class Cache:
             try:
                 found = await self._acquire_or_wait(call, request, token)
             except RedisError as error:
-                self._warn_throttled("the cache cannot use Redis, so each worker computes for itself: %s", error)
+                self._warn_throttled(UNAVAILABLE, error)
                 return (await self._compute(request))[0]
             if isinstance(found, Entry):
                 return found.payload
@@ -174,11 +198,11 @@ class Cache:
             await self._release_lock(call, request.key, token)
 
     async def _acquire_or_wait(self, call: Call, request: _Request, token: str) -> Entry | dict[str, str]:
-        """Wait for a value, or for the lock: then return the generations to compute under."""
+        """Wait for a value, and return its entry; or for the lock, and return the generations to compute under."""
         pause = MAX_POLL if self._store.near.tracked else MIN_POLL
         while True:
             locked = await self._lock(call, request, token)
-            # After the lock: the value may have been stored, or its tags invalidated, since anybody looked.
+            # Load after locking: the value may have been stored, or its tags invalidated, since the last load.
             entry, generations = await self._store.load(request.key, request.tags)
             if entry is not None:
                 return entry
@@ -188,7 +212,7 @@ class Cache:
             pause = min(MAX_POLL, pause * 1.5)
 
     async def _refresh(self, call: Call, request: _Request, seen: str) -> None:
-        """Compute the value that `seen` has stored anew, if no other worker does. There is nobody to raise to."""
+        """Recompute the value that token `seen` stored, unless another worker does. Log errors: no caller waits."""
         token = secrets.token_hex(8)
         try:
             if not await self._lock(call, request, token):
@@ -198,14 +222,14 @@ class Cache:
             if entry is not None and entry.token == seen:
                 await self._compute_and_store(call, request, token, await self._store.ensure_generations(generations))
         except Exception as error:
-            self._warn_throttled("a cached value could not be computed anew: %r", error, traceback=error)
+            self._warn_throttled("cache: background refresh failed: %r", error, traceback=error)
             await self._release_lock(call, request.key, token)
             await asyncio.sleep(REFRESH_RETRY)
         finally:
             await self._release_lock(call, request.key, token)
 
     async def _lock(self, call: Call, request: _Request, token: str) -> bool:
-        call.holding = True  # from before it is asked for: who is cancelled meanwhile may have got it
+        call.holding = True  # set before the reply, because a caller cancelled meanwhile may have acquired the lock
         call.holding = await self._store.lock(request.key, token, request.compute_timeout)
         return call.holding
 
@@ -215,7 +239,7 @@ class Cache:
             await asyncio.shield(self._store.release(key, token))
 
     async def _compute(self, request: _Request) -> tuple[str, float]:
-        """The value's JSON, and the seconds that it took."""
+        """Return the value's JSON, and the seconds that the computation took."""
         self._computes += 1
         began = monotonic()
         value = await request.compute()
@@ -229,11 +253,11 @@ class Cache:
                 await self._store.store(request.key, token, packed, request.ttl + request.stale)
                 call.holding = False
             except RedisError as error:
-                self._warn_throttled("the cache cannot store: %s", error)
+                self._warn_throttled("cache: storing a value failed: %s", error)
         return payload
 
     def _warn_throttled(self, message: str, error: Exception, traceback: Exception | None = None) -> None:
-        """Log it, unless that was done a short while ago: an outage is not told once for each request."""
+        """Log a message at most once in LOG_INTERVAL, and not for each request of an outage."""
         now = monotonic()
         if now >= self._silent_until.get(message, 0.0):
             self._silent_until[message] = now + LOG_INTERVAL

@@ -1,7 +1,7 @@
-"""One cached value: how it is written in Redis, and when it is fresh, due and over. Pure: it asks nobody.
+"""A cached value: its format in Redis, and when it is fresh, stale or expired.
 
-A line of JSON about the value, then its JSON. Its life is told by Redis' own clock (PTTL): those of the hosts may
-disagree.
+The format is a line of JSON about the value, then the value's JSON. Redis' clock (PTTL) decides its age, because the
+clocks of the hosts may differ.
 """
 
 import json
@@ -13,36 +13,36 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """generations: of its tags, as they were before it was computed. token: of the computation that stored it."""
+    """A cached value. Times are on this worker's monotonic clock."""
 
     payload: str  # JSON
-    token: str
-    delta: float  # seconds that it took to compute
-    generations: dict[str, str]
-    fresh_until: float  # on this worker's monotonic clock, like the next
+    token: str  # of the computation that stored it
+    delta: float  # seconds that the computation took
+    generations: dict[str, str]  # of its tags, before the computation
+    fresh_until: float
     expires_at: float
 
     def value(self) -> Any:
-        """Decoded for each reader: what one of them changes in it, no other one sees."""
+        """Return a new copy, so that readers do not see each other's changes."""
         return json.loads(self.payload)
 
     def should_refresh(self, now: float) -> bool:
-        """Whether this reader should have it computed anew: it is stale, or will be soon.
+        """Whether this reader should have the value recomputed: it is stale, or will be soon.
 
-        XFetch, with beta = 1 (Vattani, Chierichetti, Lowenstein: "Optimal Probabilistic Cache Stampede Prevention",
-        VLDB 2015): the longer a value takes, and the nearer its end, the likelier.
+        XFetch with beta = 1 (Vattani, Chierichetti, Lowenstein: "Optimal Probabilistic Cache Stampede Prevention", VLDB
+        2015). The probability grows with the time of the computation and with the age of the value.
         """
         return now - self.delta * math.log(1.0 - random.random()) >= self.fresh_until
 
 
 def pack(payload: str, token: str, delta: float, generations: dict[str, str], stale: float) -> str:
-    """stale: the seconds at the end of its life in which it is stale."""
+    """Return an entry's text for Redis. `stale` is the number of seconds at its end in which it is stale."""
     about = [token, round(delta, 6), generations, stale]
     return f"{json.dumps(about, separators=(',', ':'))}\n{payload}"
 
 
 def unpack(raw: bytes | str | None, life: int, now: float) -> Entry | None:
-    """The entry that Redis gave with `life` ms to go, asked at `now`; None for none, and for what is not ours."""
+    """Return the entry that Redis returned with `life` ms to live, or None. `now` is when Redis was asked."""
     if raw is None or life < 0:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Who finds out what in this worker: those who want the same wait for one task. It knows no Redis and no value.
+"""Single flight: concurrent callers of one key in one worker share one task. Does not import: redis.
 
-A call that began before its key was changed must not answer who comes after: it is left to those it has.
+A call that began before its key was invalidated serves only the callers it has. Later callers start a new one.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class Call:
-    """A task, and the names of the keys in Redis it depends on.
+    """A running computation, and the keys in Redis that it depends on.
 
-    holding: whether it has, or may have, the lock. Only then does a change of `lock` mean that it has lost it.
+    `holding` says whether it holds, or may hold, the lock. Only then does a change of `lock` mean that it is lost.
     """
 
     def __init__(self, key: str, names: list[str], lock: str) -> None:
@@ -23,7 +23,7 @@ class Call:
         self.task: asyncio.Task[Any]
 
     async def wait_for_change(self, within: float) -> None:
-        """Until one of the names is heard of, at most `within` seconds."""
+        """Wait until one of the names is invalidated, at most `within` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self.changed.wait()
@@ -31,7 +31,7 @@ class Call:
 
 
 class SingleFlight:
-    """At most one joinable call for a key."""
+    """Runs at most one joinable call for each key."""
 
     def __init__(self) -> None:
         self._joinable: dict[str, Call] = {}
@@ -42,7 +42,7 @@ class SingleFlight:
         return key in self._joinable
 
     def start(self, key: str, names: list[str], lock: str, work: Callable[[Call], Coroutine[Any, Any, Any]]) -> None:
-        """Have `work(call)` run under `key`, which has no joinable call."""
+        """Start `work(call)` as the joinable call of `key`, which has none."""
         call = Call(key, names, lock)
         self._joinable[key] = call
         self._all.add(call)
@@ -52,11 +52,11 @@ class SingleFlight:
         call.task.add_done_callback(lambda task: self._finish(call))
 
     async def wait(self, key: str) -> Any:
-        """What the call returns or raises. One who is cancelled leaves it to the others; the last one ends it."""
+        """Return or raise what the call does. It is cancelled when its last caller is."""
         call = self._joinable[key]
         call.callers += 1
         try:
-            await asyncio.wait([call.task])  # which leaves it alone when we are cancelled
+            await asyncio.wait([call.task])  # does not cancel the task if this caller is cancelled
             return call.task.result()
         finally:
             call.callers -= 1
@@ -65,7 +65,7 @@ class SingleFlight:
                 call.task.cancel()
 
     def invalidate(self, names: Iterable[str] | None) -> None:
-        """These keys have changed, or all may have: wake who waits for them, and let nobody join what is older."""
+        """Wake the calls that depend on these names (None: all), and let no later caller join them."""
         if names is None:
             for call in self._all:
                 call.changed.set()
@@ -88,7 +88,7 @@ class SingleFlight:
 
     def _finish(self, call: Call) -> None:
         if not call.task.cancelled():
-            call.task.exception()  # seen, also when everybody has left
+            call.task.exception()  # retrieved, or asyncio would log it if no caller is left
         self._detach(call)
         self._all.discard(call)
         for name in (*call.names, call.lock):

@@ -1,12 +1,12 @@
-"""The cache as Redis has it: values, their locks and the generations of their tags; and what of it is known near.
+"""The cache's data: values, locks and generations of tags in Redis, and a near cache in the worker.
 
     cache:{<key>}         a value, see entry.py
-    cache:{<key>}:lock    the token of who computes it
+    cache:{<key>}:lock    token of the worker that computes it
     cache:tag:<tag>       the tag's generation
 
-A generation is a name that was never used before, and not a number: a counter that Redis evicted would begin again,
-and bring back what was stored under its old numbers. An unknown generation makes its values invalid. A script touches
-one key and its lock, in one slot; tags are read by commands of their own: so all of it runs on a Redis Cluster.
+A generation is a random name, not a number: after an eviction a counter would start again and revive values stored
+under its old numbers. A value is invalid if one of its generations is unknown. A script uses one key and its lock,
+which share a slot, and tags are read by separate commands, so everything runs on a Redis Cluster.
 """
 
 import asyncio
@@ -28,19 +28,25 @@ from everycore.state.prefix import prefixed
 
 MAX_ENTRIES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
-OVERHEAD = 800  # bytes that an entry with one tag takes besides its name and its JSON, measured
+OVERHEAD = 800  # bytes of an entry with one tag besides its name and JSON, measured
 
-# Seconds for which nothing is believed that no answer has confirmed: a connection that died without a word brings no
-# invalidation either. Where all hits are near, it costs one command in so long.
+# Maximum seconds since the last confirmed reply in which near entries are served. A connection that died silently
+# delivers no invalidations. If all hits are near, one command in this time confirms them.
 MAX_STALENESS = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class NearCache:
-    """Items by the name of their key in Redis, the least recently used dropped first. A `Listener`.
+    """Items by the name of their key in Redis. The least recently used are dropped first. An `InvalidationListener`.
 
-    heard: called with the names of the keys that changed, or None for all of them, after they are dropped.
+    Args:
+        on_invalidated: Called with the names of keys that changed, or None for all, after they are dropped.
+        max_entries: Maximum number of items.
+        max_bytes: Maximum of their sizes.
+
+    Attributes:
+        tracked: Whether Redis sends invalidations on the current connection.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class NearCache:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.bytes = 0
-        self.tracked = False  # whether this connection's invalidations come here
+        self.tracked = False
         self._refused = False
         self._on_invalidated = on_invalidated
         self._max_entries, self._max_bytes = max_entries, max_bytes
@@ -61,20 +67,24 @@ class NearCache:
         return len(self._items)
 
     def get(self, name: str, now: float) -> Any:
-        """What is kept under `name` and not over at `now`, on the monotonic clock; else None."""
+        """Return the item if it is valid at `now` on the monotonic clock, else None."""
         item = self._items.get(name)
         if item is None or now >= self._confirmed_at + MAX_STALENESS:
             return None
-        if now >= item[1]:  # Redis' word of what expires may come late
+        if now >= item[1]:  # Redis may send the invalidation of an expired key late
             self._drop(name)
             return None
         self._items.move_to_end(name)
         return item[0]
 
     def keep(self, name: str, item: Any, size: int, expires_at: float) -> None:
-        """Remember what an answer brought: to be called as it is read (`on_reply`). Nothing is kept untracked.
+        """Keep an item of a reply, if the connection is tracked. Call it when the reply is read (`on_reply`).
 
-        size: bytes of what is kept. expires_at: on the monotonic clock.
+        Args:
+            name: The key in Redis.
+            item: The item.
+            size: Its bytes.
+            expires_at: When it expires, on the monotonic clock.
         """
         self._drop(name)
         size += len(name) + OVERHEAD
@@ -86,7 +96,7 @@ class NearCache:
             self._drop(next(iter(self._items)))
 
     def confirm(self, asked: float) -> None:
-        """An answer came to what was asked at `asked`: every invalidation from before that has been heard."""
+        """Record the reply to a command sent at `asked`: all invalidations from before that time were received."""
         self._confirmed_at = max(self._confirmed_at, asked)
 
     def drop(self, names: Iterable[str]) -> None:
@@ -98,7 +108,7 @@ class NearCache:
             self._clear()
             self._on_invalidated(None)
             return
-        # A foreign key under our prefix may be any bytes.
+        # A key that another program wrote under the prefix may not be UTF-8.
         names = [key if isinstance(key, str) else key.decode(errors="replace") for key in keys]
         self.drop(names)
         self._on_invalidated(names)
@@ -107,9 +117,7 @@ class NearCache:
         self.tracked = refusal is None
         if refusal is not None and not self._refused:
             self._refused = True
-            log.warning(
-                "the near cache is off, so each cache hit asks Redis: Redis refused CLIENT TRACKING: %s", refusal
-            )
+            log.warning("cache: near cache off, each hit asks Redis; Redis refused CLIENT TRACKING: %s", refusal)
 
     def lost(self) -> None:
         self.tracked = False
@@ -126,15 +134,15 @@ class NearCache:
         self.bytes = 0
 
 
-# Seconds that a generation is kept, from its tag's first use or last invalidation: the tags of users who never come
-# back must go. What is stored under it is then computed anew.
+# Seconds that a generation is kept after its tag's first use or last invalidation, so that unused tags disappear.
+# Values stored under it are then recomputed.
 TAG_TTL = 30 * 86400
 
-# KEYS: value. Returns it, and the ms it has to live.
+# KEYS: value. Returns the value and its TTL in ms.
 LOAD = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
 
-# KEYS: value, lock. ARGV: our token, the value, its life in ms. Stores the value and frees the lock, if it is still
-# ours: one that took too long must not overwrite what its successor stored.
+# KEYS: value, lock. ARGV: token, value, TTL in ms. Stores the value and releases the lock, if the token still holds it.
+# A worker whose lock expired must not overwrite the value of the next one.
 STORE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -142,7 +150,7 @@ redis.call('DEL', KEYS[2])
 return 1
 """
 
-# KEYS: lock. ARGV: our token. Frees the lock, if it is still ours.
+# KEYS: lock. ARGV: token. Releases the lock, if the token still holds it.
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
@@ -150,11 +158,15 @@ return 0
 
 
 class RedisCacheStore:
-    """heard: called with the names of keys that changed, here or elsewhere, or with None when all may have.
+    """Values, locks and generations in Redis, with a near cache on a pipelined client.
 
-    On a pipelined connection Redis tells us of every write under the prefix but our own (CLIENT TRACKING BCAST
-    NOLOOP): so each of our own drops what it changes, as its answer is read. Where Redis refuses that, nothing is kept
-    near, and all else works.
+    Redis reports every write under the prefix except those of this connection (CLIENT TRACKING BCAST NOLOOP), so this
+    class drops what it writes itself, when the reply is read. Without CLIENT TRACKING there is no near cache.
+
+    Args:
+        redis: The client.
+        prefix: First part of the keys, after the client's prefix.
+        on_invalidated: Called with the names of keys that changed, here or elsewhere, or with None for all.
     """
 
     def __init__(self, redis: Redis, prefix: str, on_invalidated: Callable[[Iterable[str] | None], object]) -> None:
@@ -167,20 +179,20 @@ class RedisCacheStore:
         self._store = Script(redis, STORE, keys=2)
         self._release = Script(redis, RELEASE)
         self._pipelined = isinstance(redis, PipelinedRedis)
-        # Pushes are of RESP3; an URL may ask for the older one.
+        # Only RESP3 has push messages, and a URL may ask for RESP2.
         if isinstance(redis, PipelinedRedis) and _protocol(redis) != "2":
             tracking = ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", prefix)
             redis.add_invalidation_listener(self.near, tracking)
 
     def names(self, key: str, tags: Iterable[str]) -> list[str]:
-        """Of the keys in Redis that a value depends on."""
+        """Return the keys in Redis that a value depends on."""
         return [self._value_name(key), *(self._tag_name(tag) for tag in tags)]
 
     def lock_name(self, key: str) -> str:
         return f"{self._prefix}{{{key}}}:lock"  # the braces keep both keys in one slot of a Redis Cluster
 
     def get_near(self, key: str, tags: tuple[str, ...], now: float) -> Entry | None:
-        """The value, if this worker knows it, and that it is valid."""
+        """Return the near-cached entry, if it and its tags are known to be valid."""
         entry: Entry | None = self.near.get(self._value_name(key), now)
         if entry is None or len(entry.generations) != len(tags):
             return None
@@ -190,46 +202,46 @@ class RedisCacheStore:
         return entry
 
     async def load(self, key: str, tags: tuple[str, ...]) -> tuple[Entry | None, dict[str, str | None]]:
-        """The value, if it is valid, and the generations of `tags` now. Raises RedisError."""
+        """Return the entry, if it is valid, and the current generations of `tags`. Raises RedisError."""
         now = monotonic()
         generations = {tag: self.near.get(self._tag_name(tag), now) for tag in tags}
         if unknown := [tag for tag, generation in generations.items() if generation is None]:
             reading = asyncio.gather(*(self._generation(tag) for tag in unknown))
             entry, read = await asyncio.gather(self._entry(key), reading)
             generations.update(zip(unknown, read, strict=True))
-        else:  # a task costs more than a command
+        else:  # without gather's tasks, which cost more than the command
             entry = await self._entry(key)
         return entry if entry is not None and entry.generations == generations else None, generations
 
     async def ensure_generations(self, generations: dict[str, str | None]) -> dict[str, str]:
-        """The generations to compute under: those given, and new ones of tags that have none. Raises RedisError."""
+        """Return the generations to compute under: the given ones, and new ones for tags without. Raises RedisError."""
         return {tag: generation or await self._create_generation(tag) for tag, generation in generations.items()}
 
     async def lock(self, key: str, token: str, life: float) -> bool:
-        """Take the lock for `life` seconds, if it is free. Raises RedisError."""
+        """Acquire the lock for `life` seconds, if it is free. Raises RedisError."""
         name, ms = self.lock_name(key), max(1, int(life * 1000))
         return bool(await self._redis.set(name, token, nx=True, px=ms))
 
     async def store(self, key: str, token: str, packed: str, life: float) -> None:
-        """Store a value for `life` seconds and free the lock; neither if the lock is lost. Raises RedisError."""
+        """Store a value for `life` seconds and release the lock, or do nothing if it is lost. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
         await self._send_with_callback(
             self._invalidate_on_reply(names), self._store, *names, token, packed, max(1, int(life * 1000))
         )
 
     async def release(self, key: str, token: str) -> None:
-        """Free the lock, if it is still ours. While Redis is away it ends by itself."""
+        """Release the lock, if the token still holds it. If Redis is unavailable, the lock expires."""
         names = [self.lock_name(key)]
         with suppress(RedisError):
             await self._send_with_callback(self._invalidate_on_reply(names), self._release, *names, token)
 
     async def forget(self, key: str) -> None:
-        """Drop a value, and its lock, so that one being computed is not stored. Raises RedisError."""
+        """Delete a value, and its lock, so that a value being computed is not stored. Raises RedisError."""
         names = [self._value_name(key), self.lock_name(key)]
         await self._send_with_callback(self._invalidate_on_reply(names), self._send, "DEL", *names)
 
     async def invalidate(self, tag: str) -> None:
-        """Begin a new generation. Raises RedisError."""
+        """Start a new generation of a tag. Raises RedisError."""
         name = self._tag_name(tag)
         await self._send_with_callback(
             self._invalidate_on_reply([name]), self._send, "SET", name, secrets.token_hex(8), "EX", TAG_TTL
@@ -275,7 +287,7 @@ class RedisCacheStore:
 
     async def _create_generation(self, tag: str) -> str:
         name, generation = self._tag_name(tag), secrets.token_hex(8)
-        await self._redis.set(name, generation, nx=True, ex=TAG_TTL)  # another worker may be the first
+        await self._redis.set(name, generation, nx=True, ex=TAG_TTL)  # another worker may be faster
         return await self._generation(tag) or generation
 
     def _invalidate_on_reply(self, names: list[str]) -> Callable[[Any], None]:
@@ -288,7 +300,7 @@ class RedisCacheStore:
     async def _send_with_callback(
         self, on_reply: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any
     ) -> None:
-        """Call `then` with the answer as it is read: invalidations come on the same stream."""
+        """Send a command; call `on_reply` when the reply is read, in order with the invalidations of the stream."""
         if self._pipelined:
             await send(*args, on_reply=on_reply)
         else:

@@ -1,4 +1,4 @@
-"""How a worker gets its one Redis client: the forms of the URL, with every default that bites said explicitly."""
+"""Makes a worker's Redis client from a URL, with explicit values for redis-py's surprising defaults."""
 
 import asyncio
 import builtins
@@ -29,8 +29,8 @@ from everycore.state.cancellation import keep_cancels
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.url import CLUSTER, SENTINEL, RedisUrl, parse
 
-# Redis is away, not ready yet, full, or changing its primary: the request may be tried again later. A ConnectionError
-# is also BusyLoadingError and our QueueFullError.
+# Redis is unavailable, loading, full, or in a failover: the request may be retried later. BusyLoadingError and
+# QueueFullError are ConnectionErrors.
 UNAVAILABLE_ERRORS = (
     ConnectionError,
     TimeoutError,
@@ -41,33 +41,38 @@ UNAVAILABLE_ERRORS = (
     TryAgainError,
 )
 
-MAX_CONNECTIONS = 50  # of the pool, for what cannot share a connection
+MAX_CONNECTIONS = 50  # of the pool, for commands that need a connection of their own
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 
 
 def connect(url: str, timeout: float, key_prefix: str = "") -> Redis:
-    """Make a client; nothing is sent before the first command.
+    """Make a client for this worker. It connects at the first command.
 
-    url, with redis-py's options in its query (`?ssl_ca_certs=...`):
+    Call it in the worker, because an asyncio client does not survive a fork.
 
-        redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path[?db=]
-        redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]   the primary of `service`; the
-            sentinels are asked again at every reconnect. Name and password are Redis', not the sentinels'.
-        redis+cluster://[user:password@]host[:port][,host[:port]...]   redis-py's own cluster client: not pipelined,
-            and without a `PipelinedRedis`'s listeners and stats
+    Args:
+        url: One of these forms, with redis-py's options in the query (`?ssl_ca_certs=...`):
 
-    key_prefix: of every key and channel of the stores that are made with this client; two apps on one Redis have two.
-    timeout: seconds for a command, an attempt to connect, or a free connection of the pool. To be called in the worker
-    (an asyncio client does not survive a fork). Raises ValueError for a bad URL; its message has no part of a password.
+            - `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix:///path[?db=]`
+            - `redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`: the primary of `service`.
+              Each reconnect asks the sentinels again. User and password are those of Redis.
+            - `redis+cluster://[user:password@]host[:port][,host[:port]...]`: redis-py's own cluster client, without
+              auto-pipelining, invalidation listeners and stats.
+        timeout: Seconds for a command, an attempt to connect, and for a free connection of the pool.
+        key_prefix: First part of every key and channel of the stores made with this client. Two apps that share a
+            Redis need different prefixes.
+
+    Raises:
+        ValueError: The URL cannot be used. The message repeats no part of a password.
     """
     parts = parse(url)
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),  # an INCR that was sent is never sent again
-        # `protocol` is not named: so it is RESP3 on the wire, and answers have the shapes that redis-py's users know.
+        # Without `protocol` redis-py speaks RESP3 and still returns the shapes that its users know.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        "driver_info": None,  # two commands fewer for each connection
+        "driver_info": None,  # saves two commands for each connection
     }
     try:
         return _client(url, parts, timeout, options, key_prefix)
@@ -85,12 +90,12 @@ def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any], 
         pool: Any = _sentinel_pool(parts, timeout, options)
     else:
         pool = BlockingConnectionPool.from_url(url, **options)
-    pool.make_connection()  # only made, to have its options looked at
+    pool.make_connection()  # not connected: it only checks the options
     return PipelinedRedis(pool, timeout, key_prefix)
 
 
 async def connection_error(url: str, within: float) -> str | None:
-    """None if Redis at `url` answers within `within` seconds, else why not, in one line."""
+    """Return None if Redis at `url` replies within `within` seconds, or the error in one line."""
     try:
         client = connect(url, within)
     except ValueError as error:
@@ -105,12 +110,12 @@ async def connection_error(url: str, within: float) -> str | None:
 
 
 class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """redis-py's two pools in one: it asks the sentinels for the primary, and waits for a free connection."""
+    """A pool that asks the sentinels for the primary, and waits for a free connection."""
 
     async def get_master_address(self) -> Any:
         try:
             return await super().get_master_address()  # type: ignore[no-untyped-call]
-        except MasterNotFoundError as error:  # it has a page of each sentinel's options
+        except MasterNotFoundError as error:  # its message lists all options of each sentinel's client
             short = re.sub(r"<redis\..*?>\)>\)>( - )?", "a sentinel: ", str(error)).replace(" : ", ": ")
             raise MasterNotFoundError(short) from None
 
@@ -120,25 +125,26 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 class Cluster(RedisCluster):
-    """Waits for a free connection, and says ConnectionError when no node can be reached.
+    """A cluster client that waits for a free connection, and raises ConnectionError if it reaches no node.
 
-    redis-py raises at once in both cases, and in the second what is no RedisError.
+    redis-py's own client raises at once if no connection is free, and an error that is not a RedisError if it reaches
+    no node.
     """
 
     def __init__(self, timeout: float, key_prefix: str = "", **options: Any) -> None:
         super().__init__(**options)
         self.key_prefix = key_prefix
         self._timeout = timeout
-        self._free = asyncio.Semaphore(MAX_CONNECTIONS)  # of the 100 that redis-py has for each node
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)  # redis-py allows 100 for each node
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._free.acquire()
         except builtins.TimeoutError as error:
-            raise TimeoutError("no connection to the Redis Cluster was free in time") from error
+            raise TimeoutError(f"no connection to the Redis Cluster was free within {self._timeout:g} s") from error
         try:
-            await self.initialize()  # first, or commands that come together break each other's connections
+            await self.initialize()  # concurrent commands on an uninitialized client break each other's connections
             return await keep_cancels(super().execute_command(*args, **options))
         finally:
             self._free.release()
@@ -153,14 +159,14 @@ class Cluster(RedisCluster):
     def pubsub(
         self, node: ClusterNode | None = None, host: str | None = None, port: int | None = None, **options: Any
     ) -> ClusterPubSub:
-        """On any node, unless one is given: what is published on one is heard on all. After `initialize`."""
+        """Subscribe on any node, unless one is given: each message reaches all nodes. Call `initialize` first."""
         return super().pubsub(node if node or host else self.get_random_node(), host, port, **options)
 
 
 def _sentinel_pool(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> SentinelPool:
     nodes = _nodes(parts, SENTINEL_PORT)
     service, _, db = parts.path.removeprefix("/").partition("/")
-    # Asked one after the other: all of them must fit into one attempt to connect.
+    # redis-py asks one sentinel after the other; all of them must fit into one attempt to connect.
     share = timeout / (len(nodes) + 1)
     asking = {"socket_timeout": share, "socket_connect_timeout": share, "retry": options["retry"]}
     sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
@@ -170,7 +176,7 @@ def _sentinel_pool(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> 
 def _cluster(parts: RedisUrl, timeout: float, options: dict[str, Any], key_prefix: str) -> Redis:
     nodes = [ClusterNode(host, port) for host, port in _nodes(parts, REDIS_PORT)]
     options = {**options, **_common(parts, parts.path.strip("/"))}
-    # Not a `Redis` by inheritance, but by its methods: the same commands.
+    # A RedisCluster does not inherit from Redis, but has the same commands.
     return cast(Redis, Cluster(timeout, key_prefix, startup_nodes=nodes, **options))
 
 
@@ -180,7 +186,7 @@ def _nodes(parts: RedisUrl, default_port: int) -> list[tuple[str, int]]:
 
 
 def _common(parts: RedisUrl, db: str) -> dict[str, Any]:
-    """Name, password, database and options, read by redis-py as in a redis:// URL."""
+    """Return user, password, database and options, parsed by redis-py as in a redis:// URL."""
     common = dict(parse_url(f"redis://{parts.user}@host/{db}?{parts.query}"))
     del common["host"]
     return common

@@ -1,8 +1,8 @@
-"""One connection to Redis: packed commands leave in one write, answers are handed out in the order of the commands.
+"""One multiplexed connection to Redis.
 
-This room knows a stream and what stands on it. It knows no URL, no second connection, and never sends anything again.
-redis-py opens the connection (TLS, HELLO and AUTH, SELECT, Sentinel); from then on its transport feeds hiredis here:
-without asyncio's streams between them a command costs a third.
+Packed commands leave in one write, and replies are resolved in the order of the commands. This module never sends a
+command twice. redis-py opens the connection (TLS, HELLO, AUTH, SELECT, Sentinel); afterwards its transport feeds
+hiredis directly: a command costs a third of what it costs through asyncio's streams.
 """
 
 import asyncio
@@ -25,25 +25,28 @@ from redis.exceptions import (
     ResponseError,
 )
 
-# Answers of a server that is not, or no longer, the one to talk to: the next command goes to a new connection.
+# Replies of a server that cannot serve this client (any more). The next command takes a new connection.
 NOT_SERVING = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
 
 CLOSED = "the client is closed"
 
-# A server that is loading, or a replica that has lost its primary, answers PING with an error: it does not serve.
+# A server that is loading, or a replica without its primary, replies to PING with an error.
 PING = b"*1\r\n$4\r\nPING\r\n"
 
 INCOMPLETE = object()
 
-# An answer is bulky when so many bytes of it have come, and it is not complete after so many seconds.
+# A reply is bulky when it is still incomplete after BULKY_SECONDS and more than BULKY_BYTES of it were received.
 BULKY_BYTES, BULKY_SECONDS = 64 * 1024, 0.01
 
 
 class Command:
-    """A packed command and the future of its answer. An error is an answer too: whoever waits raises it.
+    """A packed command and the future of its reply. An error is a reply too, and the caller raises it.
 
-    since: the end of the tick that issued it, on the monotonic clock; 0 before. on_reply: called with the answer before
-    the next one is read.
+    Attributes:
+        packed: The command in the Redis protocol.
+        answer: Resolved with the reply.
+        since: End of the event loop tick that issued the command, on the monotonic clock; 0 before that.
+        on_reply: Called with the reply before the next reply is read.
     """
 
     __slots__ = ("answer", "on_reply", "packed", "since")
@@ -57,7 +60,7 @@ class Command:
         self.on_reply = on_reply
 
     def resolve(self, answer: Any) -> None:
-        """Hand the answer over; it is dropped if the caller was cancelled."""
+        """Resolve the future, unless the caller was cancelled."""
         if self.on_reply is not None and not isinstance(answer, Exception):
             try:
                 self.on_reply(answer)
@@ -68,13 +71,18 @@ class Command:
 
 
 class MultiplexedConnection(asyncio.Protocol):
-    """Takes over an open connection of redis-py.
+    """A protocol that takes over an open connection of redis-py.
 
-    pushed: called with each push message (RESP3), between the answers it came between.
-    lost: called once, with the reason, before anyone hears that the connection is gone.
-    resumed: called when the transport takes more again.
-    bulky: called with each piece of a large answer that has been coming for longer than others should wait behind it.
-    heard: when the last byte came, or a command was sent after which nothing was due before.
+    Args:
+        connection: The open connection, whose handshake is complete.
+        on_push: Called with each push message (RESP3), in the order of the stream.
+        on_lost: Called once with the reason, before the commands in flight fail.
+        on_writable: Called when the transport accepts data again.
+        on_bulky_reply: Called for each received piece of a bulky reply.
+
+    Attributes:
+        last_received: When the last byte was received, or a command was written with none in flight before it; on the
+            monotonic clock.
     """
 
     def __init__(
@@ -87,9 +95,9 @@ class MultiplexedConnection(asyncio.Protocol):
     ) -> None:
         self.in_flight: deque[Command] = deque()
         self.opened = self.last_received = monotonic()
-        self.retired = False  # to be closed when all is answered
+        self.retired = False  # closed as soon as nothing is in flight
         self.received = 0  # bytes
-        self.latency = 0.0  # seconds from issue to answer, of the last command in the last piece of the stream
+        self.latency = 0.0  # seconds from issue to reply of the command that was resolved last
         self.aborted = False
         self._on_push, self._on_lost, self._on_writable, self._on_bulky_reply = (
             on_push,
@@ -97,7 +105,7 @@ class MultiplexedConnection(asyncio.Protocol):
             on_writable,
             on_bulky_reply,
         )
-        self._partial, self._partial_since = 0, 0.0  # bytes of an answer that is not complete
+        self._partial, self._partial_since = 0, 0.0  # bytes of an incomplete reply, and when they began to come
         self._paused = False
         self._not_serving: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
@@ -106,18 +114,24 @@ class MultiplexedConnection(asyncio.Protocol):
             replyError=DefaultParser.parse_error,
             notEnoughData=INCOMPLETE,
         )
-        # Kept, for its StreamWriter closes the transport when it is collected; and private, for redis-py has no public
-        # way to its transport. The handshake's last answer has been read and nothing comes unasked yet, so no byte is
-        # left behind in its buffers.
+        # The reference keeps the StreamWriter alive, which would close the transport when it is collected. redis-py has
+        # no public access to its transport. The handshake's last reply was read and Redis sends nothing unasked yet, so
+        # no byte is left in the StreamReader's buffer.
         self._connection = connection
         assert connection._writer is not None
         self._transport = connection._writer.transport
         self._transport.set_protocol(self)
 
     async def handshake(self, commands: list[bytes]) -> list[ResponseError | None]:
-        """Send the connection's first commands and a PING; return why Redis refused each of them, None if it did not.
+        """Send the first commands of the connection and a PING.
 
-        Raises, and drops the connection, if this server does not serve. A user without the right to PING is served.
+        A user without the right to PING is accepted.
+
+        Returns:
+            For each command the error with which Redis refused it, or None.
+
+        Raises:
+            RedisError: The server does not serve. The connection is aborted.
         """
         loop = asyncio.get_running_loop()
         sent = [Command(packed, loop.create_future()) for packed in (*commands, PING)]
@@ -161,12 +175,12 @@ class MultiplexedConnection(asyncio.Protocol):
                     self._on_push(answer)
                     continue
                 if not in_flight:
-                    raise InvalidResponse("an answer that nobody asked for")
+                    raise InvalidResponse("received a reply to no command")
                 command = in_flight.popleft()
                 command.resolve(answer)
                 if isinstance(answer, NOT_SERVING):
                     self._not_serving = answer
-        except Exception as error:  # not the protocol; or a listener that failed, and must not miss what follows
+        except Exception as error:  # a protocol error, or a failed listener, which would miss the messages that follow
             self.abort(ConnectionError, f"{type(error).__name__}: {error}")
         if command is not None:
             self.latency = self.last_received - command.since
@@ -181,18 +195,18 @@ class MultiplexedConnection(asyncio.Protocol):
             self.abort(ConnectionError, str(self._not_serving or CLOSED))
 
     def abort(self, kind: type[RedisError], reason: str) -> None:
-        """End the connection at once. What was written and not answered fails with `kind`, and is never sent again."""
+        """Close the connection at once. Commands in flight fail with `kind`; they are never sent again."""
         if self.aborted:
             return
         self.aborted = True
         self._transport.abort()
-        self._connection._close()  # type: ignore[no-untyped-call] # or it warns that nobody has closed it
+        self._connection._close()  # type: ignore[no-untyped-call] # or it warns that it was not closed
         self._on_lost(self, reason)
         while self.in_flight:
             self.in_flight.popleft().resolve(kind(f"{reason} (the command was sent; it may have been carried out)"))
 
     async def aclose(self) -> None:
-        """Drop the connection if it is not gone yet, and wait until its transport is closed."""
+        """Abort the connection, and wait until its transport is closed."""
         self.abort(ConnectionError, CLOSED)
         await self._closed
 
@@ -210,7 +224,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
 
 def is_forbidden(error: object) -> bool:
-    """Whether Redis refuses a command to this user (ACL) or has none of that name (rename-command, a proxy)."""
+    """Whether Redis forbids the command (ACL) or does not know it (rename-command, a proxy)."""
     return isinstance(error, NoPermissionError) or (
         isinstance(error, ResponseError) and str(error).lower().startswith("unknown command")
     )

@@ -1,7 +1,7 @@
-"""What keeps one wire to Redis: the queue of a tick, the watchdog, and a new connection when one is lost.
+"""Keeps one multiplexed connection to Redis: the queue of a tick, the watchdog, and reconnects.
 
-What was written is never written again. What still waits may take the next connection, within its time. This room knows
-neither redis-py's client nor what a command means.
+A command that was written is never written again. A command that is still queued may take the next connection, within
+the timeout. Does not import: redis-py's client.
 """
 
 import asyncio
@@ -21,61 +21,64 @@ from everycore.state.client.connection import BULKY_BYTES, CLOSED, Command, Mult
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 16_384  # commands without an answer, sent or not
+MAX_WAITING = 16_384  # commands without a reply, sent or queued
 
-# Between attempts, in seconds, each shortened by up to half at random. The first attempt waits for nothing. The longest
-# is short: Redis' return is noticed within it, and an attempt costs about a millisecond.
+# Seconds between two attempts to connect; jitter shortens each pause by up to half. The first attempt does not wait.
+# The maximum is short, because it bounds the time in which Redis' return goes unnoticed; an attempt costs about 1 ms.
 MIN_PAUSE, MAX_PAUSE = 0.02, 0.25
 
-MIN_LIFETIME = 1.0  # seconds; a connection lost sooner counts as a failed attempt, or a refusing server is stormed
+MIN_LIFETIME = 1.0  # seconds; a connection lost sooner counts as a failed attempt, so a refusing server gets a pause
 
-CHECKS_PER_TIMEOUT = 20  # of the watchdog in one timeout
+CHECKS_PER_TIMEOUT = 20  # watchdog runs in one timeout
 
-MAX_RETIRED = 4  # connections that are still busy with a bulky answer; and as many for commands known for theirs
-MAX_BULKY_COMMANDS = 256  # commands
-SWITCH_PAUSE = 1.0  # seconds after a second connection could not be had
+MAX_RETIRED = 4  # connections that still receive a bulky reply; and as many for commands known to have one
+MAX_BULKY_COMMANDS = 256  # remembered commands
+SWITCH_PAUSE = 1.0  # seconds without a switch after a second connection could not be opened
 
 
 class QueueFullError(ConnectionError):
-    """More commands wait for Redis than `MAX_WAITING`. This one was not sent."""
+    """`MAX_WAITING` commands wait for their replies already. This one was not sent."""
 
 
 class InvalidationListener(Protocol):
-    """Hears what happens on the shared connection, in the order of the stream. No method may take long."""
+    """Receives the events of the shared connection in the order of the stream. Its methods must return at once."""
 
     def connected(self, refusal: ResponseError | None) -> object:
-        """A new connection is ready. refusal: of the first of the listener's own commands that Redis refused."""
+        """A new connection is ready. `refusal` is the error of the listener's first command that Redis refused."""
 
     def invalidated(self, keys: list[Any] | None) -> object:
-        """Redis says that tracked keys changed; None means all of them (a flush). From CLIENT TRACKING."""
+        """Tracked keys changed (CLIENT TRACKING). None means all keys, after a flush."""
 
     def lost(self) -> object:
-        """The connection is gone, and with it the tracking: nothing known from it may be trusted any more."""
+        """The connection is lost, and tracking with it: values read from it may be outdated."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What the connection did since it was made. commands / writes is the size of a batch."""
+    """Totals of a worker's shared connection. `commands / writes` is the average batch."""
 
     commands: int  # sent
     writes: int
-    waiting: int  # without an answer now, sent or not
-    connections: int  # opened; one is the least it takes
-    errors: int  # commands that ended in one, of Redis or of the connection
-    latency: float  # seconds from issue to answer, at the last look
+    waiting: int  # commands without a reply now, sent or queued
+    connections: int  # opened
+    errors: int  # commands that failed, by Redis or by the connection
+    latency: float  # seconds from issue to reply of the last command
     connected: bool
 
 
 class ConnectionManager:
-    """The worker's connection, made at the first command and again whenever it is lost.
+    """Opens the worker's connection at the first command, and again whenever it is lost.
 
-    make_connection: a new one of redis-py, not yet connected. timeout: seconds for an attempt to connect, and of
-    silence from Redis, after which the command at the head fails; its caller hears of it within a twentieth more. That
-    one may be slow by itself (a script): those behind it fail with the connection, after twice the timeout. While bytes
-    flow nothing fails.
+    A silent Redis: after `timeout` seconds without a byte the command at the head fails, because it may be slow by
+    itself (a script). After twice that time the connection is aborted and the commands behind it fail. While bytes
+    arrive nothing fails.
 
-    When a bulky answer comes, what is sent later takes another connection, and the old one is closed once it has
-    answered. The same command has a connection apart the next time, so that it holds nobody up at all.
+    A bulky reply: later commands take a new connection, and the old one is closed after its last reply. The same
+    command is sent on a connection of its own the next time, so it delays no other command.
+
+    Args:
+        make_connection: Returns a new connection of redis-py that is not connected.
+        timeout: Seconds for an attempt to connect, and of silence. A caller learns of it within a twentieth more.
     """
 
     def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
@@ -88,42 +91,51 @@ class ConnectionManager:
         self._connection: MultiplexedConnection | None = None
         self._retired: set[MultiplexedConnection] = set()
         self._apart: set[MultiplexedConnection] = set()
-        self._opening: set[asyncio.Task[None]] = set()  # of those apart
-        self._bulky_commands: dict[bytes, None] = {}  # packed commands with a bulky answer
+        self._opening: set[asyncio.Task[None]] = set()  # tasks that open connections for `_apart`
+        self._bulky_commands: dict[bytes, None] = {}  # packed, oldest first
         self._switching: asyncio.Task[None] | None = None
         self._no_switch_until = 0.0
-        self._refusals: list[ResponseError | None] = []  # of the commands at connect
+        self._refusals: list[ResponseError | None] = []  # one for each command of `_at_connect`
         self._connecting: asyncio.Task[None] | None = None
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._check_due = 0.0
         self._failures = 0  # in a row
         self._unavailable_since: float | None = None
-        self._refusal: str | None = None  # of every command: while Redis is known to be away, and when closed
+        self._refusal: str | None = None  # why commands fail at once: Redis is unavailable, or the client closed
         self._closed = False
         self._commands = self._writes = self._opened = 0
 
     def add_invalidation_listener(self, listener: InvalidationListener, at_connect: Iterable[bytes]) -> None:
-        """Add a listener, and packed commands for every new connection. Raises RuntimeError if there is one already."""
+        """Add a listener, and packed commands that each new connection sends first.
+
+        Raises:
+            RuntimeError: A command was sent already.
+        """
         if self._connection is not None or self._connecting is not None:
             raise RuntimeError(
-                "add_invalidation_listener before the first command: what was read until now cannot be tracked"
+                "add_invalidation_listener() was called after the first command: values read before it are not tracked"
             )
         self._listeners.append(listener)
         self._at_connect.extend((listener, packed) for packed in at_connect)
 
     def send(self, packed: bytes, on_reply: Callable[[Any], object] | None = None) -> asyncio.Future[Any]:
-        """Queue a command for the write at the end of this tick; its answer, or its error, is the future's result.
+        """Queue a command for the write at the end of this tick.
 
-        While Redis is known to be away this raises ConnectionError at once: a request makes several commands, and each
-        waiting out its timeout would add up. Raises QueueFullError.
+        Returns:
+            A future whose result is the reply, or the error as a value.
+
+        Raises:
+            QueueFullError: Too many commands wait for their replies.
+            ConnectionError: Redis is known to be unavailable. Failing at once keeps the timeouts of the several
+                commands of a request from adding up.
         """
         if self._refusal is not None:
             self.errors += 1
             raise ConnectionError(self._refusal)
         if len(self._queue) + sum(len(connection.in_flight) for connection in self._all_connections()) >= MAX_WAITING:
             self.errors += 1
-            raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their answers")
+            raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their replies")
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
         self._queue.append(Command(packed, answer, on_reply))
@@ -145,7 +157,7 @@ class ConnectionManager:
         )
 
     async def aclose(self) -> None:
-        """Wait for the answers that are due, up to the timeout; then close. Nothing can be sent afterwards."""
+        """Wait up to the timeout for outstanding replies, then close. Later commands fail."""
         self._flush()
         self._closed, self._refusal = True, CLOSED
         if opening := [*self._opening, *((self._switching,) if self._switching else ())]:
@@ -167,7 +179,7 @@ class ConnectionManager:
 
     def _flush(self) -> None:
         self._flushing = False
-        # Whoever was cancelled before this moment has sent nothing.
+        # A command whose caller was cancelled before the write is not sent.
         batch = [command for command in self._queue if not command.answer.done()]
         if not batch:
             self._queue.clear()
@@ -176,7 +188,7 @@ class ConnectionManager:
         for command in batch:
             command.since = command.since or now
         if self._switching is not None:
-            pass  # for a few milliseconds
+            pass  # the switch to a new connection takes a few milliseconds and flushes at its end
         elif self._connection is not None and self._connection.writable:
             self._queue.clear()
             if self._bulky_commands:
@@ -190,12 +202,12 @@ class ConnectionManager:
         self._watch()
 
     def _check_timeouts(self) -> None:
-        """The watchdog: one timer for all that wait."""
+        """Fail overdue commands. One timer serves all of them."""
         self._watchdog = None
         now = monotonic()
         queued = [command for command in self._queue if command.since]
         if (blocked_for := now - self._check_due) > self._timeout / 2:
-            # The loop was blocked, or the process frozen: what was not read meanwhile is no fault of Redis.
+            # The event loop was blocked or the process frozen, so replies may have arrived without being read.
             for command in queued:
                 command.since += blocked_for
             for connection in self._all_connections():
@@ -206,11 +218,11 @@ class ConnectionManager:
                 current = connection is self._connection
                 connection.abort(TimeoutError, timeout_message)
                 if current:
-                    # Who heard of it may ask again for the same request: that must not wait as long once more.
+                    # A caller that retries within the same request must not wait for another timeout.
                     self._refusal = self._refusal or f"redis unavailable: {timeout_message}"
             elif connection.in_flight and connection.last_received <= overdue:
-                connection.in_flight[0].resolve(TimeoutError(timeout_message))  # it may be the one to blame
-        # What has waited for a connection is late by itself; the new connection is not to blame.
+                connection.in_flight[0].resolve(TimeoutError(timeout_message))  # it may be slow by itself
+        # A queued command that is overdue fails alone; the connection that is being opened may still succeed.
         for command in takewhile(lambda command: command.since <= overdue, queued):
             command.resolve(TimeoutError(timeout_message))
         if self._queue or any(connection.in_flight for connection in self._all_connections()):
@@ -239,7 +251,7 @@ class ConnectionManager:
             self._notify_connected()
             return
         if connection is not self._connection:
-            return  # it was being opened, and that attempt fails by itself
+            return  # it was still in its handshake, and `_open` raises the error
         self._connection = None
         self._failures = self._failures + 1 if monotonic() - connection.opened < MIN_LIFETIME else 0
         self._notify_lost()
@@ -252,10 +264,13 @@ class ConnectionManager:
             try:
                 listener.lost()
             except Exception:
-                logger.exception("a listener failed to hear that the connection was lost")
+                logger.exception("an invalidation listener failed in lost()")
 
     def _notify_connected(self) -> None:
-        """Not while a retired connection may still bring values: their invalidations come on another stream."""
+        """Call `connected`, unless a retired connection may still bring values.
+
+        Invalidations of such values would arrive on another stream, in no order with them.
+        """
         if self._connection is None or self._retired:
             return
         for listener in self._listeners:
@@ -265,7 +280,7 @@ class ConnectionManager:
             listener.connected(next(filter(None, reasons), None))
 
     def _on_bulky_reply(self, connection: MultiplexedConnection) -> None:
-        """What is sent from now on shall not wait behind this answer."""
+        """Let later commands not wait behind this reply: remember its command and switch the connection."""
         if connection.in_flight[0].on_reply is None and connection not in self._apart:
             self._bulky_commands[connection.in_flight[0].packed] = None
             if len(self._bulky_commands) > MAX_BULKY_COMMANDS:
@@ -283,9 +298,9 @@ class ConnectionManager:
         try:
             async with asyncio.timeout(self._timeout / 2):
                 new, refusals = await self._open()
-        except Exception as error:  # as where a server takes no more connections
+        except Exception as error:  # such as a server that accepts no more connections
             self._no_switch_until = monotonic() + SWITCH_PAUSE
-            logger.debug("no second connection beside a bulky answer: %s", error)
+            logger.debug("cannot open a second connection during a bulky reply: %s", error)
         else:
             if self._connection is connection and connection.in_flight:
                 self._opened += 1
@@ -299,7 +314,10 @@ class ConnectionManager:
             self._flush()
 
     def _send_bulky_apart(self, batch: list[Command]) -> list[Command]:
-        """Send apart what is known for its bulky answer; return the rest. What keeps an order stays."""
+        """Send commands known for bulky replies on connections of their own; return the others.
+
+        A command with `on_reply` depends on the order of the stream and stays on the shared connection.
+        """
         rest = []
         for command in batch:
             if command.packed not in self._bulky_commands or command.on_reply is not None:
@@ -322,7 +340,7 @@ class ConnectionManager:
             command.resolve(ConnectionError(CLOSED))
             raise
         except Exception as error:
-            logger.debug("no connection apart for a bulky answer: %s", error)
+            logger.debug("cannot open a connection for a bulky reply: %s", error)
             self._bulky_commands.pop(command.packed, None)
             self._queue.append(command)
             self._flush()
@@ -335,7 +353,7 @@ class ConnectionManager:
         self._watch()
         await asyncio.wait([command.answer])
         if connection.received - before < BULKY_BYTES and not command.answer.cancelled():
-            self._bulky_commands.pop(command.packed, None)  # it has become small
+            self._bulky_commands.pop(command.packed, None)  # its reply is small now
 
     def _mark_unavailable(self, reason: str) -> None:
         if self._unavailable_since is None:
@@ -343,7 +361,7 @@ class ConnectionManager:
             logger.warning("redis unavailable: %s", reason)
 
     async def _connect(self) -> None:
-        """Try until it succeeds. From the first failure on, commands fail at once."""
+        """Retry until a connection is open. After the first failure commands fail at once."""
         while self._connection is None:
             if self._failures:
                 pause = min(MAX_PAUSE, MIN_PAUSE * 2 ** min(self._failures - 1, 10))
@@ -351,7 +369,7 @@ class ConnectionManager:
             try:
                 async with asyncio.timeout(self._timeout):
                     self._connection, self._refusals = await self._open()
-            except Exception as error:  # whatever it is, those who wait must hear of it
+            except Exception as error:  # any error must reach the callers that wait
                 self._failures += 1
                 reason = str(error) or f"no connection within {self._timeout:g} s"
                 self._mark_unavailable(reason)

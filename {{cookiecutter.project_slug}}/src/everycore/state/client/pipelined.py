@@ -1,7 +1,7 @@
-"""redis-py's client with one pipelined connection under it: the whole API, at a tenth of its cost under load.
+"""redis-py's client with auto-pipelining: the whole API over one shared connection, at a tenth of the cost under load.
 
-Commands issued in one tick of the event loop leave in one write, and their answers come back in order. What blocks its
-connection, or changes it, goes to an ordinary pool beside it. This room knows redis-py; the connection is in link.py.
+Commands issued in one tick of the event loop leave in one write, and their replies arrive in order. A command that
+blocks or changes its connection is sent on an ordinary pool instead. The shared connection is in manager.py.
 """
 
 import logging
@@ -23,15 +23,15 @@ from redis.observability.providers import get_observability_instance
 from everycore.state.cancellation import keep_cancels
 from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
 
-# They keep their connection for as long as they like: each has one of its own, and no timeout but the caller's.
-# XREAD blocks only with BLOCK; without it this is merely dearer.
+# Commands that block their connection. Each takes one from the pool, without a read timeout. XREAD blocks only with
+# BLOCK; without it the pool only costs more.
 BLOCKING = (
     frozenset({"BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP"})
     | {"XREAD", "XREADGROUP"}
     | {"WAIT", "WAITAOF"}
 )
 
-# They change the connection they are sent on, take it over, or stop the server: never on the one that all share.
+# Commands that change or take over their connection, or stop the server. They never use the shared connection.
 STATEFUL = (
     frozenset({"WATCH", "UNWATCH", "MULTI", "EXEC", "DISCARD"})
     | {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR"}
@@ -39,12 +39,12 @@ STATEFUL = (
     | {"SHUTDOWN", "DEBUG", "MIGRATE", "SCRIPT", "SYNC", "PSYNC", "REPLCONF"}
 )
 
-# Of those families, what does none of it: registered scripts load themselves, a cache asks for its connection's id.
+# Subcommands of the above that are safe on the shared connection.
 SHARED_EXCEPTIONS = frozenset({"SCRIPT LOAD", "SCRIPT EXISTS", "SCRIPT FLUSH", "CLIENT ID"})
 
 
-OOM_MESSAGE = "OOM command not allowed"  # in the error of a script; that of a command has a class
-LOG_INTERVAL = 60.0  # seconds for which the same is not logged again
+OOM_MESSAGE = "OOM command not allowed"  # in a script's error; a command's error has a class of its own
+LOG_INTERVAL = 60.0  # seconds in which one message is logged once
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 
 @lru_cache(maxsize=1024)
 def classify(name: str | bytes) -> tuple[frozenset[str] | None, tuple[str, ...]]:
-    """Which of the two sets above a command belongs to, or None, and the words of its name.
+    """Return BLOCKING, STATEFUL or None for a command, and the words of its name.
 
-    redis-py gives `CONFIG GET` as one name; Redis wants two words.
+    redis-py passes `CONFIG GET` as one name; Redis expects two words.
     """
     text = name if isinstance(name, str) else name.decode()
     parts = tuple(text.split())
@@ -67,15 +67,20 @@ def classify(name: str | bytes) -> tuple[frozenset[str] | None, tuple[str, ...]]
 
 
 class PipelinedRedis(Redis):
-    """A `redis.asyncio.Redis` of one worker and one event loop; nothing is connected before the first command.
+    """A `redis.asyncio.Redis` for one worker and one event loop. It connects at the first command.
 
-    connection_pool: for what needs a connection of its own; the shared one is made as its are, and both are closed with
-    the client. key_prefix: of what our stores keep, see `prefix.py`; commands are sent as they are. timeout: seconds of
-    silence on the shared connection after which a command fails, or for those behind another one twice as many. In the
-    pool its connections' own timeouts hold for each step, and a blocking command waits for as long as it says.
+    A command that fails with ConnectionError or TimeoutError is not sent again; Redis may have executed it or not. If
+    the caller is cancelled before the end of the tick, the command is not sent; afterwards its reply is discarded.
 
-    A command fails with ConnectionError or TimeoutError and is not sent again: it may have been carried out or not.
-    A caller that is cancelled before the end of the tick has sent nothing; later, its answer is read and dropped.
+    Args:
+        connection_pool: Makes the shared connection, and serves commands that need a connection of their own, with the
+            timeouts of its connections. A blocking command waits as long as it asks for. `aclose` closes the pool.
+        timeout: Seconds of silence on the shared connection after which the command at its head fails; the commands
+            behind it fail after twice that time.
+        key_prefix: Read by the stores made with this client, see prefix.py. Commands are sent unchanged.
+
+    Raises:
+        ValueError: The pool decodes replies.
     """
 
     def __init__(self, connection_pool: Any, timeout: float, key_prefix: str = "") -> None:
@@ -85,8 +90,8 @@ class PipelinedRedis(Redis):
         self._encoder = connection_pool.get_encoder()
         if self._encoder.decode_responses:
             raise ValueError(
-                "decode_responses=True cannot be used: what we keep is read as bytes, and one value that is no UTF-8 "
-                "would end the connection for everybody. Decode what you read."
+                "decode_responses=True cannot be used: one value that is not UTF-8 would end the shared connection for "
+                "all callers. Decode the values that you read instead."
             )
         self._manager = ConnectionManager(connection_pool.make_connection, timeout)
         self._oom_logged_at = float("-inf")
@@ -94,24 +99,29 @@ class PipelinedRedis(Redis):
             shared: Any = _SharedConnection(connection_pool)
             self.connection = shared
         else:
-            self.execute_command = self._execute  # type: ignore[method-assign] # at no cost
+            self.execute_command = self._execute  # type: ignore[method-assign] # unobserved clients pay nothing
 
     @property
     def stats(self) -> Stats:
         return self._manager.stats()
 
     def add_invalidation_listener(self, listener: InvalidationListener, *at_connect: tuple[Any, ...]) -> None:
-        """Tell `listener` of invalidations and lost connections; `at_connect` are commands for every new connection.
+        """Report invalidations, reconnects and lost connections to `listener`.
 
-        They are sent before any other, and `listener` is told if Redis refuses one:
-        `add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))`.
-        Raises RuntimeError after the first command.
+            redis.add_invalidation_listener(near_cache, ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "cache:"))
+
+        Args:
+            listener: Its `connected` receives the error if Redis refuses one of its commands.
+            at_connect: Commands that each new connection sends before any other.
+
+        Raises:
+            RuntimeError: A command was sent already.
         """
         self._manager.add_invalidation_listener(listener, [self._pack(command) for command in at_connect])
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Do what `_execute` does, through redis-py's own method: OpenTelemetry and Sentry have taken its place, and it
-        records redis-py's metrics. It hands the command to `_send_command_parse_response`.
+        """Execute a command through redis-py's own method, which OpenTelemetry and Sentry wrap and which records
+        redis-py's metrics. It calls `_send_command_parse_response`.
         """
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
@@ -119,18 +129,24 @@ class PipelinedRedis(Redis):
         return await self._execute(*args, **options)
 
     async def _execute(self, *args: Any, on_reply: Callable[[Any], object] | None = None, **options: Any) -> Any:
-        """Send a command, return its parsed answer. Raises RedisError.
+        """Send a command and return its parsed reply.
 
-        on_reply: called with the raw answer as it is read, after all that the stream brought before it and before what
-        comes next, also when the caller was cancelled meanwhile; never for an error. What it raises is raised here. A
-        value stored by it is never older than an invalidation that an `InvalidationListener` was told: after `await`
-        it may be.
+        Args:
+            args: The command and its arguments.
+            on_reply: Called with the raw reply when it is read, in the order of the stream, even if the caller was
+                cancelled; not called for an error. A value that it stores is never older than an invalidation that an
+                `InvalidationListener` received; a value stored after the `await` may be.
+            options: Options of redis-py's parser of the reply.
+
+        Raises:
+            RedisError: Redis replied with an error, or the connection failed.
+            Exception: Whatever `on_reply` raised.
         """
         needs, name = classify(args[0])
         if needs is None and NEVER_DECODE not in options:
             answer = await self._manager.send(self._pack(args if len(name) == 1 else (*name, *args[1:])), on_reply)
         elif on_reply is not None:
-            raise ValueError(f"{args[0]} is not sent on the shared connection: there is no order to keep")
+            raise ValueError(f"{args[0]} is not sent on the shared connection, so on_reply= would have no order")
         elif needs is BLOCKING:
             answer = await keep_cancels(self._execute_blocking(args))
         else:
@@ -139,17 +155,17 @@ class PipelinedRedis(Redis):
         return await parsed if iscoroutine(parsed) else parsed
 
     def client(self) -> Redis:
-        """A client of redis-py with one connection of the pool to itself."""
+        """Return a client of redis-py that holds one connection of the pool."""
         return Redis(connection_pool=self.connection_pool, single_connection_client=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Wait for the answers that are due, up to the timeout, and close both the connection and the pool."""
+        """Wait up to the timeout for outstanding replies, then close the shared connection and the pool."""
         await self._manager.aclose()
         self.connection = None
         await super().aclose(close_connection_pool)
 
     async def _execute_on_pool(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """As redis-py does, on a connection of the pool."""
+        """Execute a command as redis-py does, on a connection of the pool."""
         pool: Any = self.connection_pool
         connection = await pool.get_connection()
         try:
@@ -170,7 +186,7 @@ class PipelinedRedis(Redis):
             await pool.release(connection)
 
     def _parse_reply(self, name: str, answer: Any, options: dict[str, Any]) -> Any:
-        """What redis-py's `parse_response` does. Through it a command costs a quarter more."""
+        """Do what redis-py's `parse_response` does, which would make a command a quarter more expensive."""
         if isinstance(answer, Exception):
             if EMPTY_RESPONSE in options and isinstance(answer, ResponseError):
                 return options[EMPTY_RESPONSE]
@@ -186,22 +202,22 @@ class PipelinedRedis(Redis):
         return callback(answer, **options)
 
     def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
-        """Log once in a while that Redis has no memory left; return the error for it, also for that of a script."""
+        """Log at most once in LOG_INTERVAL that Redis is out of memory; return the error, also for a script's."""
         if (now := monotonic()) - self._oom_logged_at >= LOG_INTERVAL:
             self._oom_logged_at = now
-            logger.warning("Redis is full and refuses what needs memory: raise its maxmemory, or keep less: %s", error)
+            logger.warning("redis out of memory, writes are refused; raise maxmemory or store less: %s", error)
         return error if isinstance(error, OutOfMemoryError) else OutOfMemoryError(str(error))
 
     def _pack(self, words: tuple[Any, ...]) -> bytes:
         try:
             return pack(words)
-        except TypeError:  # a bytearray; or what redis-py's encoder refuses, in its own words
+        except TypeError:  # a bytearray; for other types redis-py's encoder raises an error that names the type
             encode = self._encoder.encode
             return pack(tuple(bytes(encode(word)) for word in words))
 
 
 class _SharedConnection:
-    """What redis-py's `execute_command` wants of a connection, in place of the shared one."""
+    """The attributes that redis-py's `execute_command` reads from a connection."""
 
     def __init__(self, pool: Any) -> None:
         options = pool.connection_kwargs
@@ -209,13 +225,13 @@ class _SharedConnection:
         self.retry = Retry(NoBackoff(), 0)
 
     async def disconnect(self, **_: Any) -> None:
-        """Nothing: the link sees to its connection."""
+        """Do nothing: the manager closes the shared connection."""
 
 
 def is_observed() -> bool:
-    """Whether something wants to see each command: a wrapper in place of redis-py's method, or redis-py's metrics.
+    """Whether redis-py's `execute_command` is wrapped, or its metrics are enabled.
 
-    Asked once for each client, which is made in the worker's lifespan: both are set up before that.
+    Checked once for each client. Instrumentation is set up before the worker's lifespan makes the client.
     """
     method = Redis.execute_command
     original = isfunction(method) and method.__module__ == "redis.asyncio.client" and not hasattr(method, "__wrapped__")

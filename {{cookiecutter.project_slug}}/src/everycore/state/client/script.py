@@ -1,4 +1,4 @@
-"""Runs one of our scripts in Redis. What they do is written beside what uses them."""
+"""Runs a Lua script in Redis. The scripts stand in the modules that use them."""
 
 import hashlib
 from typing import Any
@@ -8,9 +8,12 @@ from redis.exceptions import NoScriptError
 
 
 class Script:
-    """Sent by its digest, and as text where that is not known. redis-py's own does so too, and takes 3 us more for it.
+    """A script, sent by its digest, or as text if Redis does not know it. redis-py's own class costs 3 us more a call.
 
-    keys: how many of the arguments are keys; they come first, and all in one slot of a Redis Cluster.
+    Args:
+        redis: The client.
+        text: The script.
+        keys: How many of the arguments are keys. They come first, all in one slot of a Redis Cluster.
     """
 
     def __init__(self, redis: Redis, text: str, keys: int = 1) -> None:
@@ -20,7 +23,7 @@ class Script:
         self._keys = keys
 
     async def __call__(self, *args: Any, **options: Any) -> Any:
-        """options: of `execute_command`."""
+        """Run the script; `options` are those of `execute_command`."""
         try:
             return await self._send("EVALSHA", self._digest, self._keys, *args, **options)
         except NoScriptError:

@@ -1,7 +1,7 @@
-"""The Redis URL as text: what may stand in it, and what of it may be shown. Knows no client.
+"""Parses and checks a Redis URL, and says which part of it may be logged.
 
-A password can hold any character, and people paste it unencoded. So no message repeats a piece of a URL that was not
-recognized, and `shown` is made of the parts that cannot hold a password.
+A password can hold any character, and users paste it unencoded. Therefore no message repeats an unrecognized part of a
+URL, and `shown` consists of the parts that cannot hold a password.
 """
 
 import re
@@ -14,21 +14,21 @@ MAX_PORT = 65535
 
 HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\])?(?::(?P<port>[0-9]{1,5}))?")
 
-# Those of redis-py's options that go with this client. Others change what it reads (decode_responses, encoding),
-# send a command twice (retry_on_timeout, retry_on_error) or cannot be given as text (retry, credential_provider).
+# The options of redis-py that work with this client. Others change the replies (decode_responses, encoding), send a
+# command twice (retry_on_timeout, retry_on_error) or have no form as text (retry, credential_provider).
 OPTIONS = frozenset(
     {"db", "username", "password", "client_name", "max_connections", "timeout", "health_check_interval"}
     | {"socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size", "protocol", "ssl"}
     | {"ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_ciphers"}
     | {"ssl_check_hostname", "ssl_password", "ssl_min_version"}
 )
-ALLOWED_VALUES = {"ssl": "true"}  # redis-py takes any text for yes, "false" too
+ALLOWED_VALUES = {"ssl": "true"}  # redis-py reads any text as true, even "false"
 SECRET_OPTIONS = frozenset({"username", "password", "ssl_password"})
 
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """A URL that was read. user: "name:password", encoded. hosts: "host:port,host:port". query: of options."""
+    """The parts of a URL: `user` is "name:password", encoded; `hosts` is "host:port,host:port"."""
 
     scheme: str
     user: str
@@ -38,12 +38,12 @@ class RedisUrl:
 
     @property
     def shown(self) -> str:
-        """For logs and errors: without name, password and options."""
+        """The URL without user, password and options, for logs and errors."""
         return f"{self.scheme}://{self.hosts}{self.path}"
 
     @property
     def has_secret_options(self) -> bool:
-        """Whether what is said of an option may repeat a password: an unencoded & in it begins another option."""
+        """Whether a message about an option could repeat a password, because an unencoded & splits it in two."""
         return any(name in SECRET_OPTIONS for name, _ in parse_qsl(self.query, keep_blank_values=True))
 
     def __repr__(self) -> str:
@@ -51,19 +51,23 @@ class RedisUrl:
 
 
 def parse(url: str) -> RedisUrl:
-    """Read `url`. Raises ValueError, whose message repeats nothing that may be a part of a password."""
+    """Parse a Redis URL.
+
+    Raises:
+        ValueError: The URL cannot be used. The message repeats no part of a password.
+    """
     scheme, found, rest = url.partition("://")
     if not found or scheme not in (*SINGLE, SENTINEL, CLUSTER):
-        raise ValueError(f"a Redis URL begins with {FORMS}")
+        raise ValueError(f"a Redis URL must begin with {FORMS}")
     if not rest.isascii() or not rest.isprintable() or " " in rest:
-        raise ValueError("a Redis URL has ASCII letters and no spaces: percent-encode the others (a space is %20)")
+        raise ValueError("a Redis URL must be ASCII without spaces; percent-encode other characters (a space is %20)")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     path, _, query = rest.removeprefix(authority).partition("?")
     user, _, hosts = authority.rpartition("@")
     if re.search("[@#]", path + query) or re.search(r"[][]", user):
         raise ValueError(
-            "the Redis URL has one of / ? # @ [ ] where it cannot stand: in a name, a password or an option they are "
-            "%2F %3F %23 %40 %5B %5D"
+            "the Redis URL has one of / ? # @ [ ] in a wrong place; in a user name, a password or an option use %2F "
+            "%3F %23 %40 %5B %5D"
         )
     parsed = RedisUrl(scheme, user, hosts, path, query)
     _refuse_bad_hosts(parsed)
@@ -75,18 +79,18 @@ def parse(url: str) -> RedisUrl:
 def _refuse_bad_hosts(url: RedisUrl) -> None:
     if url.scheme == "unix":
         if url.hosts or not url.path.strip("/"):
-            raise ValueError("a unix:// URL has a path and no host: unix:///path/to/redis.sock")
+            raise ValueError("a unix:// URL must have a path and no host: unix:///path/to/redis.sock")
         return
     several = url.scheme not in SINGLE
     addresses = url.hosts.split(",") if several else [url.hosts]
     for address in addresses:
         if several and address.partition(":")[0] == "":
-            raise ValueError(f"a {url.scheme}:// URL lists its hosts: {url.scheme}://host:port,host:port")
+            raise ValueError(f"a {url.scheme}:// URL must list its hosts: {url.scheme}://host:port,host:port")
         match = HOST.fullmatch(address)
         if not match or int(match["port"] or 0) > MAX_PORT:
             raise ValueError(
-                f"a {url.scheme}:// URL names host or host:port, with a port up to {MAX_PORT}; "
-                "behind name:password stands an @"
+                f"a {url.scheme}:// URL must name host or host:port, with a port up to {MAX_PORT}, and an @ after "
+                "user:password"
             )
 
 
@@ -97,16 +101,16 @@ def _refuse_bad_path(url: RedisUrl) -> None:
     if url.scheme != SENTINEL:
         db = url.path.strip("/")
     elif not service:
-        raise ValueError("a redis+sentinel:// URL names its service: redis+sentinel://host:26379/mymaster/0")
+        raise ValueError(f"a {url.scheme}:// URL must name its service: {url.scheme}://host:26379/mymaster/0")
     if not re.fullmatch("[0-9]*", db):
-        raise ValueError(f"the db of a {url.scheme}:// URL is a number")
+        raise ValueError(f"the db of a {url.scheme}:// URL must be a number")
 
 
 def _refuse_bad_options(url: RedisUrl) -> None:
     try:
         options = parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
     except ValueError:
-        raise ValueError("the options of a Redis URL are of the form name=value, with & between them") from None
+        raise ValueError("the options of a Redis URL must be name=value, separated by &") from None
     for name, value in options:
         if name not in OPTIONS or value != ALLOWED_VALUES.get(name, value):
             named = "" if url.has_secret_options else f": {name}={value}" if name in ALLOWED_VALUES else f": {name}"

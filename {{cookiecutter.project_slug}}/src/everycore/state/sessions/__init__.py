@@ -1,1 +1,1 @@
-"""Sessions of visitors: signed cookies in the browser, data in Redis."""
+"""Sessions: a signed id in a cookie, the data in Redis."""

@@ -1,4 +1,4 @@
-"""The session's cookie: how it is found among others, signed, verified and set. Knows no Redis and no request."""
+"""Finds, signs, verifies and sets the session's cookie. Does not import: redis, starlette."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -6,24 +6,24 @@ from functools import lru_cache
 
 from itsdangerous import BadSignature, Signer
 
-MAX_COOKIE_LENGTH = 256  # characters; ours have 76
+MAX_COOKIE_LENGTH = 256  # characters; a valid cookie has 76
 
-MAX_VERIFIED = 2048  # cookies that a worker need not verify again; each costs it half a kilobyte, and spares 20 us
+MAX_VERIFIED = 2048  # verified cookies that a worker remembers; each takes 0.5 KiB and saves 20 us a request
 
 
 class CookieSigner:
-    """Signs ids, and knows its own. secret_keys: the first signs, all verify, so a key can be rotated."""
+    """Signs and verifies session ids. The first of `secret_keys` signs and all verify, so a key can be rotated."""
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
         self._signer = Signer(list(reversed(secret_keys)), salt="session", digest_method=hashlib.sha256)
-        # A forged one raises, and so is not kept: nobody can push out those of others with it.
+        # A forged cookie raises and is not remembered, so a client cannot displace the cookies of others.
         self._verified = lru_cache(MAX_VERIFIED)(self._unsign)
 
     def sign(self, id: str) -> str:
         return self._signer.sign(id).decode()
 
     def verify(self, cookie: str | None) -> tuple[str, str] | None:
-        """The id in a cookie and its `hashed` form, None if we have not signed it."""
+        """Return the id in a cookie and its hash, or None if the signature is invalid."""
         if not cookie or len(cookie) > MAX_COOKIE_LENGTH or not cookie.isascii():
             return None
         try:
@@ -37,16 +37,20 @@ class CookieSigner:
 
 
 def hash_id(id: str) -> str:
-    """What Redis knows an id by: who reads the database cannot forge a cookie with what is there."""
+    """Return the form of an id that Redis stores. A reader of the database cannot make a cookie from it."""
     return hashlib.sha256(id.encode()).hexdigest()
 
 
 class SessionCookie:
-    """The cookie's name and attributes (RFC 6265bis).
+    """Name and attributes of the session's cookie (RFC 6265bis).
 
-    secure: over https only, and under a prefix that browsers heed: `__Host-`, so that no other host can set it, or
-    `__Secure-` where a domain or a path of its own is asked for. A cookie with samesite "none" is always secure.
-    domain: also sent to the hosts below it; by default to the host alone that set it.
+    Args:
+        name: Name without the `__Host-` or `__Secure-` prefix.
+        secure: Send the cookie over https only, with a prefix that browsers enforce: `__Host-`, so that no other host
+            can set it, or `__Secure-` if `path` or `domain` is given.
+        path: Requests below this path carry the cookie.
+        domain: Its subdomains receive the cookie too. By default only the host that set it does.
+        samesite: "lax", "strict" or "none". With "none" the cookie is always secure.
     """
 
     def __init__(
@@ -68,9 +72,9 @@ class SessionCookie:
         )
 
     def find(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Its value among the headers of an ASGI scope."""
+        """Return the cookie's value in the headers of an ASGI scope, or None."""
         for header, cookies in headers:
-            if header == b"cookie":  # there may be several: HTTP/2 lets clients split it (RFC 9113)
+            if header == b"cookie":  # HTTP/2 clients may split it into several (RFC 9113)
                 for cookie in cookies.split(b";"):
                     name, _, value = cookie.partition(b"=")
                     if name.strip() == self._name:
@@ -78,5 +82,5 @@ class SessionCookie:
         return None
 
     def set(self, value: str, age: float) -> tuple[bytes, bytes]:
-        """The header that sets it for `age` seconds, or with 0 takes it back."""
+        """Return the header that sets the cookie for `age` seconds, or deletes it with 0."""
         return b"set-cookie", f"{self.name}={value}; Max-Age={int(age)}{self._attributes}".encode()

@@ -1,6 +1,6 @@
-"""Puts `request.session` on the routes that use it. Pure ASGI; the store comes from the lifespan state.
+"""ASGI middleware that provides `request.session`, from the store in the lifespan state.
 
-Use it per route or mount, `Route(..., middleware=[Middleware(SessionMiddleware)])`: others pay nothing.
+Use it for a route or a mount, `Route(..., middleware=[Middleware(SessionMiddleware)])`: other routes pay nothing.
 """
 
 import logging
@@ -10,29 +10,37 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
-from everycore.state.sessions.session import SCALARS, Session, SessionEndedError
+from everycore.state.sessions.session import UNCHANGEABLE, Session, SessionEndedError
 from everycore.state.sessions.store import SessionStore
 
 RETRY_AFTER = "1"  # seconds
-TRY_AGAIN_LATER = 1013  # of RFC 6455's registry
+TRY_AGAIN_LATER = 1013  # close code in RFC 6455's registry
 
 VARY, PRIVATE = (b"vary", b"Cookie"), (b"cache-control", b"private")
 
 log = logging.getLogger(__name__)
 
 NOT_OPEN = (
-    "There is no session store, because the app's lifespan has not run. In a test, take the fixture `client`, or use "
+    "There is no session store, because the app's lifespan has not run. In a test, use the fixture `client`, or "
     "TestClient as a context manager: `with TestClient(app) as client:`."
 )
 
 
 class SessionMiddleware:
-    """Reads the session before the handler runs and saves it before the response's headers leave.
+    """Loads the session before the handler runs, and saves it before the response's headers leave.
 
-    state: the name of the `SessionStore` in the ASGI lifespan state. While Redis is away it answers 503, never "logged
-    out", also if the handler has run by then; and 409 if the session was ended meanwhile and the handler's changes
-    cannot be saved. A handler that raises saves nothing. A websocket's session is saved when it is accepted, which may
-    set a cookie, and when it ends.
+    - While Redis is unavailable the response is 503, never "logged out", even if the handler has run already.
+    - If another request ended the session, and changes of the handler cannot be saved, the response is 409.
+    - If the handler raises, nothing is saved.
+    - A websocket's session is saved when it is accepted, which may set a cookie, and when it ends. In an outage the
+      websocket is closed with code 1013.
+
+    Args:
+        app: The ASGI app.
+        state: Name of the `SessionStore` in the ASGI lifespan state.
+
+    Raises:
+        RuntimeError: The lifespan has not run.
     """
 
     def __init__(self, app: ASGIApp, state: str = "sessions") -> None:
@@ -76,14 +84,14 @@ class SessionMiddleware:
                     fields.append(VARY)
                     if b"cache-control" not in [name.lower() for name, _ in headers]:
                         fields.append(PRIVATE)
-                # A list of its own: the handler may give the same Response to others, and it must not keep a cookie.
+                # A new list: a Response that the handler reuses must not keep a visitor's cookie.
                 message = {**message, "headers": [*headers, *fields]}
             if not lost:
                 await send(message)
 
         try:
             await self.app(scope, receive, send_after_save)
-        except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:  # an `update` in the handler, and nobody has answered
+        except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:  # raised in the handler, such as by `update`
             if started:
                 raise
             if not lost:
@@ -120,16 +128,16 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, send_after_save)
         except WebSocketDisconnect:
-            await save()  # the client has left: there is nobody to tell
+            await save()  # the client has disconnected, so a failure cannot be reported to it
             raise
         await save()
 
 
 async def _save(store: SessionStore, session: Session) -> list[tuple[bytes, bytes]]:
-    """Save; return the headers that set the cookie or take it back.
+    """Save the session; return the header that sets or deletes the cookie, if one is needed.
 
-    Only who has ended the session himself takes the cookie back: while another request found it ended, the browser
-    may have been given a new one.
+    The cookie is deleted only if this request ended the session. If another request did, the browser may already have
+    a new cookie.
     """
     loaded_as, ended = session._record.id, session._record.ended
     id = await store.save(session)
@@ -139,11 +147,11 @@ async def _save(store: SessionStore, session: Session) -> list[tuple[bytes, byte
 
 
 def _log_late_changes(session: Session) -> None:
-    """Say what a stream or a background task changed inside a list or dict. Other late changes raise by themselves."""
-    if session.accessed and not SCALARS.issuperset(map(type, dict.values(session))):
+    """Log lists and dicts that a stream or a background task changed too late. Other late changes raise."""
+    if session.accessed and not UNCHANGEABLE.issuperset(map(type, dict.values(session))):
         for name in session.changes()[0]:
             key = name[1:].decode()
-            log.error("session[%r] was changed after the response had begun: the change is lost", key)
+            log.error("session[%r] was changed after the response had begun; the change is lost", key)
 
 
 def _failed(error: Exception) -> ASGIApp:
@@ -161,7 +169,7 @@ async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _try_again_later(scope: Scope, receive: Receive, send: Send) -> None:
-    # Accepted first: of a refused handshake a browser tells the page nothing, and servers say 403 for it.
+    # Accept first: a browser hides the reason of a refused handshake from the page, and servers answer it with 403.
     await receive()
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})

@@ -1,39 +1,50 @@
-"""One visitor's session, as handlers meet it: Starlette's own session, a dict of JSON values.
+"""A visitor's session as handlers use it: Starlette's session, a dict of JSON values.
 
-It knows what was read, changed and asked for, and no Redis: `sessions.py` writes it, before the response leaves.
+It records changes; store.py writes them to Redis before the response leaves. Does not import: redis.
 """
 
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Self, cast, overload
 
 from starlette.middleware import sessions as starlette_sessions
 from starlette.requests import HTTPConnection
 
-# Our own fields; a visitor's have a ":" in front. One of the visitor's says whose session it is.
+# The store's own fields. The fields of a visitor's keys begin with ":"; one of those keys names the user.
 CREATED, TOUCHED = b"created", b"touched"
 USER_ID = "user_id"
 USER = b":user_id"
 
-SCALARS = frozenset({str, int, float, bool, type(None)})
+UNCHANGEABLE = frozenset({str, int, float, bool, type(None), bytes})  # bytes are a list or dict not decoded yet
 MISSING = object()
 COLON, NESTED = b":"[0], b"[{"
 
-encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # made once: `json.dumps` makes one each time
-scan: Any = json.JSONDecoder()  # what its `decode` does besides costs twice as much again
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # `json.dumps` would make one for each call
+scan: Any = json.JSONDecoder()  # its `decode` takes three times as long as `scan_once`
 scan = scan.scan_once
 
 
 class SessionEndedError(RuntimeError):
-    """The session has ended or moved to a new id since this request read it: what the request changed is not saved."""
+    """The session ended or moved to a new id after this request loaded it, so the request's changes are not saved."""
 
 
 class Record:
-    """A session as Redis has it, and what becomes of it at the save.
+    """A session as stored in Redis, and what the save will do with it.
 
-    id: of the cookie; None until it is first saved. name: what Redis knows it by. stored: the fields as Redis has them.
-    loaded: the visitor's keys. sealed: whether there are lists or dicts among them, which are still JSON, as bytes.
+    Attributes:
+        id: The id in the cookie; None until the session is first saved.
+        name: The hashed id.
+        stored: The fields in Redis.
+        loaded: The visitor's keys and values.
+        sealed: Whether lists or dicts among the values are still JSON, as bytes.
+        ended: The stored session is to be deleted.
+        moving: The session is to move to a new id.
+        superseded: The presented id was left for another one, whose cookie is on its way to the browser. A cookie of
+            a new session would replace that one, so nothing is saved unless a user logs in.
+        too_late: Why no cookie can be set any more.
+        closed: Whether no change can be saved any more either.
     """
 
     __slots__ = (
@@ -47,34 +58,34 @@ class Record:
         self.touched = float(stored.get(TOUCHED) or self.created)
         self.loaded: dict[str, Any] = {}
         self.sealed = False
-        for field, raw in stored.items():
-            if field[0] == COLON:
-                value: Any = int(raw) if raw.isdigit() else scan(raw.decode(), 0)[0] if raw[0] not in NESTED else raw
-                self.sealed = self.sealed or value is raw
-                self.loaded[field[1:].decode()] = value
-        self.ended = False  # what Redis has is to be deleted
-        self.moving = False  # to a new id
-        # The presented id was left for another, whose cookie is on the way to the browser: a new session's would take
-        # its place. So nothing is saved, unless somebody logs in here.
-        self.superseded = False
-        self.too_late: str | None = None  # why no cookie can be set any more
-        self.closed = False  # no change can be saved any more either
+        for key, raw in stored.items():
+            if key[0] == COLON:
+                if raw.isdigit():
+                    value: Any = int(raw)
+                elif raw[0] in NESTED:
+                    value, self.sealed = raw, True
+                else:
+                    value = scan(raw.decode(), 0)[0]
+                self.loaded[key_of(key)] = value
+        self.ended = self.moving = self.superseded = self.closed = False
+        self.too_late: str | None = None
 
     @property
     def user(self) -> str | None:
-        """Whose session Redis has."""
+        """The user of the stored session."""
         return user_name(self.loaded.get(USER_ID))
 
     def saved(self, written: Mapping[bytes, bytes], deleted: Iterable[bytes], values: dict[str, Any]) -> None:
-        """Take note of what Redis has now."""
+        """Record what Redis has now."""
         for name in deleted:
             self.stored.pop(name, None)
         self.stored.update(written)
         self.loaded = values
-        self.touched = float(self.stored.get(TOUCHED) or self.touched)
+        if TOUCHED in written:
+            self.touched = float(written[TOUCHED])
 
     def size_with(self, written: Mapping[bytes, bytes], deleted: Iterable[bytes] = ()) -> int:
-        """Bytes of all fields once these changes are made."""
+        """Return the bytes of all fields after these changes."""
         after = {**self.stored, **written}
         for name in deleted:
             del after[name]
@@ -82,14 +93,13 @@ class Record:
 
 
 class Session(starlette_sessions.Session):
-    """A dict in all that is read, for a visitor's keys are in it from the start.
+    """A visitor's session: a dict with string keys and JSON values, `request.session`.
 
-    What is assigned or deleted sets `modified`; what is changed inside a list or dict is found at the save, where the
-    JSON of those is compared. Copies and unions are plain dicts. The key `user_id` says whose session it is: where it
-    changes, the session moves to a new id at the save (OWASP ASVS 3.2.1), and `sessions_of` and `end_all` find it.
-    `session.user_id = ...` moves it in any case.
+    Assignments and deletions set `modified`. Changes inside a list or dict are found at the save, by comparing their
+    JSON. Copies and unions are plain dicts.
 
-    swap: what `await session.update(key, fn)` is done by.
+    The key `user_id` names the user. When it changes, the session moves to a new id at the save (OWASP ASVS 3.2.1), and
+    `SessionStore.sessions_of` and `end_all` find it. An assignment to `session.user_id` always moves the session.
     """
 
     _record: Record
@@ -105,7 +115,7 @@ class Session(starlette_sessions.Session):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != USER_ID:
-            raise AttributeError(f"a session has no attribute {name!r} that can be set: set session[{name!r}]")
+            raise AttributeError(f"a session has no attribute {name!r} to set; set session[{name!r}] instead")
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -115,10 +125,14 @@ class Session(starlette_sessions.Session):
         self.__dict__["accessed"] = True
 
     def mark_modified(self) -> None:
-        """Called before each change. Raises RuntimeError where it could not be saved."""
+        """Called before each change.
+
+        Raises:
+            RuntimeError: The change could not be saved any more.
+        """
         record = self._record
         if record.too_late is not None and (record.closed or record.id is None or record.ended):
-            raise RuntimeError(f"the session cannot be changed here: {record.too_late}")
+            raise RuntimeError(f"the session cannot be changed: {record.too_late}")
         self.__dict__.update(accessed=True, modified=True)
 
     def __ior__(self, other: Any, /) -> Self:  # type: ignore[override,misc]
@@ -126,7 +140,7 @@ class Session(starlette_sessions.Session):
         return self
 
     def clear(self) -> None:
-        """End the session, which logs out: no request still running brings it back. What is set later is a new one."""
+        """End the session, which logs the user out. No running request brings it back; later keys start a new one."""
         super().clear()
         self._record.ended = self._record.id is not None
 
@@ -135,18 +149,19 @@ class Session(starlette_sessions.Session):
         self.clear()
 
     def regenerate(self) -> None:
-        """Move to a new id at the save; the old one is dead. A change of `user_id` does so by itself.
+        """Move the session to a new id at the save; the old id becomes invalid. A change of `user_id` does the same.
 
-        Raises RuntimeError where no cookie can be set: once the response has begun or the websocket is accepted.
+        Raises:
+            RuntimeError: No cookie can be set, because the response has begun or the websocket was accepted.
         """
         self.mark_modified()
         if self._record.too_late is not None:
-            raise RuntimeError(f"the session cannot move to a new id here: {self._record.too_late}")
+            raise RuntimeError(f"the session cannot move to a new id: {self._record.too_late}")
         self._record.moving = self._record.id is not None
 
     @property
     def user_id(self) -> str | int | None:
-        """Whose session it is, once somebody has logged in: the key `user_id`."""
+        """The logged-in user: the key `user_id`, or None."""
         return cast("str | int | None", self.get(USER_ID))
 
     @user_id.setter
@@ -154,10 +169,10 @@ class Session(starlette_sessions.Session):
         if user_id is None:
             self.pop(USER_ID, None)
         elif user_name(user_id) is None:
-            raise TypeError(f"session.user_id is a string that is not empty or a whole number, not {user_id!r}")
+            raise TypeError(f"session.user_id must be a non-empty string or an int, not {user_id!r}")
         else:
             self[USER_ID] = user_id
-            self._record.moving = self._record.id is not None  # also for who logs in again
+            self._record.moving = self._record.id is not None  # also if the same user logs in again
 
     @overload  # type: ignore[override] # fn makes it another call than a dict's
     def update(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **values: Any) -> None: ...
@@ -166,47 +181,56 @@ class Session(starlette_sessions.Session):
     def update(self, key: str, fn: Callable[[Any], Any], /) -> Awaitable[Any]: ...
 
     def update(self, /, *args: Any, **values: Any) -> Any:
-        """A dict's own `update`; or `await session.update(key, fn)`: write `fn(old value or None)` at once, return it.
+        """Update as a dict does; or, with a key and a function, change one key atomically.
 
-        Compare-and-set of the one key, so `fn` is called again whenever another request came between, and none of
-        their updates is lost. An assignment of `key` that is not saved yet gives way to it. In a session that is not
-        stored yet nobody can come between. It also works after the response has begun. Raises SessionEndedError if the
-        session was ended meanwhile.
+            total = await session.update("total", lambda old: (old or 0) + 1)
+
+        The second form writes `fn(old value or None)` to Redis at once, by compare-and-set: `fn` is called again if
+        another request wrote the key meanwhile, so no update is lost. It replaces an unsaved assignment of the key, and
+        also works after the response has begun.
+
+        Returns:
+            An awaitable of the new value (second form), or None.
+
+        Raises:
+            SessionEndedError: The session was ended meanwhile (second form).
         """
         if len(args) == 2:
             return self._swap(self, *args)
         return super().update(*args, **values)
 
     def close(self, reason: str) -> None:
-        """Let no change be made any more, as it could not be saved."""
+        """Refuse all later changes, because they could not be saved."""
         self._record.too_late, self._record.closed = reason, True
 
     def start_new(self) -> Record:
-        """Make what is in it a new session's, as the old one has ended."""
+        """Make this the start of a new session, because the stored one was deleted."""
         record, too_late, closed = Record(None, "", {}), self._record.too_late, self._record.closed
         record.too_late, record.closed = too_late, closed
         self.__dict__["_record"] = record
         return record
 
     def changes(self) -> tuple[dict[bytes, bytes], list[bytes]]:
-        """Fields to write, as JSON, and fields to delete. Raises TypeError or ValueError for what is no JSON."""
+        """Return the fields to write, as JSON, and the fields to delete.
+
+        Raises:
+            TypeError, ValueError: A value is not JSON-serializable. The message names its key.
+        """
         if not self.accessed:
             return {}, []
         loaded, stored = self._record.loaded, self._record.stored
         written = {}
         for key, value in dict.items(self):
-            if (type(value) in SCALARS or type(value) is bytes) and value is loaded.get(key, MISSING):
+            if value is loaded.get(key, MISSING) and type(value) in UNCHANGEABLE:
                 continue
             name, raw = field(key), as_json(key, value)
             if stored.get(name) != raw:
                 written[name] = raw
-        deleted = (
-            [name for key in loaded if key not in self and (name := field(key)) in stored] if self.modified else []
-        )
-        return written, deleted
+        deleted = loaded.keys() - self.keys() if self.modified else ()
+        return written, [name for key in deleted if (name := field(key)) in stored]
 
     def replace(self, key: str, raw: bytes | None) -> Any:
-        """Take note of what Redis has under a key now; return its value, None if there is none."""
+        """Record what Redis has under a key now, as JSON or None; return its value."""
         record = self._record
         if raw is None:
             record.stored.pop(field(key), None)
@@ -219,9 +243,10 @@ class Session(starlette_sessions.Session):
 
 
 class SealedSession(Session):
-    """A session whose lists and dicts are still JSON, as bytes: each is decoded when it is first read.
+    """A session whose lists and dicts are still JSON, as bytes. Each is decoded when it is first read.
 
-    Many pages read one key of a session with a full cart in it. What reads all makes the session an ordinary one.
+    Many pages read one key of a session that holds a full cart. A method that reads all values decodes all, and makes
+    this an ordinary `Session`.
     """
 
     __hash__ = None  # type: ignore[assignment] # as of every dict
@@ -231,7 +256,7 @@ class SealedSession(Session):
         return self._opened(key, value) if type(value) is bytes else value
 
     def __iter__(self) -> Iterator[str]:
-        return dict.__iter__(self)  # defined here, or `dict(session)` would copy the bytes
+        return dict.__iter__(self)  # without this override `dict(session)` would copy the bytes
 
     def get(self, key: str, default: Any = None) -> Any:
         value = dict.get(self, key, default)
@@ -247,7 +272,7 @@ class SealedSession(Session):
 
     def _opened(self, key: str, value: bytes) -> Any:
         if value is not self._record.loaded.get(key):
-            return value  # the handler's own, which will be refused at the save
+            return value  # bytes that the handler assigned; the save refuses them
         opened = decode(value)
         dict.__setitem__(self, key, opened)
         self.mark_accessed()
@@ -285,7 +310,14 @@ class SealedSession(Session):
 
 
 def session(connection: HTTPConnection) -> Session:
-    """The session of a request or websocket, typed. Raises RuntimeError on a route without the SessionMiddleware."""
+    """Return the session of a request or websocket, typed as `Session`.
+
+    Args:
+        connection: The request or websocket.
+
+    Raises:
+        RuntimeError: The route has no SessionMiddleware.
+    """
     found = connection.scope.get("session")
     if not isinstance(found, Session):
         raise RuntimeError("this route has no session: give it middleware=[Middleware(SessionMiddleware)]")
@@ -294,7 +326,7 @@ def session(connection: HTTPConnection) -> Session:
 
 
 def user_name(user_id: Any) -> str | None:
-    """The user's name among our keys: 7 and "7" are the same user. None for what names nobody."""
+    """Return the user's name in keys, or None for an invalid id. 7 and "7" are the same user."""
     return str(user_id) if type(user_id) is int or (type(user_id) is str and user_id) else None
 
 
@@ -302,15 +334,21 @@ def decode(raw: bytes) -> Any:
     return scan(raw.decode(), 0)[0]
 
 
+@lru_cache(1024)
+def key_of(field: bytes) -> str:
+    """Return the visitor's key that a field stores."""
+    return field[1:].decode()
+
+
 def field(key: str) -> bytes:
     if not isinstance(key, str):
-        raise TypeError(f"session[{key!r}]: session keys are strings, not {type(key).__name__}")
+        raise TypeError(f"session[{key!r}]: session keys must be strings, not {type(key).__name__}")
     return b":" + key.encode()
 
 
 def as_json(key: str, value: Any) -> bytes:
-    """Raises TypeError or ValueError, which name the key, for what is no JSON."""
-    if type(value) is int:  # the encoder takes five times as long for it, and most sessions count something
+    """Return the value as JSON; raise TypeError or ValueError, which name the key, if it is not JSON-serializable."""
+    if type(value) is int:  # the encoder takes five times as long, and most sessions count something
         return b"%d" % value
     try:
         return encode(value).encode()

@@ -1,14 +1,13 @@
-"""Server-side sessions: a random id in a signed cookie, and in Redis a hash under the id's SHA-256.
+"""Server-side sessions: a random id in a signed cookie, and a Redis hash under the id's SHA-256.
 
-One JSON value for each top-level key, and a save writes only the fields that changed, so two parallel requests of one
-visitor never undo each other. It never brings back a session that was ended meanwhile. Reading writes nothing. Each
-script touches one key. This room knows no request: `middleware.py` does.
+Each top-level key is a field with a JSON value, and a save writes only the fields that changed, so parallel requests of
+a visitor do not undo each other. A save never brings back a session that has ended. Reading writes nothing.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
@@ -36,20 +35,21 @@ from everycore.state.sessions.user_index import UserIndex
 
 MOVED = b"moved"
 ENDED_MEANWHILE = "the session was ended while this request ran, so its changes are not saved"
-TOMBSTONE_TTL_MS = (
-    60_000  # for how long it is told that an id was left or ended: longer than a request that began before
-)
+TOMBSTONE_TTL_MS = 60_000  # how long Redis knows that an id has moved or ended: longer than any request
 
 
 class SessionTooLargeError(ValueError):
-    """One session holds more than `max_bytes`."""
+    """A session has more than `max_bytes` of JSON."""
 
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """Seconds. A session ends after `idle` without a request, and after `absolute` in any case.
+    """How long sessions live, in seconds.
 
-    The idle time is renewed at most once in half of it, so that reading writes nothing: it may end up to half early.
+    Attributes:
+        idle: A session ends after this time without a request. The time is renewed once half of it has passed, so that
+            most reads write nothing; a session may therefore end up to half of it early.
+        absolute: A session ends after this time in any case.
     """
 
     idle: float = 14 * 86400
@@ -58,7 +58,13 @@ class Lifetimes:
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """hashed_id: not the cookie's. created, touched: Unix times; touched is exact to half the idle time."""
+    """A session as `sessions_of` lists it.
+
+    Attributes:
+        hashed_id: SHA-256 of the id in the cookie.
+        created: Unix time.
+        touched: Unix time of the last request, exact to half of the idle time.
+    """
 
     hashed_id: str
     created: float
@@ -68,8 +74,15 @@ class SessionRecord:
 class SessionStore:
     """Loads, saves and ends sessions, under `session:<hashed id>` and `session:user:<user>`.
 
-    secret_keys: the first signs, all verify, so a key can be rotated. max_bytes: of one session's fields, JSON. cookie:
-    by default one over https. While Redis is away all of it raises what redis-py raises, see UNAVAILABLE_ERRORS.
+    All methods raise redis-py's errors (see `UNAVAILABLE_ERRORS`) while Redis is unavailable.
+
+    Args:
+        redis: The client.
+        secret_keys: Keys that sign cookies. The first signs and all verify, so a key can be rotated.
+        lifetimes: How long sessions live.
+        max_bytes: Maximum of JSON in one session.
+        prefix: First part of the keys, after the client's prefix.
+        cookie: Name and attributes of the cookie; by default for https only.
     """
 
     def __init__(
@@ -96,7 +109,7 @@ class SessionStore:
         return self._signer.sign(id)
 
     async def load(self, cookie: str | None) -> Session:
-        """The visitor's session; a new, empty one for no cookie, a forged one, or an id that Redis does not know."""
+        """Return the session of a cookie's value; an empty one for no or a forged cookie, or an unknown id."""
         known = self._signer.verify(cookie)
         if known is None:
             return Session(Record(None, "", {}), self._update)
@@ -107,23 +120,30 @@ class SessionStore:
             if record.created + self.lifetimes.absolute > time.time():
                 return Session(record, self._update)
         record = Record(None, "", {})
-        # Its successor's cookie is on the way to the browser: one of a new session would take its place.
         record.superseded = MOVED in stored
         return Session(record, self._update)
 
     async def save(self, session: Session) -> str | None:
-        """Write what changed; return the id under which the session lives on, None if it does not.
+        """Write what changed.
 
-        Raises SessionEndedError if the changes have come too late, SessionTooLargeError, and TypeError or ValueError
-        for what is no JSON.
+        Returns:
+            The id of the stored session, or None if none is stored.
+
+        Raises:
+            SessionEndedError: The session was ended meanwhile, so the changes are not saved.
+            SessionTooLargeError: The session would have more than `max_bytes` of JSON.
+            TypeError, ValueError: A value is not JSON-serializable.
         """
         record = session._record
         if record.ended:
             await self._destroy(record)
             record = session.start_new()
         written, deleted = session.changes()
-        user = user_name(session.get(USER_ID))
-        moving = record.id is not None and (record.moving or (user is not None and user != record.user))
+        user_id, stored_id = dict.get(session, USER_ID), record.loaded.get(USER_ID)
+        user = previous = user_name(user_id)
+        if user_id is not stored_id:
+            previous = user_name(stored_id)
+        moving = record.id is not None and (record.moving or (user is not None and user != previous))
         if record.superseded and user is None:
             if written:
                 raise SessionEndedError("the session moved to a new id while this request was on its way")
@@ -133,34 +153,36 @@ class SessionStore:
         if not (written or deleted or renewal_due or moving):
             return record.id
         if record.id is None and not written:
-            return None  # a visitor with nothing to remember costs no key and no cookie
+            return None  # an empty session needs no key and no cookie
         self._check_size(record, written, deleted)
-        life = min(self.lifetimes.idle, record.created + self.lifetimes.absolute - now)
-        life_ms = max(1, int(life * 1000))
+        life_ms = 0  # keep the TTL
+        if renewal_due or moving or record.id is None:
+            life = min(self.lifetimes.idle, record.created + self.lifetimes.absolute - now)
+            life_ms = max(1, int(life * 1000))
         if record.id is None or moving:
             if record.too_late is not None:
-                raise RuntimeError(f"the session cannot move to a new id here: {record.too_late}")
+                raise RuntimeError(f"the session cannot move to a new id: {record.too_late}")
             return await self._save_as_new(session, written, deleted, now, life_ms)
         if renewal_due:
             written[TOUCHED] = b"%.3f" % now
         if user is not None and renewal_due:
             await self._users.register(user, record.name, life_ms)
-        if not await self._write(self._save, record.name, written, deleted, life_ms if renewal_due else 0):
+        if not await self._write(self._save, record.name, written, deleted, life_ms):
             if deleted or any(name != TOUCHED for name in written):
                 raise SessionEndedError(ENDED_MEANWHILE)
             return None
-        if record.user is not None and user is None:
-            await self._users.forget(record.user, record.name)
+        if previous is not None and user is None:
+            await self._users.forget(previous, record.name)
         record.saved(written, deleted, dict(dict.items(session)))
         return record.id
 
     def record_of(self, session: Session) -> SessionRecord | None:
-        """What `sessions_of` says of this session; None for one that is not stored."""
+        """Return this session as `sessions_of` lists it, or None if it is not stored."""
         record = session._record
         return None if record.id is None else SessionRecord(record.name, record.created, record.touched)
 
     async def sessions_of(self, user: str | int) -> list[SessionRecord]:
-        """The user's living sessions, the oldest first."""
+        """Return the user's sessions, the oldest first."""
         names = await self._users.sessions(str(user))
         found = await asyncio.gather(*map(self._fields, names))
         records = [
@@ -171,9 +193,14 @@ class SessionStore:
         return sorted(records, key=lambda record: record.created)
 
     async def end_all(self, user: str | int, keep: Session | None = None) -> int:
-        """Log the user out everywhere, but for the session `keep`; return how many sessions that were.
+        """End all sessions of a user. No running request brings one back, and a login being saved is ended too.
 
-        No request still running brings one back, and a login that is being saved meanwhile is ended as well.
+        Args:
+            user: The value of `session.user_id`.
+            keep: A session that is not ended.
+
+        Returns:
+            How many sessions were ended.
         """
         user = str(user)
         kept = keep._record.name if keep is not None else None
@@ -186,11 +213,11 @@ class SessionStore:
     async def _save_as_new(
         self, session: Session, written: dict[bytes, bytes], deleted: list[bytes], now: float, life_ms: int
     ) -> str:
-        """Write it under a new id; then, if it has an old one, leave that.
+        """Write the session under a new id, then leave the old id, if there is one.
 
-        In this order an outage between them loses nothing: the browser still has the old id, and that is alive. Of two
-        parallel moves each makes a session, and the browser keeps the cookie that comes last: a login whose first
-        answer was never read (a double click) is not lost. If the first one's was ended since, so is the second's.
+        An outage between the two steps loses nothing, because the browser still has the old id, which is valid. Two
+        parallel moves make two sessions, and the browser keeps the cookie that arrives last; so a login whose first
+        response was not read (a double click) is not lost. If the first new session was ended since, the second is too.
         """
         record = session._record
         old, id = record.name, secrets.token_urlsafe(24)
@@ -215,19 +242,19 @@ class SessionStore:
         return id
 
     async def _leave_old_id(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
-        """Leave the old id for the new one; return what was there, None if the session was ended meanwhile."""
+        """Leave the old id for the new one; return the fields found there, or None if the session has ended."""
         answer = await self._move(self._prefix + old, new, TOMBSTONE_TTL_MS)
         found = dict(zip(answer[::2], answer[1::2], strict=True))
         if CREATED in found:
             return found
-        while MOVED in found:  # somebody else was first: he took along what there was
+        while MOVED in found:  # another request moved it first, with its fields
             found = await self._fields(found[MOVED].decode())
         return record.stored if CREATED in found else None
 
     async def _copy_late_changes(
         self, record: Record, name: str, found: Mapping[bytes, bytes], written: Mapping[bytes, bytes], life_ms: int
     ) -> None:
-        """Repeat under the new id what others have changed under the old one since it was read."""
+        """Repeat under the new id what other requests changed under the old one after it was loaded."""
         before = record.stored
         changed_meanwhile = {
             key: raw for key, raw in found.items() if before.get(key) != raw and key not in (*written, TOUCHED)
@@ -241,7 +268,7 @@ class SessionStore:
     async def _update(self, session: Session, key: str, fn: Callable[[Any], Any]) -> Any:
         record = session._record
         if key == USER_ID:
-            raise ValueError("session.user_id is assigned, and not updated: that moves the session to a new id")
+            raise ValueError("user_id cannot be updated by a function; assign session.user_id instead")
         if record.id is None or record.ended:
             session[key] = fn(session.get(key))
             return session[key]
@@ -266,14 +293,20 @@ class SessionStore:
     async def _fields(self, name: str) -> dict[bytes, bytes]:
         return cast("dict[bytes, bytes]", await self._redis.hgetall(self._prefix + name))
 
-    async def _write(
+    def _write(
         self, script: Script, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
-    ) -> bool:
+    ) -> Awaitable[int]:
         fields = chain.from_iterable(written.items())
-        return bool(await script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted))
+        return script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted)
 
     def _check_size(self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes]) -> None:
+        stored = record.stored
+        for name, raw in written.items():
+            if name not in stored or len(raw) > len(stored[name]):
+                break  # it grows
+        else:
+            return
         if record.size_with(written, deleted) > self._max_bytes:
             raise SessionTooLargeError(
-                f"over {self._max_bytes} bytes of JSON in one session: keep large data elsewhere"
+                f"the session would have more than {self._max_bytes} bytes of JSON; store large data elsewhere"
             )

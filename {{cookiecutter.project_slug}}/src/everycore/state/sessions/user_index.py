@@ -1,7 +1,8 @@
-"""Which sessions a user has: one sorted set for each, of hashed ids by the time at which they end.
+"""The sessions of each user: a sorted set of hashed ids, by the time at which they end.
 
-Written before the session is and cleared after it is gone, so a worker that dies between leaves a name of nothing, and
-never a session that cannot be found. What is past its time goes when the set is read or written, on Redis' clock.
+An id is added before its session is written and removed after the session is deleted. A worker that dies in between
+leaves an id without a session, never a session that cannot be found. Expired ids are removed when the set is read or
+written, by Redis' clock.
 """
 
 from typing import cast
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 
 from everycore.state.client.script import Script
 
-MARGIN_MS = 60_000  # a name outlives its session, whichever of the two commands came late
+MARGIN_MS = 60_000  # an id outlives its session, whichever of the two commands is delayed
 
 CLOCK = """
 local time = redis.call('TIME')
@@ -18,7 +19,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
 """
 
-# KEYS: the user's set. ARGV: a session, ms it lives at most. The set goes with the last of them.
+# KEYS: the user's set. ARGV: a session, its maximum TTL in ms. The set expires with its last session.
 REGISTER = """
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
@@ -30,7 +31,7 @@ LIST = "return redis.call('ZRANGE', KEYS[1], 0, -1)"
 
 
 class UserIndex:
-    """The sets, under `<prefix><user>`."""
+    """The sets of all users, under `<prefix><user>`."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis = redis
@@ -42,7 +43,7 @@ class UserIndex:
         await self._register(self._prefix + user, session, life_ms + MARGIN_MS)
 
     async def sessions(self, user: str) -> list[str]:
-        """Those that may live; some may have ended meanwhile."""
+        """Return the hashed ids of sessions that may exist."""
         return [name.decode() for name in cast("list[bytes]", await self._list(self._prefix + user))]
 
     async def forget(self, user: str, *sessions: str) -> None:
