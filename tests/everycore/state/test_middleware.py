@@ -176,6 +176,19 @@ def test_a_secure_cookie_is_bound_to_its_host(redis_url: str) -> None:
     assert cookie.endswith("; Secure")
 
 
+@pytest.mark.parametrize(("scheme", "lines"), [("http", 1), ("https", 0)])
+def test_secure_cookie_over_http_is_logged_once(
+    redis_url: str, caplog: pytest.LogCaptureFixture, scheme: str, lines: int
+) -> None:
+    with TestClient(app(redis_url, secure=True), base_url=f"{scheme}://testserver") as client:
+        for page in ("/count", "/shared"):  # two instances of the middleware in one worker
+            client.cookies.clear()
+            client.get(page)
+    logged = [each.getMessage() for each in caplog.records if "plain http request" in each.getMessage()]
+    assert len(logged) == lines
+    assert all("__Host-session" in each for each in logged)
+
+
 def test_who_only_looks_gets_no_cookie(client: TestClient) -> None:
     assert "set-cookie" not in client.get("/look").headers
 

@@ -276,7 +276,7 @@ async def test_update_in_an_ended_session_raises(store: SessionStore) -> None:
 
 async def test_update_of_the_user_id_is_refused(store: SessionStore) -> None:
     session = await store.load(await made(store, n=1))
-    with pytest.raises(ValueError, match="assign session.user_id"):
+    with pytest.raises(ValueError, match=r"assign session\.user_id"):
         await session.update("user_id", lambda old: "ann")
 
 

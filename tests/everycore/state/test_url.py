@@ -32,6 +32,8 @@ FORMS = [
     "unix://app:{}@/nowhere/redis.sock?db=1",
     "redis+sentinel://app:{}@127.0.0.1:1,127.0.0.1:2/service/0",
     "redis+sentinel://app:{}@127.0.0.1:1/",
+    "redis+sentinel://127.0.0.1:1/service?sentinel_password={}",
+    "rediss+sentinel://127.0.0.1:1/service?sentinel_username=app&sentinel_password={}",
     "redis+cluster://app:{}@127.0.0.1:1,127.0.0.1:2",
     "redis+cluster://app:{}@127.0.0.1:1/3",
     "redis+cluster://127.0.0.1:1?password={}",

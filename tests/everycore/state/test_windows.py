@@ -48,9 +48,9 @@ def test_windows_of_nothing_are_refused(length: int, keep: int) -> None:
 
 
 async def test_more_windows_than_are_kept_are_refused(redis: Redis, clock: Clock) -> None:
-    with pytest.raises(ValueError, match="from 1 to 5, .* not 6"):
+    with pytest.raises(ValueError, match=r"from 1 to 5, .* not 6"):
         await window(redis, clock, MINUTE, keep=5).series(6)
-    with pytest.raises(ValueError, match="from 1 to 5, .* not 0"):
+    with pytest.raises(ValueError, match=r"from 1 to 5, .* not 0"):
         await uniques(redis, clock, MINUTE, keep=5).count(0)
 
 

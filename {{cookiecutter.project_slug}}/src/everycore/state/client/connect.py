@@ -55,9 +55,11 @@ def connect(url: str, timeout: float, key_prefix: str = "") -> Redis:
 
             - `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix:///path[?db=]`
             - `redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`: the primary of `service`.
-              Each reconnect asks the sentinels again. User and password are those of Redis.
+              Each reconnect asks the sentinels again. User and password are those of Redis; the sentinels' own are
+              `?sentinel_username=` and `?sentinel_password=`.
             - `redis+cluster://[user:password@]host[:port][,host[:port]...]`: redis-py's own cluster client, without
               auto-pipelining, invalidation listeners and stats.
+            - `rediss+sentinel://` and `rediss+cluster://`: the same with TLS, to the sentinels too.
         timeout: Seconds for a command, an attempt to connect, and for a free connection of the pool.
         key_prefix: First part of every key and channel of the stores made with this client. Two apps that share a
             Redis need different prefixes.
@@ -82,11 +84,11 @@ def connect(url: str, timeout: float, key_prefix: str = "") -> Redis:
 
 
 def _client(url: str, parts: RedisUrl, timeout: float, options: dict[str, Any], key_prefix: str) -> Redis:
-    if parts.scheme == CLUSTER:
+    if parts.scheme in CLUSTER:
         return _cluster(parts, timeout, options, key_prefix)
     # The ordinary pool raises at once when it has no free connection.
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
-    if parts.scheme == SENTINEL:
+    if parts.scheme in SENTINEL:
         pool: Any = _sentinel_pool(parts, timeout, options)
     else:
         pool = BlockingConnectionPool.from_url(url, **options)
@@ -169,8 +171,12 @@ def _sentinel_pool(parts: RedisUrl, timeout: float, options: dict[str, Any]) -> 
     # redis-py asks one sentinel after the other; all of them must fit into one attempt to connect.
     share = timeout / (len(nodes) + 1)
     asking = {"socket_timeout": share, "socket_connect_timeout": share, "retry": options["retry"]}
+    options = {**options, **_common(parts, db)}
+    asking |= {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    if parts.scheme.startswith("rediss"):
+        asking |= {name: value for name, value in options.items() if name.startswith("ssl")}
     sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-    return SentinelPool(service, sentinel, **{**options, **_common(parts, db)})  # type: ignore[no-untyped-call]
+    return SentinelPool(service, sentinel, **options)  # type: ignore[no-untyped-call]
 
 
 def _cluster(parts: RedisUrl, timeout: float, options: dict[str, Any], key_prefix: str) -> Redis:
@@ -189,4 +195,4 @@ def _common(parts: RedisUrl, db: str) -> dict[str, Any]:
     """Return user, password, database and options, parsed by redis-py as in a redis:// URL."""
     common = dict(parse_url(f"redis://{parts.user}@host/{db}?{parts.query}"))
     del common["host"]
-    return common
+    return {**common, "ssl": True} if parts.scheme.startswith("rediss") else common

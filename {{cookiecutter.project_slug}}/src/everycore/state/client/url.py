@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-SINGLE, SENTINEL, CLUSTER = ("redis", "rediss", "unix"), "redis+sentinel", "redis+cluster"
-FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+SINGLE = ("redis", "rediss", "unix")
+SENTINEL, CLUSTER = ("redis+sentinel", "rediss+sentinel"), ("redis+cluster", "rediss+cluster")
+FORMS = "redis://, unix://, redis+sentinel:// or redis+cluster://, or rediss for redis, which is TLS"
 MAX_PORT = 65535
 
 HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\])?(?::(?P<port>[0-9]{1,5}))?")
@@ -23,7 +24,8 @@ OPTIONS = frozenset(
     | {"ssl_check_hostname", "ssl_password", "ssl_min_version"}
 )
 ALLOWED_VALUES = {"ssl": "true"}  # redis-py reads any text as true, even "false"
-SECRET_OPTIONS = frozenset({"username", "password", "ssl_password"})
+SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+SECRET_OPTIONS = frozenset({"username", "password", "ssl_password"}) | SENTINEL_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def parse(url: str) -> RedisUrl:
         ValueError: The URL cannot be used. The message repeats no part of a password.
     """
     scheme, found, rest = url.partition("://")
-    if not found or scheme not in (*SINGLE, SENTINEL, CLUSTER):
+    if not found or scheme not in (*SINGLE, *SENTINEL, *CLUSTER):
         raise ValueError(f"a Redis URL must begin with {FORMS}")
     if not rest.isascii() or not rest.isprintable() or " " in rest:
         raise ValueError("a Redis URL must be ASCII without spaces; percent-encode other characters (a space is %20)")
@@ -98,7 +100,7 @@ def _refuse_bad_path(url: RedisUrl) -> None:
     if url.scheme == "unix":
         return
     service, _, db = url.path.removeprefix("/").partition("/")
-    if url.scheme != SENTINEL:
+    if url.scheme not in SENTINEL:
         db = url.path.strip("/")
     elif not service:
         raise ValueError(f"a {url.scheme}:// URL must name its service: {url.scheme}://host:26379/mymaster/0")
@@ -111,7 +113,8 @@ def _refuse_bad_options(url: RedisUrl) -> None:
         options = parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
     except ValueError:
         raise ValueError("the options of a Redis URL must be name=value, separated by &") from None
+    known = OPTIONS | SENTINEL_OPTIONS if url.scheme in SENTINEL else OPTIONS
     for name, value in options:
-        if name not in OPTIONS or value != ALLOWED_VALUES.get(name, value):
+        if name not in known or value != ALLOWED_VALUES.get(name, value):
             named = "" if url.has_secret_options else f": {name}={value}" if name in ALLOWED_VALUES else f": {name}"
             raise ValueError(f"the Redis URL has an option that cannot be used{named}")

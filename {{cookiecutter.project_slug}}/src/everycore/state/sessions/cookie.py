@@ -63,7 +63,7 @@ class SessionCookie:
     ) -> None:
         secure = secure or samesite == "none"
         prefix = ("__Host-" if path == "/" and domain is None else "__Secure-") if secure else ""
-        self.name = prefix + name
+        self.name, self.secure = prefix + name, secure
         self._name = self.name.encode()
         self._attributes = (
             f"; Path={path}; HttpOnly; SameSite={samesite.capitalize()}"

@@ -26,6 +26,12 @@ NOT_OPEN = (
 )
 
 
+PLAIN_HTTP = (
+    "sessions: the Secure cookie %s was set on a plain http request; a browser drops it, and each request starts a new "
+    "session. Serve https, or add the proxy that terminates TLS to FORWARDED_ALLOW_IPS."
+)
+
+
 class SessionMiddleware:
     """Loads the session before the handler runs, and saves it before the response's headers leave.
 
@@ -79,6 +85,9 @@ class SessionMiddleware:
                     await _failed(error)(scope, receive, send)
                     return
                 started = True
+                if fields and store.cookie.secure and scope.get("scheme") == "http" and not store.plain_http_logged:
+                    store.plain_http_logged = True
+                    log.warning(PLAIN_HTTP, store.cookie.name)
                 session.close("the response has begun")
                 if session.accessed:
                     fields.append(VARY)

@@ -97,6 +97,7 @@ class SessionStore:
     ) -> None:
         self._redis = redis
         self.cookie = cookie or SessionCookie()
+        self.plain_http_logged = False  # by the middleware, once in a worker
         self._signer = CookieSigner(secret_keys)
         self._prefix = prefixed(redis, prefix)
         self._users = UserIndex(redis, f"{self._prefix}user:")
