@@ -42,12 +42,12 @@ async def connections(redis: Redis) -> int:
     return len(await redis.client_list(_type="pubsub"))
 
 
-async def test_what_is_no_json_is_refused_where_it_is_sent(here: Broadcast) -> None:
+async def test_send_value_not_json_is_refused(here: Broadcast) -> None:
     with pytest.raises(TypeError):
         await here.send("news", object())
 
 
-async def test_a_lost_connection_comes_back_and_says_so(here: Broadcast, there: Broadcast, redis: Redis) -> None:
+async def test_lost_connection_reconnects_and_delivers_missed(here: Broadcast, there: Broadcast, redis: Redis) -> None:
     async with here.listen("news") as a, there.listen("news") as b:
         await redis.client_kill_filter(_type="pubsub")
         assert (await following(a), await following(b)) == (MISSED, MISSED)
@@ -55,9 +55,7 @@ async def test_a_lost_connection_comes_back_and_says_so(here: Broadcast, there: 
         assert (await following(a), await following(b)) == (1, 1)
 
 
-async def test_a_server_that_falls_silent_is_left_and_found_again(
-    own_redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_server_is_replaced_and_found_again(own_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast_module, "PING_INTERVAL", 0.1)
     client = connect(own_redis_url, 0.3)
     broadcast = Broadcast(client)
@@ -79,7 +77,7 @@ async def test_a_server_that_falls_silent_is_left_and_found_again(
         await client.aclose()
 
 
-async def test_redis_away_is_waited_for_and_a_close_ends_the_wait() -> None:
+async def test_outage_is_waited_for_and_close_ends_the_wait() -> None:
     client = connect("unix:///nowhere/redis.sock", 0.3)
     broadcast = Broadcast(client)
     with pytest.raises(TimeoutError):
@@ -90,7 +88,7 @@ async def test_redis_away_is_waited_for_and_a_close_ends_the_wait() -> None:
 
 
 @pytest.mark.one_server("two channels have an order on one server only")
-async def test_a_listener_that_is_too_slow_is_told_what_it_missed(here: Broadcast) -> None:
+async def test_slow_listener_gets_missed(here: Broadcast) -> None:
     async with here.listen("news") as slow, here.listen("end") as end:
         for number in range(MAX_WAITING + 3):
             await here.send("news", number)
@@ -99,14 +97,14 @@ async def test_a_listener_that_is_too_slow_is_told_what_it_missed(here: Broadcas
         assert [await following(slow) for _ in range(3)] == [MISSED, MAX_WAITING + 1, MAX_WAITING + 2]
 
 
-async def test_what_somebody_else_sends_and_is_no_json_disturbs_nobody(here: Broadcast, redis: Redis) -> None:
+async def test_foreign_message_not_json_is_ignored(here: Broadcast, redis: Redis) -> None:
     async with here.listen("news") as messages:
         await redis.publish("broadcast:news", b"\xff{")
         await here.send("news", "good")
         assert await following(messages) == "good"
 
 
-async def test_a_message_reaches_each_listener_of_each_worker_in_order(here: Broadcast, there: Broadcast) -> None:
+async def test_message_reaches_every_listener_in_order(here: Broadcast, there: Broadcast) -> None:
     async with here.listen("news") as a, here.listen("news") as b, there.listen("news") as c, there.listen("x") as d:
         for number in range(50):
             await there.send("news", {"n": number})
@@ -117,9 +115,7 @@ async def test_a_message_reaches_each_listener_of_each_worker_in_order(here: Bro
 
 
 @pytest.mark.one_server("asks one server who is connected")
-async def test_a_worker_has_one_connection_and_leaves_a_channel_with_its_last_listener(
-    here: Broadcast, redis: Redis
-) -> None:
+async def test_worker_has_one_connection_and_unsubscribes_last(here: Broadcast, redis: Redis) -> None:
     before = await connections(redis)
     async with here.listen("a"), here.listen("b") as messages:
         async with here.listen("a"), here.listen("b"):
@@ -131,7 +127,7 @@ async def test_a_worker_has_one_connection_and_leaves_a_channel_with_its_last_li
     assert numbers == {b"broadcast:a": 0, b"broadcast:b": 0, b"broadcast:sync": 1}
 
 
-async def test_whoever_gives_up_at_whatever_moment_leaves_the_channel_whole(here: Broadcast, redis: Redis) -> None:
+async def test_cancelled_listener_leaves_channel_intact(here: Broadcast, redis: Redis) -> None:
     async def enter() -> None:
         async with here.listen("news"):
             pass
@@ -147,7 +143,7 @@ async def test_whoever_gives_up_at_whatever_moment_leaves_the_channel_whole(here
             assert await following(messages) == turns
 
 
-async def test_a_close_is_never_lost_whenever_it_comes(redis: Redis) -> None:
+async def test_broadcast_close_at_any_moment_ends_reader(redis: Redis) -> None:
     async def enter(broadcast: Broadcast) -> None:
         async with broadcast.listen("news"):
             pass

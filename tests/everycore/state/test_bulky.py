@@ -54,7 +54,7 @@ async def slow_line(url: str, folder: Path) -> AsyncIterator[str]:
         await asyncio.gather(*carriers, return_exceptions=True)
 
 
-async def test_huge_answers_leave_the_others_fast(redis: Any, redis_url: str, tmp_path: Path) -> None:
+async def test_huge_replies_leave_other_commands_fast(redis: Any, redis_url: str, tmp_path: Path) -> None:
     """30 MB over and over, each three times the timeout on this line: without a second connection most others fail."""
     await redis.set("huge", b"x" * 30_000_000)
     await redis.set("small", b"y")
@@ -84,7 +84,7 @@ async def test_huge_answers_leave_the_others_fast(redis: Any, redis_url: str, tm
     assert took[int(len(took) * 0.98)] < 0.1
 
 
-async def test_slow_script_fails_nobody_behind_it(redis: Any, redis_url: str) -> None:
+async def test_slow_script_fails_no_command_behind_it(redis: Any, redis_url: str) -> None:
     """A script of 1.2 timeouts fails by itself, and the connection lives."""
     async with connect(redis_url, 1.0) as connection:
         client: Any = connection
@@ -114,7 +114,7 @@ async def test_silence_fails_all_within_twice_the_timeout(redis: Any, redis_url:
         await redis.client_unpause()
 
 
-async def test_near_cache_is_right_after_a_bulky_answer(redis: Any, redis_url: str, tmp_path: Path) -> None:
+async def test_near_cache_after_bulky_reply_is_correct(redis: Any, redis_url: str, tmp_path: Path) -> None:
     """Values that come late on the old connection are not kept; on the new one all is as before."""
     await redis.set("huge", b"x" * 5_000_000)
     world = 0
@@ -143,7 +143,7 @@ async def test_near_cache_is_right_after_a_bulky_answer(redis: Any, redis_url: s
         await there.aclose()
 
 
-async def test_no_second_connection_leaves_the_first(redis: Any, redis_url: str, tmp_path: Path) -> None:
+async def test_refused_second_connection_keeps_the_first(redis: Any, redis_url: str, tmp_path: Path) -> None:
     await redis.set("huge", b"x" * 5_000_000)
     async with slow_line(redis_url, tmp_path) as url, connect(url, 5.0) as connection:
         client: Any = connection

@@ -66,7 +66,7 @@ async def worker(request: Any, redis: Redis, redis_url: str, plain: Any) -> Asyn
         yield make
 
 
-async def test_a_failing_computation_is_raised_and_frees_the_others(worker: Any) -> None:
+async def test_failed_compute_raises_and_releases_lock(worker: Any) -> None:
     failing, good = Computation(), Computation()
     failing.gate.clear()
     failing.error = ValueError("no")
@@ -83,7 +83,7 @@ async def test_a_failing_computation_is_raised_and_frees_the_others(worker: Any)
     assert await second == "value"
 
 
-async def test_a_cancelled_computation_frees_the_others(worker: Any, redis: Redis) -> None:
+async def test_cancelled_compute_releases_lock(worker: Any, redis: Redis) -> None:
     hanging = Computation()
     hanging.gate.clear()
     cache = worker()
@@ -98,7 +98,7 @@ async def test_a_cancelled_computation_frees_the_others(worker: Any, redis: Redi
 
 
 @pytest.mark.parametrize("turns", range(0, 12, 2))
-async def test_one_who_is_cancelled_at_any_moment_leaves_no_lock(worker: Any, redis: Redis, turns: int) -> None:
+async def test_caller_cancelled_at_any_moment_leaves_no_lock(worker: Any, redis: Redis, turns: int) -> None:
     cache = worker()
     task = asyncio.create_task(cache.get_or_compute("k", Computation(), ttl=60, tags=("t",)))
     for _ in range(turns):
@@ -109,7 +109,7 @@ async def test_one_who_is_cancelled_at_any_moment_leaves_no_lock(worker: Any, re
     assert not await redis.exists("cache:{k}:lock")
 
 
-async def test_a_caller_who_is_cancelled_leaves_the_computation_to_the_others(worker: Any, redis: Redis) -> None:
+async def test_cancelled_caller_leaves_compute_to_others(worker: Any, redis: Redis) -> None:
     cache, compute = worker(), Computation()
     compute.gate.clear()
     tasks = [asyncio.create_task(cache.get_or_compute("k", compute, ttl=60)) for _ in range(3)]
@@ -124,12 +124,12 @@ async def test_a_caller_who_is_cancelled_leaves_the_computation_to_the_others(wo
     assert compute.calls == 1
 
 
-async def test_a_worker_killed_while_computing_frees_the_others_when_its_lock_ends(worker: Any, redis: Redis) -> None:
+async def test_killed_worker_frees_waiters_when_lock_expires(worker: Any, redis: Redis) -> None:
     await redis.set("cache:{k}:lock", "of one who is gone", px=150)
     assert await worker().get_or_compute("k", Computation(), ttl=60) == "value"
 
 
-async def test_one_that_took_too_long_does_not_overwrite_its_successor(worker: Any) -> None:
+async def test_late_compute_does_not_overwrite_newer_value(worker: Any) -> None:
     slow, other, late = worker(), worker(), Computation("late")
     late.gate.clear()
     first = asyncio.create_task(slow.get_or_compute("k", late, ttl=60, compute_timeout=0.05))
@@ -140,13 +140,13 @@ async def test_one_that_took_too_long_does_not_overwrite_its_successor(worker: A
     assert await slow.get_or_compute("k", Computation("third"), ttl=60) == "successor"
 
 
-async def test_what_is_no_json_is_refused_and_frees_the_others(worker: Any, redis: Redis) -> None:
+async def test_value_not_json_is_refused_and_releases_lock(worker: Any, redis: Redis) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         await worker().get_or_compute("k", Computation(object()), ttl=60)
     assert not await redis.exists("cache:{k}:lock")
 
 
-async def test_a_value_too_large_is_returned_and_not_stored(worker: Any, redis: Redis) -> None:
+async def test_value_too_large_is_returned_not_stored(worker: Any, redis: Redis) -> None:
     cache, compute = worker(max_bytes=100), Computation("x" * 99)
     for _ in range(2):
         assert await cache.get_or_compute("k", compute, ttl=60) == "x" * 99
@@ -155,12 +155,12 @@ async def test_a_value_too_large_is_returned_and_not_stored(worker: Any, redis: 
 
 
 @pytest.mark.parametrize("foreign", ["", "1", '"four"\n1', '{"a": 1}', b"\xff\n1"])
-async def test_what_somebody_else_wrote_there_is_computed_anew(worker: Any, redis: Redis, foreign: Any) -> None:
+async def test_foreign_value_is_recomputed(worker: Any, redis: Redis, foreign: Any) -> None:
     await redis.set("cache:{k}", foreign, px=60_000)
     assert await worker().get_or_compute("k", Computation(), ttl=60) == "value"
 
 
-async def test_a_key_that_cannot_be_read_is_computed_and_said_once(
+async def test_unreadable_key_is_computed_and_logged_once(
     worker: Any, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     await redis.rpush("cache:{k}", "a list")
@@ -172,7 +172,7 @@ async def test_a_key_that_cannot_be_read_is_computed_and_said_once(
     assert "WRONGTYPE" in caplog.text
 
 
-async def test_many_ask_and_one_computes(worker: Any, redis: Redis) -> None:
+async def test_concurrent_readers_compute_once(worker: Any, redis: Redis) -> None:
     caches = [worker() for _ in range(4)]
     compute = Computation({"n": [1, 2]})
     compute.gate.clear()
@@ -199,9 +199,7 @@ async def test_waiters_of_a_worker_share_one_poll(worker: Any, redis: Redis) -> 
 
 
 @pytest.mark.parametrize("worker", [NEAR], indirect=True)  # nothing wakes a plain client: it polls
-async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
-    worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_value_wakes_waiters_of_other_workers(worker: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "MAX_POLL", 3600.0)
     for end in ("value", "error"):
         compute = Computation()
@@ -220,7 +218,7 @@ async def test_waiters_of_other_workers_are_woken_by_the_value_itself(
         computing.exception()
 
 
-async def test_forgotten_is_computed_again_and_what_is_being_computed_is_not_stored(worker: Any) -> None:
+async def test_forget_recomputes_and_discards_running_compute(worker: Any) -> None:
     one, other, old = worker(), worker(), Computation("old")
     for forgetting in (one, other):
         old.gate.clear()

@@ -14,7 +14,7 @@ from everycore.state.client.connect import connect
 pytestmark = pytest.mark.anyio
 
 
-async def test_redis_away_each_worker_computes_one_at_a_time_for_a_key(caplog: pytest.LogCaptureFixture) -> None:
+async def test_cache_in_outage_computes_one_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
     async with connect("unix:///nowhere/redis.sock", 0.5) as client:
         cache, compute = Cache(client), Computation({"n": 1})
         for turn in (1, 2):
@@ -27,7 +27,7 @@ async def test_redis_away_each_worker_computes_one_at_a_time_for_a_key(caplog: p
     assert len([record for record in caplog.records if record.name.endswith(".cache")]) == 1
 
 
-async def test_redis_killed_in_the_middle_the_cache_computes_and_is_right_again_by_itself(
+async def test_cache_after_killed_redis_is_correct_again(
     redis_start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = redis_start("killed")

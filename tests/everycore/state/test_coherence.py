@@ -57,9 +57,7 @@ async def workers(redis: Redis, redis_url: str, plain: Any) -> AsyncIterator[Cal
 
 @pytest.mark.parametrize("pipelined", [pytest.param(True, id="near", marks=NEAR), pytest.param(False, id="plain")])
 @pytest.mark.parametrize("end", ["invalidate", "forget"])
-async def test_what_was_computed_while_it_was_ended_elsewhere_is_for_those_before(
-    workers: Any, pipelined: bool, end: str
-) -> None:
+async def test_value_invalidated_elsewhere_serves_earlier_callers(workers: Any, pipelined: bool, end: str) -> None:
     one, other = workers(2, pipelined=pipelined)
     computing, gate = asyncio.Event(), asyncio.Event()
 
@@ -84,7 +82,7 @@ async def test_what_was_computed_while_it_was_ended_elsewhere_is_for_those_befor
     assert await other.cache.get_or_compute("k", new, ttl=60, tags=("t",)) == "new"
 
 
-async def test_an_invalidation_ends_all_with_the_tag_everywhere_and_nothing_else(workers: Any, redis: Redis) -> None:
+async def test_invalidate_ends_all_values_of_the_tag_only(workers: Any, redis: Redis) -> None:
     both, world = workers(2), dict.fromkeys("abc", 1)
     tags = {"a": ("x", "y"), "b": ("y",), "c": ()}
     for worker in both:
@@ -101,7 +99,7 @@ async def test_an_invalidation_ends_all_with_the_tag_everywhere_and_nothing_else
         assert [await worker.read(key, world, tags[key]) for key in "abc"] == [2, 2, 1]
 
 
-async def test_a_generation_that_redis_lost_brings_nothing_back(workers: Any, redis: Redis) -> None:
+async def test_lost_generation_revives_no_value(workers: Any, redis: Redis) -> None:
     one, other = workers(2)
     world = {"k": 1}
     await one.read("k", world, ("t",))
@@ -115,7 +113,7 @@ async def test_a_generation_that_redis_lost_brings_nothing_back(workers: Any, re
         assert await other.read("k", world, ("t",)) == value
 
 
-async def test_other_tags_than_it_was_stored_with_do_not_find_it(workers: Any) -> None:
+async def test_other_tags_do_not_find_the_value(workers: Any) -> None:
     (worker,) = workers(1)
     world = {"k": 1}
     for value, tags in ((1, ("a",)), (2, ("a", "b")), (3, ()), (4, ("b",))):
@@ -124,7 +122,7 @@ async def test_other_tags_than_it_was_stored_with_do_not_find_it(workers: Any) -
 
 
 @NEAR
-async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_near_hit_sends_no_command(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_module, "MAX_STALENESS", 3600.0)
     (worker,) = workers(1)
     world = {"k": 1}
@@ -139,7 +137,7 @@ async def test_a_near_hit_asks_redis_nothing(workers: Any, monkeypatch: pytest.M
 
 
 @NEAR
-async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
+async def test_silent_connection_is_trusted_for_one_second(
     workers: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(near_module, "MAX_STALENESS", 0.2)
@@ -156,7 +154,7 @@ async def test_a_connection_that_died_without_a_word_is_not_believed_for_long(
 
 
 @NEAR
-async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, redis: Redis) -> None:
+async def test_lost_connection_and_flush_drop_old_values(workers: Any, redis: Redis) -> None:
     one, other = workers(2)
     world = {"k": 1}
     for value in range(2, 12):
@@ -175,7 +173,7 @@ async def test_a_lost_connection_and_a_flush_leave_nothing_old(workers: Any, red
 
 
 @NEAR
-async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: Any, redis: Redis) -> None:
+async def test_near_values_after_write_storm_match_redis(workers: Any, redis: Redis) -> None:
     readers = workers(3)
     keys = [f"k{number}" for number in range(5)]
 
@@ -210,7 +208,7 @@ async def test_after_a_storm_of_writes_what_is_near_is_what_redis_has(workers: A
 
 @pytest.mark.one_server("only a client that is told of it joins nothing that others have ended")
 @pytest.mark.parametrize("seed", range(6))
-async def test_no_read_gets_less_than_was_promised_whatever_happens_meanwhile(workers: Any, seed: int) -> None:
+async def test_reads_never_return_less_than_promised(workers: Any, seed: int) -> None:
     """The world's versions only grow; `floors` are those below which a worker has been promised to see nothing."""
     dice = random.Random(seed)
     three, keys = workers(3), ["a", "b", "c"]

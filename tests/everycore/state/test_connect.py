@@ -52,14 +52,14 @@ async def holds(condition: Callable[[], Any]) -> None:
         ("redis+cluster://host?nonsense=1", "cannot be used"),
     ],
 )
-async def test_a_bad_url_is_a_value_error_that_says_why(url: str, says: str) -> None:
+async def test_connect_bad_url_raises_and_says_why(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         connect(url, 1.0)
     assert await connection_error(url, 1.0)
 
 
 @pytest.mark.parametrize("url", ["redis://{}", "rediss://{}", "redis+sentinel://{}/service", "redis+cluster://{}"])
-async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str, free_port: Any) -> None:
+async def test_connect_unreachable_server_fails_in_time(url: str, free_port: Any) -> None:
     reason = await asyncio.wait_for(connection_error(url.format(f"{HOST}:{free_port()}"), 1.0), 20)
     assert reason
     assert len(reason) < 200
@@ -70,9 +70,7 @@ async def test_what_nobody_serves_is_away_with_a_reason_and_in_time(url: str, fr
     await client.aclose()
 
 
-async def test_an_old_url_with_name_password_and_database_works(
-    redis_start: Any, free_port: Any, tmp_path: Path
-) -> None:
+async def test_connect_url_with_user_password_and_db_works(redis_start: Any, free_port: Any, tmp_path: Path) -> None:
     port = free_port()
     redis_start("server", "--port", str(port))
     async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
@@ -102,9 +100,7 @@ def tls_start(redis_start: Any, certificate: Path, missing: Any) -> Callable[...
     return start
 
 
-async def test_tls_by_url_and_only_with_a_certificate_that_holds(
-    tls_start: Any, free_port: Any, certificate: Path
-) -> None:
+async def test_tls_by_url_needs_a_valid_certificate(tls_start: Any, free_port: Any, certificate: Path) -> None:
     port = free_port()
     tls_start("server", port)
     async with connect(f"rediss://{HOST}:{port}/0?ssl_ca_certs={certificate}", 5.0) as connected:
@@ -155,7 +151,7 @@ async def test_connect_reaches_a_cluster_over_tls(tls_start: Any, free_port: Any
         assert await client.get("k") == b"v"
 
 
-async def test_after_a_failover_the_sentinels_lead_to_the_new_primary(redis_under_sentinels: Any) -> None:
+async def test_failover_leads_to_the_new_primary(redis_under_sentinels: Any) -> None:
     servers = redis_under_sentinels
     async with connect(servers.url, 1.0) as connected:
         client: Any = connected
@@ -179,7 +175,7 @@ async def count(counted: Counter[int], n: int) -> int:
     return n
 
 
-async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_cluster_url: str) -> None:
+async def test_cluster_url_serves_every_slot_and_scripts(redis_cluster_url: str) -> None:
     async with connect(redis_cluster_url, 2.0) as client:
         await client.flushall()
         assert await asyncio.gather(*(client.set(f"k{n}", n) for n in range(50))) == [True] * 50
@@ -202,7 +198,7 @@ async def test_a_cluster_by_url_serves_every_slot_and_its_scripts(redis_cluster_
     assert await connection_error(redis_cluster_url, 2.0) is None
 
 
-async def test_the_first_commands_to_a_cluster_may_come_together(redis_cluster_url: str) -> None:
+async def test_cluster_first_commands_may_be_concurrent(redis_cluster_url: str) -> None:
     for _ in range(3):
         client = connect(redis_cluster_url, 5.0)
         assert await asyncio.gather(*(client.get("nothing") for _ in range(40))) == [None] * 40

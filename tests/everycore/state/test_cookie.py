@@ -18,7 +18,7 @@ def found(*headers: bytes) -> str | None:
     return cookie.find([(b"host", b"x"), *((b"cookie", header) for header in headers)])
 
 
-def test_it_is_found_among_others() -> None:
+def test_cookie_is_found_among_others() -> None:
     assert found(b"session=abc") == "abc"
     assert found(b"a=1; session=abc;b=2") == "abc"
     assert found(b"a=1", b"b=2;  session = abc ") == "abc"
@@ -27,24 +27,24 @@ def test_it_is_found_among_others() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5))
-def test_nothing_that_is_sent_for_a_cookie_is_an_error_or_verified(headers: list[bytes]) -> None:
+def test_cookie_of_any_bytes_is_no_error(headers: list[bytes]) -> None:
     assert SIGNATURES.verify(found(*headers, *(b"session=" + header for header in headers))) is None
 
 
 @given(st.text(max_size=400) | st.builds(lambda end: SIGNED[:end], st.integers(0, len(SIGNED) - 1)))
-def test_what_we_have_not_signed_is_not_verified(value: str) -> None:
+def test_foreign_signature_is_not_verified(value: str) -> None:
     assert SIGNATURES.verify(value) is None
 
 
 @given(st.integers(0, len(SIGNED) - 1), st.characters(min_codepoint=32, max_codepoint=126))
-def test_one_changed_character_is_enough(position: int, character: str) -> None:
+def test_changed_character_is_not_verified(position: int, character: str) -> None:
     changed = SIGNED[:position] + character + SIGNED[position + 1 :]
     # The last character of a signature has bits that mean nothing.
     expected = ("an-id", hash_id("an-id")) if changed == SIGNED or position == len(SIGNED) - 1 else None
     assert SIGNATURES.verify(changed) in (expected, None)
 
 
-def test_a_cookie_is_verified_once_and_a_flood_of_forged_ones_pushes_out_none() -> None:
+def test_forged_cookies_displace_no_verified_one() -> None:
     signer = CookieSigner([KEY])
     for _ in range(3):
         assert signer.verify(SIGNED) == ("an-id", hash_id("an-id"))
@@ -57,7 +57,7 @@ def test_a_cookie_is_verified_once_and_a_flood_of_forged_ones_pushes_out_none() 
     assert signer._verified.cache_info().currsize == MAX_VERIFIED
 
 
-def test_the_first_key_signs_and_all_verify() -> None:
+def test_first_key_signs_and_all_verify() -> None:
     rotated = CookieSigner(["a-new-key-of-more-than-thirty-two-characters", KEY])
     assert rotated.verify(SIGNED)
     assert SIGNATURES.verify(rotated.sign("an-id")) is None

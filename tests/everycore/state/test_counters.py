@@ -12,18 +12,18 @@ from everycore.state.counters import Counters
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_name_never_counted_is_zero(redis: Redis) -> None:
+async def test_unused_counter_is_zero(redis: Redis) -> None:
     assert await Counters(redis).get("nothing") == 0
 
 
-async def test_parallel_additions_are_all_counted_and_each_gets_its_own_total(redis: Redis) -> None:
+async def test_parallel_increments_are_all_counted(redis: Redis) -> None:
     counters = Counters(redis)
     totals = await asyncio.gather(*(counters.increment("hits") for _ in range(100)))
     assert sorted(totals) == list(range(1, 101))
     assert await counters.get("hits") == 100
 
 
-async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) -> None:
+async def test_negative_amounts_and_reset_work(redis: Redis) -> None:
     counters = Counters(redis)
     assert await counters.increment("stock", 5) == 5
     assert await counters.increment("stock", -2) == 3
@@ -32,7 +32,7 @@ async def test_amounts_may_be_negative_and_a_reset_starts_again(redis: Redis) ->
 
 
 @pytest.mark.one_server("asks one server how often it was asked")
-async def test_what_is_added_lazily_arrives_by_itself_in_one_command_for_each_name(redis: Redis) -> None:
+async def test_buffered_additions_are_one_command_per_name(redis: Redis) -> None:
     counters = Counters(redis)
     await redis.config_resetstat()
     for _ in range(500):
@@ -45,7 +45,7 @@ async def test_what_is_added_lazily_arrives_by_itself_in_one_command_for_each_na
     assert counters._sender is None  # idle again
 
 
-async def test_a_close_sends_what_waits(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_sends_buffered_additions(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "BUFFER_TIME", 3600.0)
     counters = Counters(redis)
     counters.add_buffered("hot", 3)
@@ -53,9 +53,7 @@ async def test_a_close_sends_what_waits(redis: Redis, monkeypatch: pytest.Monkey
     assert await counters.get("hot") == 3
 
 
-async def test_redis_away_says_so_once_and_counts_again_when_it_is_back(
-    redis: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_outage_is_logged_once_and_counting_resumes(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     away = connect("unix:///nowhere/redis.sock", 0.5)
     counters = Counters(away)
     for _ in range(2):

@@ -34,13 +34,13 @@ async def cache(redis: Redis, plain: Callable[[], Redis]) -> AsyncIterator[Cache
         yield Cache(client)
 
 
-async def test_what_makes_no_key_is_refused_and_says_what_to_do(cache: Cache) -> None:
+async def test_cached_arguments_without_key_are_refused(cache: Cache) -> None:
     with pytest.raises(TypeError, match=r"the arguments of .*test_decorator\.top .*JSON.*use cached\(key=\.\.\.\)"):
         await top(cache, object())  # type: ignore[arg-type]
     assert calls == []
 
 
-def test_a_function_that_is_not_async_is_refused() -> None:
+def test_cached_function_not_async_is_refused() -> None:
     with pytest.raises(TypeError, match="only an async function can be cached"):
 
         @cached(ttl=60)
@@ -48,7 +48,7 @@ def test_a_function_that_is_not_async_is_refused() -> None:
             return 1
 
 
-async def test_the_same_arguments_are_computed_once(cache: Cache) -> None:
+async def test_same_arguments_are_computed_once(cache: Cache) -> None:
     for _ in range(3):
         assert await top(cache, 2) == [0, 1]
         assert await top(cache, 2, reverse=True) == [1, 0]
@@ -59,7 +59,7 @@ async def test_the_same_arguments_are_computed_once(cache: Cache) -> None:
     assert calls == [2, 2, 3, 2]
 
 
-async def test_a_key_of_ones_own_says_what_counts(cache: Cache) -> None:
+async def test_own_key_decides_what_is_shared(cache: Cache) -> None:
     assert await count(cache, object(), 1) == await count(cache, object(), 1) == 1
     assert calls == [1]
     await cache.forget("count:1")
@@ -67,6 +67,6 @@ async def test_a_key_of_ones_own_says_what_counts(cache: Cache) -> None:
     assert calls == [1, 1]
 
 
-def test_it_looks_as_what_it_decorates() -> None:
+def test_cached_function_keeps_its_metadata() -> None:
     assert top.__name__ == "top"
     assert top.__doc__ == "The first ones."

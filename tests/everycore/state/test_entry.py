@@ -27,11 +27,11 @@ from everycore.state.cache.entry import Entry, pack, unpack
         "x\n",
     ],
 )
-def test_what_is_not_ours_is_no_entry(raw: Any) -> None:
+def test_foreign_text_is_no_entry(raw: Any) -> None:
     assert unpack(raw, 1000, 0.0) is None
 
 
-def test_what_is_not_there_or_never_ends_is_no_entry() -> None:
+def test_missing_or_persistent_key_is_no_entry() -> None:
     packed = pack("1", "t", 0.0, {}, 0.0)
     assert unpack(None, -2, 0.0) is None
     assert unpack(packed, -1, 0.0) is None
@@ -45,7 +45,7 @@ json_values = st.recursive(
 
 
 @given(json_values, st.dictionaries(st.text(), st.text()), st.integers(0, 10**9))
-def test_what_is_packed_comes_back(value: Any, generations: dict[str, str], life: int) -> None:
+def test_packed_entry_unpacks_equal(value: Any, generations: dict[str, str], life: int) -> None:
     packed = pack(json.dumps(value), "token", 0.25, generations, 10.0)
     for raw in (packed, packed.encode()):
         entry = unpack(raw, life, 100.0)
@@ -56,13 +56,13 @@ def test_what_is_packed_comes_back(value: Any, generations: dict[str, str], life
         assert entry.fresh_until == entry.expires_at - 10.0
 
 
-def test_each_reader_has_a_copy_of_its_own() -> None:
+def test_each_reader_gets_its_own_copy() -> None:
     entry = Entry('{"a": [1]}', "t", 0.0, {}, 1.0, 1.0)
     entry.value()["a"].append(2)
     assert entry.value() == {"a": [1]}
 
 
-def test_a_stale_value_is_always_due_and_a_fresh_one_the_likelier_the_nearer_its_end() -> None:
+def test_refresh_is_likelier_near_the_end() -> None:
     entry = Entry("1", "t", delta=1.0, generations={}, fresh_until=100.0, expires_at=200.0)
     assert all(entry.should_refresh(100.0 + late) for late in range(100))
     due = Counter(left for left in (1, 3, 50) for _ in range(4000) if entry.should_refresh(100.0 - left))

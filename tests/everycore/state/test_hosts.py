@@ -11,7 +11,7 @@ from everycore.state.hosts import NAMES_TTL, HostRegistry
 pytestmark = pytest.mark.anyio
 
 
-async def test_each_hears_all_others(redis: Redis) -> None:
+async def test_hosts_see_all_peers(redis: Redis) -> None:
     presence = HostRegistry(redis)
     await asyncio.gather(presence.announce("a:1", "hello"), presence.announce("b:2", "good day"))
     assert await presence.peers("a:1") == {"b:2": b"good day"}
@@ -20,7 +20,7 @@ async def test_each_hears_all_others(redis: Redis) -> None:
     assert await presence.peers("a:1") == {"b:2": b"good night"}
 
 
-async def test_who_falls_silent_is_gone(redis: Redis) -> None:
+async def test_silent_host_is_no_longer_listed(redis: Redis) -> None:
     presence = HostRegistry(redis, ttl=0.05)
     await presence.announce("a:1", "hello")
     async with asyncio.timeout(20):
@@ -28,7 +28,7 @@ async def test_who_falls_silent_is_gone(redis: Redis) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_name_is_kept_a_while_and_then_forgotten(redis: Redis) -> None:
+async def test_silent_name_is_kept_then_removed(redis: Redis) -> None:
     presence = HostRegistry(redis)
     await redis.zadd("host:names", {"long gone:1": 1})
     await presence.announce("a:1", "hello")
@@ -36,7 +36,7 @@ async def test_a_name_is_kept_a_while_and_then_forgotten(redis: Redis) -> None:
     assert 0 < await redis.ttl("host:names") <= NAMES_TTL
 
 
-async def test_it_takes_no_search_of_the_keyspace(redis: Redis) -> None:
+async def test_hosts_need_no_scan_of_the_keyspace(redis: Redis) -> None:
     await redis.config_resetstat()
     presence = HostRegistry(redis)
     await presence.announce("a:1", "hello")
@@ -45,6 +45,6 @@ async def test_it_takes_no_search_of_the_keyspace(redis: Redis) -> None:
     assert not {"cmdstat_keys", "cmdstat_scan"} & asked.keys()
 
 
-async def test_without_redis_nobody_is_there() -> None:
+async def test_hosts_without_redis_are_empty() -> None:
     async with connect("redis://127.0.0.1:1/0", 1.0) as nowhere:
         assert await HostRegistry(nowhere).peers("a:1") == {}

@@ -34,7 +34,7 @@ class Heard:
 
 
 @pytest.mark.parametrize("mode", [(), ("BCAST", "PREFIX", "k")], ids=["tracked", "broadcast"])
-async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url: str, mode: tuple[str, ...]) -> None:
+async def test_value_kept_on_reply_is_never_stale(redis: Any, redis_url: str, mode: tuple[str, ...]) -> None:
     heard = Heard()
     async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
@@ -52,7 +52,7 @@ async def test_a_value_kept_in_stream_order_is_never_stale(redis: Any, redis_url
             near.add_invalidation_listener(heard)
 
 
-async def test_a_listener_hears_of_a_flush_and_of_a_lost_connection(redis: Any, redis_url: str) -> None:
+async def test_listener_receives_flush_and_lost_connection(redis: Any, redis_url: str) -> None:
     heard = Heard()
     async with asyncio.timeout(DEADLINE), connect(redis_url, 5.0) as client:
         near: Any = client
@@ -71,7 +71,7 @@ async def test_a_listener_hears_of_a_flush_and_of_a_lost_connection(redis: Any, 
         assert near.stats.connections == 2
 
 
-async def test_an_order_callback_that_fails_fails_its_caller_alone(redis: Any) -> None:
+async def test_failing_on_reply_fails_its_caller_alone(redis: Any) -> None:
     def fail(answer: object) -> None:
         raise LookupError(answer)
 

@@ -116,12 +116,12 @@ async def wire(url: str, folder: Path) -> AsyncIterator[tuple[str, asyncio.Event
         await asyncio.gather(*carriers, return_exceptions=True)
 
 
-async def test_a_lease_of_no_time_is_refused(redis: Redis) -> None:
+async def test_leader_lease_of_zero_is_refused(redis: Redis) -> None:
     with pytest.raises(ValueError, match="more than 0 seconds"):
         await run_as_leader(redis, "job", Record().job, lease=0)
 
 
-async def test_a_leader_that_is_killed_is_succeeded(redis: Redis, redis_url: str) -> None:
+async def test_killed_leader_is_succeeded(redis: Redis, redis_url: str) -> None:
     script = PROCESS
     record = Record()
     process = await asyncio.create_subprocess_exec(
@@ -140,9 +140,7 @@ async def test_a_leader_that_is_killed_is_succeeded(redis: Redis, redis_url: str
 
 
 @pytest.mark.one_server("its network is a wire to one server")
-async def test_a_leader_cut_off_ends_its_job_before_another_starts(
-    redis: Redis, redis_url: str, tmp_path: Path
-) -> None:
+async def test_disconnected_leader_ends_before_next_starts(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     record = Record()
     async with wire(redis_url, tmp_path) as (url, whole):
         cut_off = connect(url, 5.0)
@@ -159,7 +157,7 @@ async def test_a_leader_cut_off_ends_its_job_before_another_starts(
     assert all(before != after for (before, _), (after, _) in pairwise(record.events))
 
 
-async def test_a_lease_that_somebody_else_has_ends_the_job(redis: Redis) -> None:
+async def test_lease_held_by_another_ends_the_job(redis: Redis) -> None:
     record = Record()
     async with leading(redis, record.job):
         await record.seen("start", 1)
@@ -169,7 +167,7 @@ async def test_a_lease_that_somebody_else_has_ends_the_job(redis: Redis) -> None
     assert record.events == [("start", 1), ("end", 1), ("start", 2), ("end", 2)]
 
 
-async def test_redis_paused_ends_the_job_and_its_return_starts_it_again(own_redis_url: str) -> None:
+async def test_paused_redis_ends_the_job_and_resumes_it(own_redis_url: str) -> None:
     record, client = Record(), connect(own_redis_url, 0.3)
     pid = int((await client.info("server"))["process_id"])
     try:
@@ -184,7 +182,7 @@ async def test_redis_paused_ends_the_job_and_its_return_starts_it_again(own_redi
     await client.aclose()
 
 
-async def test_redis_away_is_waited_for(tmp_path: Path) -> None:
+async def test_leader_waits_for_unavailable_redis(tmp_path: Path) -> None:
     client = connect(f"unix://{tmp_path}/nowhere.sock", 0.3)
     async with leading(client, Record().job) as task:
         done, _ = await asyncio.wait([task], timeout=LEASE / 2)
@@ -192,9 +190,7 @@ async def test_redis_away_is_waited_for(tmp_path: Path) -> None:
     await client.aclose()
 
 
-async def test_a_job_that_fails_is_logged_and_not_started_in_each_worker_at_once(
-    redis: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failed_job_is_logged_and_restarts_once(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     record, loop = Record(), asyncio.get_running_loop()
     started: list[float] = []
 
@@ -209,7 +205,7 @@ async def test_a_job_that_fails_is_logged_and_not_started_in_each_worker_at_once
     assert "ValueError: no" in caplog.text
 
 
-async def test_of_many_workers_one_leads_and_its_clean_end_hands_over_at_once(redis: Redis) -> None:
+async def test_one_of_many_workers_leads_and_hands_over(redis: Redis) -> None:
     record = Record()
     async with leading(redis, record.job, lease=3600.0) as leader:
         await record.seen("start", 1)
@@ -219,7 +215,7 @@ async def test_of_many_workers_one_leads_and_its_clean_end_hands_over_at_once(re
     assert record.events[:3] == [("start", 1), ("end", 1), ("start", 2)]
 
 
-async def test_a_cancel_is_never_lost_whenever_it_comes(redis: Redis) -> None:
+async def test_leader_cancel_at_any_moment_ends_it(redis: Redis) -> None:
     for turns in range(40):
         async with leading(redis, Record().job, lease=3600.0):
             for _ in range(turns):
@@ -227,7 +223,7 @@ async def test_a_cancel_is_never_lost_whenever_it_comes(redis: Redis) -> None:
         await redis.delete("leader:{job}")  # a take may have been under way
 
 
-async def test_a_clean_end_while_redis_is_away_is_an_end_all_the_same(own_redis_url: str) -> None:
+async def test_leader_ends_cleanly_during_an_outage(own_redis_url: str) -> None:
     record, client = Record(), connect(own_redis_url, 0.3)
     async with leading(client, record.job):
         await record.seen("start", 1)

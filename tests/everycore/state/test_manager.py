@@ -78,9 +78,7 @@ def scripted(*script: bytes | None) -> Answers:
 
 
 @pytest.mark.parametrize("half", [b"", b":", b"$6\r\nsec"])
-async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_works(
-    tmp_path: Path, half: bytes
-) -> None:
+async def test_silence_times_out_and_next_connection_works(tmp_path: Path, half: bytes) -> None:
     async with served(tmp_path, scripted(b"+first\r\n", half, b"", b"")) as (client, impostor):
         assert await client.get("first") == b"first"
         started = monotonic()
@@ -95,7 +93,7 @@ async def test_no_answer_is_a_timeout_in_time_for_all_and_the_next_connection_wo
         assert impostor.asked == [b"GET first"] + [b"INCRBY n 1"] * 3 + [b"GET k"]  # sent once each
 
 
-async def test_a_connection_cut_in_the_middle_of_an_answer_fails_who_waited_and_is_made_again(tmp_path: Path) -> None:
+async def test_cut_reply_fails_callers_and_reconnects(tmp_path: Path) -> None:
     async with served(tmp_path, scripted(b"$5\r\nfirst\r\n$6\r\nsec", None)) as (client, impostor):
         first, second, third = await asyncio.gather(*(client.get(f"k{n}") for n in range(3)), return_exceptions=True)
         assert first == b"first"
@@ -108,21 +106,21 @@ async def test_a_connection_cut_in_the_middle_of_an_answer_fails_who_waited_and_
 @pytest.mark.parametrize(
     "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\0", b"$-7\r\n", b"+OK\r\n+unasked\r\n"]
 )
-async def test_garbage_ends_the_connection_and_not_the_loop(tmp_path: Path, garbage: bytes) -> None:
+async def test_garbage_ends_the_connection_only(tmp_path: Path, garbage: bytes) -> None:
     async with served(tmp_path, scripted(garbage)) as (client, impostor):
         await asyncio.gather(client.get("k"), return_exceptions=True)
         await until(lambda: impostor.connections == 2, client)
         assert await client.get("k") == b"OK"
 
 
-async def test_pushes_that_nobody_listens_for_are_read_over(tmp_path: Path) -> None:
+async def test_push_without_listener_is_skipped(tmp_path: Path) -> None:
     pushes = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n" + b">3\r\n$6\r\nMOVING\r\n:1\r\n:2\r\n" + b">1\r\n+x\r\n"
     async with served(tmp_path, scripted(pushes + b"$1\r\na\r\n" + pushes)) as (client, impostor):
         assert [await client.get("k"), await client.get("k")] == [b"a", b"OK"]
         assert impostor.connections == 1
 
 
-async def test_a_listener_that_fails_loses_the_connection_rather_than_an_invalidation(tmp_path: Path) -> None:
+async def test_failing_listener_drops_the_connection(tmp_path: Path) -> None:
     class Deaf:
         losses = 0
 
@@ -150,9 +148,7 @@ async def test_a_listener_that_fails_loses_the_connection_rather_than_an_invalid
         (b"-MASTERDOWN ConnectionManager down\r\n", MasterDownError),
     ],
 )
-async def test_a_server_that_may_not_serve_is_left_and_not_stormed(
-    tmp_path: Path, says: bytes, error: type[Exception]
-) -> None:
+async def test_server_not_serving_is_left_with_pauses(tmp_path: Path, says: bytes, error: type[Exception]) -> None:
     loading = False
 
     def answers(command: list[bytes]) -> bytes:
@@ -171,7 +167,7 @@ async def test_a_server_that_may_not_serve_is_left_and_not_stormed(
         assert impostor.connections < 10
 
 
-async def test_a_server_that_cuts_every_command_is_not_stormed(tmp_path: Path) -> None:
+async def test_server_cutting_each_command_gets_pauses(tmp_path: Path) -> None:
     async with served(tmp_path, lambda command: b"" if command[0] == b"PING" else None) as (client, impostor):
         until = monotonic() + 0.6
         while monotonic() < until:
@@ -179,7 +175,7 @@ async def test_a_server_that_cuts_every_command_is_not_stormed(tmp_path: Path) -
         assert 1 < impostor.connections < 25
 
 
-async def test_link_refused_at_connect_tells_its_listener(tmp_path: Path) -> None:
+async def test_command_refused_at_connect_reaches_listener(tmp_path: Path) -> None:
     class Told:
         refusals: ClassVar[list[str]] = []
 
@@ -198,12 +194,12 @@ async def test_link_refused_at_connect_tells_its_listener(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("refusal", [b"-NOPERM no ping for you\r\n", b"-ERR unknown command 'PING'\r\n"])
-async def test_link_without_ping_is_connected(tmp_path: Path, refusal: bytes) -> None:
+async def test_server_without_ping_is_connected(tmp_path: Path, refusal: bytes) -> None:
     async with served(tmp_path, lambda command: refusal if command[0] == b"PING" else b"+OK\r\n") as (client, _):
         assert await client.get("k") == b"OK"
 
 
-async def test_a_server_that_accepts_and_says_nothing_is_a_timeout_and_then_an_error_at_once(tmp_path: Path) -> None:
+async def test_silent_server_times_out_then_fails_at_once(tmp_path: Path) -> None:
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -220,7 +216,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_a_timeout_and_then_an_e
     server.close()
 
 
-async def test_what_waits_when_the_connection_is_lost_takes_the_next_one(tmp_path: Path) -> None:
+async def test_queued_command_takes_the_next_connection(tmp_path: Path) -> None:
     """A write buffer that the server does not empty holds back what comes later: not being sent, it is not lost."""
     gate, connections = asyncio.Event(), 0
 
@@ -256,7 +252,7 @@ async def test_what_waits_when_the_connection_is_lost_takes_the_next_one(tmp_pat
     server.close()
 
 
-async def test_closing_while_redis_is_away_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_close_during_outage_leaves_nothing_open(tmp_path: Path) -> None:
     before = asyncio.all_tasks()
     client: Any = connect(f"unix://{tmp_path}/nobody.sock", 0.2)
     waiting = asyncio.ensure_future(client.get("k"))

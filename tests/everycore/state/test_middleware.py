@@ -157,18 +157,18 @@ def client(redis_url: str) -> Iterator[TestClient]:
         yield client
 
 
-def test_the_session_counts_on(client: TestClient) -> None:
+def test_session_counts_over_requests(client: TestClient) -> None:
     assert [client.get("/count").json()["n"] for _ in range(3)] == [1, 2, 3]
 
 
-def test_the_cookie_is_set_once_and_hidden_from_scripts(client: TestClient) -> None:
+def test_cookie_is_set_once_and_http_only(client: TestClient) -> None:
     first, second = client.get("/count"), client.get("/count")
     assert first.headers["set-cookie"].startswith("session=")
     assert "HttpOnly; SameSite=Lax" in first.headers["set-cookie"]
     assert "set-cookie" not in second.headers
 
 
-def test_a_secure_cookie_is_bound_to_its_host(redis_url: str) -> None:
+def test_secure_cookie_is_bound_to_its_host(redis_url: str) -> None:
     with TestClient(app(redis_url, secure=True), base_url="https://testserver") as client:
         cookie = client.get("/count").headers["set-cookie"]
     assert cookie.startswith("__Host-session=")
@@ -189,17 +189,17 @@ def test_secure_cookie_over_http_is_logged_once(
     assert all("__Host-session" in each for each in logged)
 
 
-def test_who_only_looks_gets_no_cookie(client: TestClient) -> None:
+def test_reading_request_gets_no_cookie(client: TestClient) -> None:
     assert "set-cookie" not in client.get("/look").headers
 
 
-def test_logout_takes_the_cookie_back(client: TestClient) -> None:
+def test_logout_deletes_the_cookie(client: TestClient) -> None:
     client.get("/count")
     assert "Max-Age=0" in client.get("/logout").headers["set-cookie"]
     assert client.get("/look").json() == {}
 
 
-def test_a_websocket_has_the_same_session(client: TestClient, eventually: Any) -> None:
+def test_websocket_has_the_same_session(client: TestClient, eventually: Any) -> None:
     client.get("/count")
     with client.websocket_connect("/socket") as websocket:
         assert websocket.receive_json() == {"n": 2}
@@ -222,7 +222,7 @@ def test_websocket_starts_a_session_before_it_is_accepted(client: TestClient, ev
         eventually(lambda: client.get("/look", headers={"Cookie": cookie}).json() == {"n": 1})
 
 
-def test_a_websocket_whose_client_leaves_is_saved(client: TestClient, eventually: Any) -> None:
+def test_websocket_left_by_client_is_saved(client: TestClient, eventually: Any) -> None:
     client.get("/count")
     # Whether the handler's exception or the test client's cancel comes first at the end is chance.
     with suppress(WebSocketDisconnect), client.websocket_connect("/listening") as websocket:
@@ -230,7 +230,7 @@ def test_a_websocket_whose_client_leaves_is_saved(client: TestClient, eventually
         eventually(lambda: client.get("/look").json() == {"n": 1, "left": True})
 
 
-def test_a_response_that_a_handler_gives_to_all_keeps_nobodys_cookie(client: TestClient) -> None:
+def test_reused_response_keeps_no_cookie(client: TestClient) -> None:
     first = client.get("/shared").headers["set-cookie"]
     client.cookies.clear()
     second = client.get("/shared")
@@ -239,7 +239,7 @@ def test_a_response_that_a_handler_gives_to_all_keeps_nobodys_cookie(client: Tes
     assert b"set-cookie" not in dict(SHARED.raw_headers)
 
 
-def test_the_redirect_leaves_only_after_the_save(client: TestClient, database: Any) -> None:
+def test_redirect_leaves_after_the_save(client: TestClient, database: Any) -> None:
     client.get("/count")
     answer = client.get("/login", follow_redirects=False)
     assert database.exists("session:user:ann")
@@ -282,7 +282,7 @@ def test_session_accessor_names_the_missing_middleware() -> None:
         session(Request({"type": "http"}))
 
 
-def test_a_handler_that_raises_saves_nothing(client: TestClient) -> None:
+def test_failed_handler_saves_nothing(client: TestClient) -> None:
     client.get("/count")
     with pytest.raises(LookupError):
         client.get("/broken")
@@ -291,7 +291,7 @@ def test_a_handler_that_raises_saves_nothing(client: TestClient) -> None:
 
 @CLOSED
 @pytest.mark.parametrize("what", ["", "?assign"])
-def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, what: str) -> None:
+def test_outage_during_handler_is_one_503(client: TestClient, what: str) -> None:
     client.get("/count")
     answer = client.get(f"/adding{what}")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -300,7 +300,7 @@ def test_redis_gone_while_the_handler_runs_is_one_whole_503(client: TestClient, 
 
 
 @CLOSED
-def test_redis_gone_while_a_websocket_runs_is_try_again_later(client: TestClient) -> None:
+def test_outage_during_websocket_closes_with_1013(client: TestClient) -> None:
     client.get("/count")
     with pytest.raises(WebSocketDisconnect) as left, client.websocket_connect("/stranded") as websocket:
         websocket.receive_text()
@@ -308,7 +308,7 @@ def test_redis_gone_while_a_websocket_runs_is_try_again_later(client: TestClient
 
 
 @pytest.mark.parametrize("nowhere", ["unix:///nowhere/redis.sock", "redis+cluster://127.0.0.1:1"])
-def test_redis_away_is_503_and_never_logged_out(nowhere: str) -> None:
+def test_outage_is_503_and_not_logged_out(nowhere: str) -> None:
     signed = SessionStore(connect("redis://x", 1), [KEY]).sign("known")
     with TestClient(app(nowhere, secure=False), cookies={"session": signed}) as client:
         for path in ("/count", "/look", "/logout", "/login"):

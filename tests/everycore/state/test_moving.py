@@ -45,7 +45,7 @@ def before(store: SessionStore, name: str, meanwhile: Callable[[], Awaitable[Any
     setattr(store, name, run)
 
 
-async def test_the_old_id_is_dead_at_once_and_the_values_move(store: SessionStore) -> None:
+async def test_move_invalidates_old_id_and_keeps_values(store: SessionStore) -> None:
     old = await made(store, cart=["book"], gone=1)
     session = await store.load(old)
     session.regenerate()
@@ -58,7 +58,7 @@ async def test_the_old_id_is_dead_at_once_and_the_values_move(store: SessionStor
     assert (await store.load(new))._record.created == session._record.created
 
 
-async def test_what_others_write_during_a_move_comes_along(store: SessionStore) -> None:
+async def test_writes_during_a_move_are_copied(store: SessionStore) -> None:
     old = await made(store, cart=["book"], theme="dark")
 
     async def others() -> None:
@@ -76,7 +76,7 @@ async def test_what_others_write_during_a_move_comes_along(store: SessionStore) 
     assert dict(moved) == {"cart": ["book", "pen"], "visits": 2}
 
 
-async def test_logout_wins_over_a_move_still_running(store: SessionStore, redis: Redis) -> None:
+async def test_logout_wins_over_a_running_move(store: SessionStore, redis: Redis) -> None:
     old = await made(store, "ann")
 
     async def logout() -> None:
@@ -93,7 +93,7 @@ async def test_logout_wins_over_a_move_still_running(store: SessionStore, redis:
     assert await store.sessions_of("ann") == []
 
 
-async def test_two_parallel_moves_lose_no_login_whichever_answer_the_browser_reads(store: SessionStore) -> None:
+async def test_parallel_moves_lose_no_login(store: SessionStore) -> None:
     old = await made(store, cart=["book"])
     first, second = await store.load(old), await store.load(old)
     for session in (first, second):
@@ -107,7 +107,7 @@ async def test_two_parallel_moves_lose_no_login_whichever_answer_the_browser_rea
     assert len(await store.sessions_of("ann")) == 2
 
 
-async def test_a_second_move_does_not_bring_back_what_was_ended_after_the_first(store: SessionStore) -> None:
+async def test_second_move_revives_no_ended_session(store: SessionStore) -> None:
     old = await made(store, "ann")
     first, second, third = [await store.load(old) for _ in range(3)]
     for session in (first, second, third):
@@ -120,9 +120,7 @@ async def test_a_second_move_does_not_bring_back_what_was_ended_after_the_first(
     assert await store.sessions_of("ann") == []
 
 
-async def test_a_request_with_the_old_id_sets_no_cookie_that_would_take_the_new_ones_place(
-    store: SessionStore, redis: Redis
-) -> None:
+async def test_request_with_old_id_sets_no_cookie(store: SessionStore, redis: Redis) -> None:
     old = await made(store)
     session = await store.load(old)
     session.regenerate()
@@ -137,7 +135,7 @@ async def test_a_request_with_the_old_id_sets_no_cookie_that_would_take_the_new_
     assert await redis.dbsize() == keys
 
 
-async def test_who_logs_in_with_the_old_id_is_logged_in(store: SessionStore) -> None:
+async def test_login_with_the_old_id_succeeds(store: SessionStore) -> None:
     old = await made(store, secret=1)
     session = await store.load(old)
     session.regenerate()
@@ -147,7 +145,7 @@ async def test_who_logs_in_with_the_old_id_is_logged_in(store: SessionStore) -> 
     assert dict(await store.load(await saved(store, late))) == {"user_id": "ann"}
 
 
-async def test_an_outage_in_the_middle_of_a_move_leaves_the_old_id_alive(store: SessionStore) -> None:
+async def test_outage_during_a_move_keeps_the_old_id(store: SessionStore) -> None:
     old = await made(store, "ann")
     session = await store.load(old)
     session.regenerate()
@@ -162,7 +160,7 @@ async def test_an_outage_in_the_middle_of_a_move_leaves_the_old_id_alive(store: 
     assert await store.end_all("ann") == 2  # also the one whose cookie nobody has
 
 
-def test_where_no_cookie_can_be_set_nothing_moves(store: SessionStore) -> None:
+def test_move_without_cookie_raises(store: SessionStore) -> None:
     session = Session(Record("id", "name", {}), store._update)
     session._record.too_late = "the websocket is accepted"
     with pytest.raises(RuntimeError, match="cannot move to a new id: the websocket is accepted"):

@@ -13,7 +13,7 @@ def near(max_entries: int = 100, max_bytes: int = 1_000_000) -> tuple[NearCache,
     return one, heard
 
 
-def test_nothing_is_believed_that_no_answer_has_confirmed() -> None:
+def test_unconfirmed_item_is_not_served() -> None:
     one = NearCache(lambda names: None)
     one.connected(None)
     one.keep("k", "v", 1, 100.0)
@@ -27,7 +27,7 @@ def test_nothing_is_believed_that_no_answer_has_confirmed() -> None:
     assert one.get("k", MAX_STALENESS) == "v"
 
 
-def test_what_is_over_is_gone_even_if_redis_says_nothing() -> None:
+def test_expired_item_is_dropped_without_a_push() -> None:
     one, _ = near()
     one.keep("k", "v", 1, 0.5)
     assert one.get("k", 0.49) == "v"
@@ -35,7 +35,7 @@ def test_what_is_over_is_gone_even_if_redis_says_nothing() -> None:
     assert (len(one), one.bytes) == (0, 0)
 
 
-def test_a_push_drops_its_names_in_whatever_form_and_says_so() -> None:
+def test_push_of_any_form_drops_its_names() -> None:
     one, heard = near()
     for name in ("a", "b", "c"):
         one.keep(name, name, 1, 9.0)
@@ -44,7 +44,7 @@ def test_a_push_drops_its_names_in_whatever_form_and_says_so() -> None:
     assert heard == [["a", "b", "\ufffd foreign"]]
 
 
-def test_a_flush_and_a_lost_connection_drop_all() -> None:
+def test_flush_and_lost_connection_drop_all() -> None:
     one, heard = near()
     one.keep("k", "v", 1, 9.0)
     one.invalidated(None)
@@ -57,7 +57,7 @@ def test_a_flush_and_a_lost_connection_drop_all() -> None:
     assert heard == [None, None]
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_least_recently_used_is_dropped_first() -> None:
     one, _ = near(max_entries=3)
     for name in "abc":
         one.keep(name, name, 1, 9.0)
@@ -66,7 +66,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert [one.get(name, 0.0) for name in "abcd"] == ["a", None, "c", "d"]
 
 
-def test_the_bytes_are_bounded_and_one_too_large_drops_nothing_else() -> None:
+def test_bytes_are_bounded_and_large_item_is_skipped() -> None:
     one, _ = near(max_bytes=3 * (OVERHEAD + 101))
     for name in "abcd":
         one.keep(name, name, 100, 9.0)

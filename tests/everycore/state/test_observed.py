@@ -84,7 +84,7 @@ async def test_metrics_of_redis_py_have_each_command(
     assert [type(each) for each in failed] == [ResponseError]
 
 
-async def test_client_that_nobody_watches_sends_directly(redis: Any) -> None:
+async def test_unobserved_client_sends_directly(redis: Any) -> None:
     assert redis.execute_command == redis._execute
 
 
@@ -112,7 +112,7 @@ def test_pool_that_decodes_is_refused() -> None:
         PipelinedRedis(BlockingConnectionPool(decode_responses=True), 1.0)
 
 
-async def test_value_that_is_no_utf8_is_only_a_value(redis: Any) -> None:
+async def test_value_not_utf8_is_only_a_value(redis: Any) -> None:
     await redis.set("k", b"\xff")
     assert await redis.get("k") == b"\xff"
     assert await redis.execute_command("ECHO", b"\xff\xfe") == b"\xff\xfe"

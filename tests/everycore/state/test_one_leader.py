@@ -76,7 +76,7 @@ def blocking(redis: Redis, how: str) -> Any:
 
 
 @pytest.mark.parametrize("how", ["xread", "blpop", "pubsub"])
-async def test_leader_that_blocks_in_redis_ends_at_each_cancel(redis: Redis, how: str) -> None:
+async def test_leader_blocked_in_redis_ends_at_each_cancel(redis: Redis, how: str) -> None:
     """On Python 3.11 a cancel that comes as redis-py's write ends is dropped: 4 of 60 before."""
     intervals = Intervals()
     for turn in range(40):
@@ -95,7 +95,7 @@ async def test_leader_that_blocks_in_redis_ends_at_each_cancel(redis: Redis, how
     assert intervals.most == 1
 
 
-async def test_job_that_drops_cancels_is_cancelled_until_it_ends(redis: Redis) -> None:
+async def test_job_losing_cancels_is_cancelled_until_it_ends(redis: Redis) -> None:
     record, dropped = Record(), 0
 
     async def stubborn(fence: int) -> None:
@@ -118,7 +118,7 @@ async def test_job_that_drops_cancels_is_cancelled_until_it_ends(redis: Redis) -
     assert record.events[:3] == [("start", 1), ("end", 1), ("start", 2)]
 
 
-async def test_leader_whose_process_was_stopped_does_no_step_more(redis: Any, redis_url: str) -> None:
+async def test_stopped_leader_process_runs_no_further_step(redis: Any, redis_url: str) -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROCESS, redis_url)
     try:
         await redis.blmove("work", "work", 20, "LEFT", "RIGHT")  # until there is something
@@ -139,7 +139,7 @@ async def test_leader_whose_process_was_stopped_does_no_step_more(redis: Any, re
         await process.wait()
 
 
-async def test_job_after_its_lease_gets_a_cancel_for_its_next_step(redis: Redis) -> None:
+async def test_job_after_its_lease_is_cancelled(redis: Redis) -> None:
     """The loop stands still for longer than the lease, while a timer of the job falls due."""
     steps: list[str] = []
 
@@ -159,7 +159,7 @@ async def test_job_after_its_lease_gets_a_cancel_for_its_next_step(redis: Redis)
         assert steps[:2] == ["start", "end"]
 
 
-async def test_leaders_through_cancels_and_lost_leases_never_overlap(redis: Redis) -> None:
+async def test_leaders_never_overlap(redis: Redis) -> None:
     intervals = Intervals()
 
     async def job(fence: int) -> None:
@@ -187,9 +187,7 @@ async def test_leaders_through_cancels_and_lost_leases_never_overlap(redis: Redi
     assert intervals.most <= 2
 
 
-async def test_outage_is_one_line_and_the_job_starts_again_at_once(
-    redis: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_outage_is_logged_once_and_job_restarts(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     record, failures = Record(), 3
 
     async def job(fence: int) -> None:
@@ -209,7 +207,7 @@ async def test_outage_is_one_line_and_the_job_starts_again_at_once(
     assert lines[0].exc_info is None
 
 
-async def test_outage_of_the_server_restarts_the_job(redis_start: Any, tmp_path: Path) -> None:
+async def test_killed_redis_restarts_the_job(redis_start: Any, tmp_path: Path) -> None:
     server = redis_start("own")
     client: Any = connect(f"unix://{tmp_path}/own/redis.sock", 0.3)
     starts: list[int] = []

@@ -23,7 +23,7 @@ async def back(client: Any) -> None:
             await asyncio.gather(client.ping(), asyncio.sleep(0.005), return_exceptions=True)
 
 
-async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Path) -> None:
+async def test_increment_during_a_stall_counts_once(redis_start: Any, tmp_path: Path) -> None:
     process = redis_start("stalled")
     async with connect(f"unix://{tmp_path}/stalled/redis.sock", 0.3) as connected:
         client: Any = connected
@@ -39,7 +39,7 @@ async def test_an_addition_in_a_stall_counts_once(redis_start: Any, tmp_path: Pa
 
 
 @pytest.mark.one_server("asks the pipelined connection")
-async def test_commands_fail_at_once_after_two_timeouts_of_silence(redis_start: Any, tmp_path: Path) -> None:
+async def test_silence_of_two_timeouts_fails_commands_at_once(redis_start: Any, tmp_path: Path) -> None:
     """The first one may be slow by itself, and has the first timeout alone."""
     process = redis_start("hung")
     async with connect(f"unix://{tmp_path}/hung/redis.sock", 0.5) as connected:
@@ -57,7 +57,7 @@ async def test_commands_fail_at_once_after_two_timeouts_of_silence(redis_start: 
 
 
 @pytest.mark.one_server("asks the pipelined connection")
-async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
+async def test_blocked_loop_is_no_timeout(redis_url: str) -> None:
     async with connect(redis_url, 0.3) as connected:
         client: Any = connected
         await client.ping()
@@ -68,7 +68,7 @@ async def test_a_blocked_loop_is_no_timeout_of_redis(redis_url: str) -> None:
         assert client.stats.connections == 1
 
 
-async def test_a_machine_that_was_frozen_has_not_lost_its_redis(redis_start: Any, tmp_path: Path) -> None:
+async def test_frozen_machine_keeps_its_connection(redis_start: Any, tmp_path: Path) -> None:
     process = redis_start("frozen")
     async with connect(f"unix://{tmp_path}/frozen/redis.sock", 0.5) as connected:
         client: Any = connected
@@ -84,7 +84,7 @@ async def test_a_machine_that_was_frozen_has_not_lost_its_redis(redis_start: Any
         assert client.stats.connections == 1
 
 
-async def test_killed_and_started_again_it_is_right_again_by_itself(
+async def test_restarted_redis_is_used_again(
     redis_start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = redis_start("server")
@@ -116,7 +116,7 @@ async def test_killed_and_started_again_it_is_right_again_by_itself(
     assert said[1].startswith("redis available again after")
 
 
-async def test_a_full_redis_is_to_be_tried_again_later_and_still_read(redis_start: Any, tmp_path: Path) -> None:
+async def test_full_redis_is_retryable_and_readable(redis_start: Any, tmp_path: Path) -> None:
     redis_start("full", "--maxmemory", "1")
     async with connect(f"unix://{tmp_path}/full/redis.sock", 2.0) as client:
         with pytest.raises(UNAVAILABLE_ERRORS):

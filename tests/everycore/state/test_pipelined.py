@@ -21,7 +21,7 @@ def ordinary(redis_url: str) -> Redis:
     return Redis.from_pool(BlockingConnectionPool.from_url(redis_url))
 
 
-async def test_what_is_issued_in_one_tick_leaves_in_one_write(redis: Any) -> None:
+async def test_commands_of_one_tick_leave_in_one_write(redis: Any) -> None:
     before = redis.stats
     answers = await asyncio.gather(*(redis.set(f"k{n}", n) for n in range(250)))
     assert answers == [True] * 250
@@ -31,7 +31,7 @@ async def test_what_is_issued_in_one_tick_leaves_in_one_write(redis: Any) -> Non
     assert after.latency > 0
 
 
-async def test_eight_thousand_answers_of_every_size_reach_their_own_callers(redis: Any) -> None:
+async def test_replies_of_all_sizes_reach_their_callers(redis: Any) -> None:
     chance = random.Random(1)
 
     async def caller(number: int) -> None:
@@ -45,7 +45,7 @@ async def test_eight_thousand_answers_of_every_size_reach_their_own_callers(redi
     assert redis.stats.connections == 1
 
 
-async def test_two_thousand_cancellations_disturb_nobody(redis: Any) -> None:
+async def test_cancelled_callers_disturb_no_other(redis: Any) -> None:
     chance = random.Random(2)
 
     async def ask(number: int) -> None:
@@ -67,7 +67,7 @@ async def test_two_thousand_cancellations_disturb_nobody(redis: Any) -> None:
     assert redis.stats.connections == 1
 
 
-async def test_what_is_cancelled_before_the_tick_ends_is_never_sent(redis: Any) -> None:
+async def test_command_cancelled_in_its_tick_is_not_sent(redis: Any) -> None:
     await redis.set("n", 0)
     task = asyncio.create_task(redis.incr("n"))
     asyncio.get_running_loop().call_soon(task.cancel)
@@ -76,7 +76,7 @@ async def test_what_is_cancelled_before_the_tick_ends_is_never_sent(redis: Any) 
     assert await redis.get("n") == b"0"
 
 
-async def test_answers_have_the_shapes_of_ordinary_redis_py(redis: Any, ordinary: Any) -> None:
+async def test_replies_have_the_shapes_of_redis_py(redis: Any, ordinary: Any) -> None:
     await redis.hset("hash", mapping={"a": 1, "b": "é"})
     await redis.zadd("zset", {"x": 1, "y": 2.5})
     await redis.xadd("stream", {"field": "value"}, id="1-1")
@@ -105,7 +105,7 @@ async def test_answers_have_the_shapes_of_ordinary_redis_py(redis: Any, ordinary
         assert (await redis.info("server"))["process_id"] == (await ordinary.info("server"))["process_id"]
 
 
-async def test_every_kind_of_argument_is_sent_as_redis_py_sends_it(redis: Any) -> None:
+async def test_arguments_are_encoded_as_redis_py_does(redis: Any) -> None:
     for value, stored in (
         (1, b"1"),
         (1.5, b"1.5"),
@@ -125,7 +125,7 @@ async def test_every_kind_of_argument_is_sent_as_redis_py_sends_it(redis: Any) -
     assert await redis.execute_command("GET", "k") == b"lower"
 
 
-async def test_an_error_goes_to_its_caller_alone(redis: Any) -> None:
+async def test_error_reaches_its_caller_alone(redis: Any) -> None:
     await redis.set("text", "x")
     wrong: Any
     right: Any
@@ -140,7 +140,7 @@ async def test_an_error_goes_to_its_caller_alone(redis: Any) -> None:
     assert redis.stats.connections == 1
 
 
-async def test_a_script_that_redis_has_forgotten_is_loaded_again(redis: Any) -> None:
+async def test_forgotten_script_is_loaded_again(redis: Any) -> None:
     script = redis.register_script("return redis.call('INCR', KEYS[1])")
     assert await script(keys=["n"]) == 1
     await redis.script_flush()
@@ -149,7 +149,7 @@ async def test_a_script_that_redis_has_forgotten_is_loaded_again(redis: Any) -> 
     assert redis.connection_pool.get_connection_count()[0][0] == 0  # all of it on the shared connection
 
 
-async def test_who_blocks_holds_nobody(redis: Any) -> None:
+async def test_blocking_command_delays_no_other(redis: Any) -> None:
     waiting = asyncio.create_task(redis.blpop(["list"], timeout=10))
     stream = asyncio.create_task(redis.xread({"stream": "$"}, block=10_000))
     async with asyncio.timeout(20):
@@ -161,12 +161,12 @@ async def test_who_blocks_holds_nobody(redis: Any) -> None:
     assert await stream == [[b"stream", [(b"1-1", {b"a": b"b"})]]]
 
 
-async def test_who_blocks_longer_than_the_timeout_is_not_cut_off(redis_url: str) -> None:
+async def test_blocking_command_may_exceed_the_timeout(redis_url: str) -> None:
     async with connect(redis_url, 0.1) as impatient:
         assert await impatient.blpop(["nobody-pushes-here"], timeout=0.4) is None
 
 
-async def test_pipelines_locks_and_subscriptions_work_as_ever(redis: Any) -> None:
+async def test_pipelines_locks_and_subscriptions_work(redis: Any) -> None:
     for transaction in (True, False):
         async with redis.pipeline(transaction=transaction) as pipe:
             assert await pipe.set("k", 1).incr("k").get("k").execute() == [True, 2, b"2"]
@@ -183,7 +183,7 @@ async def test_pipelines_locks_and_subscriptions_work_as_ever(redis: Any) -> Non
         assert await pipe.execute() == [b"2"]
 
 
-async def test_a_callback_may_be_asynchronous_and_a_client_have_a_connection_of_its_own(redis: Any) -> None:
+async def test_async_callbacks_and_single_clients_work(redis: Any) -> None:
     async def doubled(answer: bytes) -> bytes:
         return answer * 2
 
@@ -193,7 +193,7 @@ async def test_a_callback_may_be_asynchronous_and_a_client_have_a_connection_of_
         assert await alone.client_id() == await alone.client_id() != await redis.client_id()
 
 
-async def test_what_changes_a_connection_never_touches_the_shared_one(redis: Any) -> None:
+async def test_stateful_command_avoids_the_shared_connection(redis: Any) -> None:
     await redis.set("here", 1)
     for command in (("SELECT", "1"), ("client", "setname", "mine"), ("MULTI",), ("CLIENT REPLY", "ON")):
         await redis.execute_command(*command)
@@ -204,7 +204,7 @@ async def test_what_changes_a_connection_never_touches_the_shared_one(redis: Any
     assert redis.stats.connections == 1
 
 
-async def test_a_value_of_64_mib_goes_there_and_back_while_others_are_served(redis: Any) -> None:
+async def test_value_of_64_mib_leaves_others_served(redis: Any) -> None:
     value = b"x" * (64 << 20)
     large = asyncio.create_task(redis.set("large", value))
     assert await redis.ping()
@@ -216,7 +216,7 @@ async def test_a_value_of_64_mib_goes_there_and_back_while_others_are_served(red
     assert (redis.stats.connections <= 2, redis.stats.errors) == (True, 0)  # others may have stepped aside
 
 
-async def test_a_full_queue_is_said_and_not_sent(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_queue_raises_and_sends_nothing(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "MAX_WAITING", 100)
     answers = await asyncio.gather(*(redis.incr("n") for _ in range(150)), return_exceptions=True)
     assert answers[:100] == list(range(1, 101))
@@ -224,7 +224,7 @@ async def test_a_full_queue_is_said_and_not_sent(redis: Any, monkeypatch: pytest
     assert await redis.get("n") == b"100"
 
 
-async def test_two_hundred_and_fifty_at_once_and_twenty_cancelled_cost_one_connection(redis: Any) -> None:
+async def test_many_cancelled_commands_use_one_connection(redis: Any) -> None:
     assert await asyncio.gather(*(redis.get("k") for _ in range(250))) == [None] * 250
     tasks = [asyncio.ensure_future(redis.get("k")) for _ in range(20)]
     await asyncio.sleep(0)
@@ -235,7 +235,7 @@ async def test_two_hundred_and_fifty_at_once_and_twenty_cancelled_cost_one_conne
     assert redis.stats.connections == 1
 
 
-async def test_a_replica_is_left_after_it_has_said_so(redis: Any, redis_start: Any, tmp_path: Any) -> None:
+async def test_demoted_replica_is_left(redis: Any, redis_start: Any, tmp_path: Any) -> None:
     redis_start("replica", "--replicaof", "127.0.0.1", "1")
     async with connect(f"unix://{tmp_path}/replica/redis.sock", 5.0) as client:
         assert isinstance(client, PipelinedRedis)
@@ -246,7 +246,7 @@ async def test_a_replica_is_left_after_it_has_said_so(redis: Any, redis_start: A
         assert client.stats.connections == 2
 
 
-async def test_close_waits_for_answers_and_lets_nothing_pass_afterwards(redis_url: str) -> None:
+async def test_close_waits_for_replies_then_refuses(redis_url: str) -> None:
     client: Any = connect(redis_url, 5.0)
     late = asyncio.create_task(client.echo("x"))
     await asyncio.sleep(0)

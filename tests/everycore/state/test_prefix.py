@@ -95,7 +95,7 @@ async def test_apps_broadcast_apart(apps: tuple[Redis, Redis]) -> None:
     await two.aclose()
 
 
-async def test_apps_are_present_apart(apps: tuple[Redis, Redis]) -> None:
+async def test_apps_have_their_own_hosts(apps: tuple[Redis, Redis]) -> None:
     one, two = map(HostRegistry, apps)
     await one.announce("host", "here")
     assert await two.peers("another") == {}

@@ -71,18 +71,18 @@ class VirtualScheduling:
         ({"limit": 10**6, "per": 86400 * 365}, "too large to count exactly"),
     ],
 )
-def test_a_rule_that_cannot_be_held_is_refused_when_it_is_made(wrong: dict[str, Any], says: str) -> None:
+def test_rule_out_of_range_is_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Rule(**{"name": "api", "limit": 10, "per": 60, **wrong})
 
 
 @pytest.mark.parametrize("cost", [0, -1, 11])
-async def test_a_cost_that_is_never_allowed_is_refused_with_a_word(redis: Redis, cost: int) -> None:
+async def test_cost_above_the_burst_is_refused(redis: Redis, cost: int) -> None:
     with pytest.raises(ValueError, match="from 1 to 10"):
         await RateLimiter(redis).take(Rule("api", 10, per=60), "ann", cost)
 
 
-async def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_raises() -> None:
+async def test_outage_allows_open_rule_and_fails_closed_one() -> None:
     limits = RateLimiter(connect(NOWHERE, 0.5))
     result = await limits.take(Rule("api", 10, per=60), "ann")
     assert (result.allowed, result.enforced) == (True, False)
@@ -100,7 +100,7 @@ async def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_raises() -> No
         st.tuples(st.one_of(st.integers(0, 10**9), st.integers(0, 10**11)), st.integers(1, 100)), max_size=25
     ),
 )
-async def test_any_takes_at_any_times_are_judged_as_virtual_scheduling_does(
+async def test_takes_match_virtual_scheduling(
     redis: Redis, limit: int, per: float, burst: int | None, takes: list[tuple[int, int]]
 ) -> None:
     await redis.flushall()
@@ -119,7 +119,7 @@ async def test_any_takes_at_any_times_are_judged_as_virtual_scheduling_does(
         assert judged.reset_after_s == pytest.approx(expected.reset_after_s, abs=1e-9)
 
 
-async def test_who_waits_as_long_as_told_is_allowed_and_who_comes_before_is_not(redis: Redis) -> None:
+async def test_take_at_retry_after_is_allowed_not_before(redis: Redis) -> None:
     limits, rule = Clocked(redis), Rule("api", 3, per=HOUR)
     assert [(await limits.take(rule, "ann")).remaining for _ in range(3)] == [2, 1, 0]
     refused = await limits.take(rule, "ann")
@@ -130,7 +130,7 @@ async def test_who_waits_as_long_as_told_is_allowed_and_who_comes_before_is_not(
     assert (await limits.take(rule, "ann")).allowed
 
 
-async def test_a_clock_that_is_set_back_locks_nobody_out(redis: Redis) -> None:
+async def test_clock_set_back_locks_no_client_out(redis: Redis) -> None:
     limits, rule = Clocked(redis), Rule("api", 3, per=HOUR)
     for _ in range(3):
         await limits.take(rule, "ann")
@@ -140,7 +140,7 @@ async def test_a_clock_that_is_set_back_locks_nobody_out(redis: Redis) -> None:
     assert (await limits.take(rule, "ann")).allowed
 
 
-async def test_many_at_once_over_two_workers_get_exactly_what_the_rule_allows(redis: Redis, redis_url: str) -> None:
+async def test_parallel_takes_allow_exactly_the_burst(redis: Redis, redis_url: str) -> None:
     other = connect(redis_url, 5.0)
     workers, rule = [RateLimiter(redis), RateLimiter(other)], Rule("api", 25, per=HOUR)
     results = await asyncio.gather(*(workers[n % 2].take(rule, "ann") for n in range(200)))
@@ -149,7 +149,7 @@ async def test_many_at_once_over_two_workers_get_exactly_what_the_rule_allows(re
     assert sorted(result.remaining for result in results if result.allowed) == list(range(25))
 
 
-async def test_on_redis_own_clock_takes_come_back_and_never_more_than_the_rule(redis: Redis) -> None:
+async def test_takes_on_redis_clock_never_exceed_the_rule(redis: Redis) -> None:
     limits, rule = RateLimiter(redis), Rule("api", 10, per=0.5)
     began, allowed = monotonic(), 0  # uvloop's own clock stands still between two turns
     while allowed < 30:
@@ -159,7 +159,7 @@ async def test_on_redis_own_clock_takes_come_back_and_never_more_than_the_rule(r
         await asyncio.sleep(result.retry_after_s)
 
 
-async def test_each_has_a_quota_of_his_own_in_each_rule(redis: Redis) -> None:
+async def test_keys_and_rules_have_their_own_quotas(redis: Redis) -> None:
     limits, rule = RateLimiter(redis), Rule("api", 1, per=HOUR)
     assert (await limits.take(rule, "ann")).allowed
     assert not (await limits.take(rule, "ann")).allowed
@@ -167,14 +167,14 @@ async def test_each_has_a_quota_of_his_own_in_each_rule(redis: Redis) -> None:
     assert (await limits.take(Rule("login", 1, per=HOUR), "ann")).allowed
 
 
-async def test_a_key_goes_when_it_means_nothing_and_no_name_makes_it_long(redis: Redis) -> None:
+async def test_bucket_expires_and_its_key_is_bounded(redis: Redis) -> None:
     await RateLimiter(redis).take(Rule("api", 10, per=HOUR), "x" * 10_000)
     (key,) = await redis.keys()
     assert len(key) < 2 * MAX_KEY_LENGTH
     assert 300_000 < await redis.pttl(key) <= 360_001
 
 
-async def test_a_refusal_writes_nothing(redis: Redis) -> None:
+async def test_refusal_writes_nothing(redis: Redis) -> None:
     limits, rule = RateLimiter(redis), Rule("api", 1, per=HOUR)
     await limits.take(rule, "ann")
     (key,) = await redis.keys()

@@ -70,7 +70,7 @@ def client(redis_url: str, database: Any) -> Iterator[TestClient]:
         yield client
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(client: TestClient) -> None:
+def test_request_over_the_limit_is_429_with_retry_after(client: TestClient) -> None:
     answers = [client.get("/twice") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     seconds = answers[2].headers["retry-after"]
@@ -83,28 +83,28 @@ def test_who_asks_too_often_is_told_when_to_come_back(client: TestClient) -> Non
     assert 50 < int(told[2][2].removeprefix("t=")) <= 60
 
 
-def test_other_routes_know_nothing_of_it(client: TestClient) -> None:
+def test_other_routes_are_not_limited(client: TestClient) -> None:
     assert "ratelimit" not in client.get("/free").headers
 
 
-def test_a_burst_is_told_as_what_can_be_had_at_once_and_when_it_is_whole_again(client: TestClient) -> None:
+def test_burst_is_in_the_headers(client: TestClient) -> None:
     answer = client.get("/burst")
     assert answer.headers["ratelimit-policy"] == '"burst";q=10;w=600'
     assert answer.headers["ratelimit"] == '"burst";r=9;t=60'
 
 
-def test_two_rules_on_a_route_are_both_told(client: TestClient) -> None:
+def test_two_rules_are_both_in_the_headers(client: TestClient) -> None:
     told = client.get("/both").headers
     assert sorted(told.get_list("ratelimit-policy")) == ['"burst";q=10;w=600', '"twice";q=2;w=60']
     assert sorted(told.get_list("ratelimit")) == ['"burst";r=9;t=60', '"twice";r=1;t=30']
 
 
-def test_a_key_of_ones_own_tells_clients_apart(client: TestClient) -> None:
+def test_own_key_separates_clients(client: TestClient) -> None:
     first, again, other = (client.get("/burst", headers={"x-api-key": key}) for key in ("ann", "ann", "bob"))
     assert [answer.headers["ratelimit"].split(";")[1] for answer in (first, again, other)] == ["r=9", "r=8", "r=9"]
 
 
-def test_a_websocket_over_the_limit_is_refused_with_the_same_words(client: TestClient) -> None:
+def test_websocket_over_the_limit_gets_429(client: TestClient) -> None:
     for _ in range(2):
         with client.websocket_connect("/socket"):
             pass
@@ -115,7 +115,7 @@ def test_a_websocket_over_the_limit_is_refused_with_the_same_words(client: TestC
 
 
 @pytest.mark.anyio
-async def test_a_server_that_cannot_refuse_in_words_closes_with_try_again_later() -> None:
+async def test_websocket_without_extension_closes_with_1013() -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -134,7 +134,7 @@ async def test_a_server_that_cannot_refuse_in_words_closes_with_try_again_later(
     assert sent == [{"type": "websocket.close", "code": 1013}]
 
 
-def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_says_503() -> None:
+def test_outage_passes_open_rule_and_503s_closed_one() -> None:
     with TestClient(app(NOWHERE)) as client:
         passed, refused = client.get("/twice"), client.get("/closed")
         with pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)), client.websocket_connect("/closed-socket"):
@@ -156,10 +156,10 @@ def test_redis_away_an_open_rule_lets_pass_and_a_closed_one_says_503() -> None:
         (None, "-"),
     ],
 )
-def test_a_client_is_its_address_and_of_ipv6_its_network(client: tuple[str, int] | None, one: str) -> None:
+def test_client_is_its_address_or_its_ipv6_network(client: tuple[str, int] | None, one: str) -> None:
     assert client_address(HTTPConnection({"type": "http", "client": client})) == one
 
 
-def test_a_response_that_a_handler_gives_to_all_does_not_pile_the_fields_up(client: TestClient) -> None:
+def test_reused_response_does_not_accumulate_fields(client: TestClient) -> None:
     for _ in range(3):
         assert len(client.get("/shared").headers.get_list("ratelimit")) == 1

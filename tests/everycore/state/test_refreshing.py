@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 worker = test_cache.worker
 
 
-async def test_one_that_cannot_be_computed_anew_stays_stale_is_said_once_and_not_tried_at_each_request(
+async def test_failed_refresh_serves_stale_and_logs_once(
     worker: Any, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, failing = worker(), Computation()
@@ -37,7 +37,7 @@ async def test_one_that_cannot_be_computed_anew_stays_stale_is_said_once_and_not
     assert "the database is unavailable" in caplog.text
 
 
-async def test_a_stale_value_is_served_at_once_while_one_worker_computes_it_anew(worker: Any, redis: Redis) -> None:
+async def test_stale_value_is_served_while_one_worker_refreshes(worker: Any, redis: Redis) -> None:
     caches, old, new = [worker() for _ in range(3)], Computation("old"), Computation("new")
     assert await caches[0].get_or_compute("k", old, ttl=60, stale=60) == "old"
     await redis.pexpire("cache:{k}", 59_000)
@@ -55,7 +55,7 @@ async def test_a_stale_value_is_served_at_once_while_one_worker_computes_it_anew
     assert sum(cache.stats.stale for cache in caches) >= 60
 
 
-async def test_what_another_worker_has_computed_anew_is_left_alone(worker: Any) -> None:
+async def test_value_refreshed_by_another_worker_is_kept(worker: Any) -> None:
     cache, late = worker(), Computation("late")
     await cache.get_or_compute("k", Computation("new"), ttl=60)
     wanted = _Request("k", late, ttl=60, stale=0, tags=(), compute_timeout=30)
@@ -65,7 +65,7 @@ async def test_what_another_worker_has_computed_anew_is_left_alone(worker: Any) 
     assert await cache.get_or_compute("k", late, ttl=60) == "new"
 
 
-async def test_a_value_near_its_end_is_computed_before_it(worker: Any, redis: Redis) -> None:
+async def test_value_near_its_end_is_refreshed(worker: Any, redis: Redis) -> None:
     cache, slow = worker(), Computation()
     slow.gate.clear()
     first = asyncio.create_task(cache.get_or_compute("k", slow, ttl=60))
@@ -85,7 +85,7 @@ async def test_a_value_near_its_end_is_computed_before_it(worker: Any, redis: Re
     assert again.calls == 1
 
 
-async def test_every_json_value_is_cached_none_included_and_comes_back_as_json_has_it(worker: Any) -> None:
+async def test_json_values_return_as_decoded(worker: Any) -> None:
     cache = worker()
     for value, back in (
         (None, None),
@@ -100,7 +100,7 @@ async def test_every_json_value_is_cached_none_included_and_comes_back_as_json_h
         assert compute.calls == 1
 
 
-async def test_what_a_reader_changes_no_other_one_sees(worker: Any) -> None:
+async def test_changed_copy_affects_no_other_reader(worker: Any) -> None:
     cache, compute = worker(), Computation({"list": []})
     for _ in range(4):
         value = await cache.get_or_compute("k", compute, ttl=60)
@@ -108,12 +108,12 @@ async def test_what_a_reader_changes_no_other_one_sees(worker: Any) -> None:
         value["list"].append("mine")
 
 
-async def test_a_value_lives_as_long_as_its_ttl_and_its_time_as_stale(worker: Any, redis: Redis) -> None:
+async def test_value_lives_for_ttl_and_stale(worker: Any, redis: Redis) -> None:
     await worker().get_or_compute("k", Computation(), ttl=60, stale=30)
     assert 89_000 < await redis.pttl("cache:{k}") <= 90_000
 
 
-async def test_a_redis_that_takes_no_pushes_has_no_near_cache_and_all_else(redis: Redis, redis_url: str) -> None:
+async def test_redis_without_pushes_has_no_near_cache(redis: Redis, redis_url: str) -> None:
     async with connect(f"{redis_url}{'&' if '?' in redis_url else '?'}protocol=2", 5.0) as client:
         cache = Cache(client)
 

@@ -50,9 +50,7 @@ async def use(redis: Redis) -> None:
 
 
 @pytest.mark.one_server("an ACL is of one node")
-async def test_refused_tracking_leaves_the_rest_and_is_said_once(
-    redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_refused_tracking_is_logged_once(redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     url = await limited(redis, redis_url, *FORBIDDEN)
     async with connect(url, 5.0) as client:
         await use(client)

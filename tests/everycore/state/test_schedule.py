@@ -20,14 +20,14 @@ def at(text: str, zone: str = "UTC") -> float:
 
 
 @given(st.floats(0, 4e9), st.sampled_from([every(1), every(3600.5), daily("03:00"), daily("02:30", "Europe/Berlin")]))
-def test_period_holds_its_moment_and_meets_the_next(now: float, schedule: Any) -> None:
+def test_periods_are_contiguous(now: float, schedule: Any) -> None:
     start, end = schedule.start(now), schedule.end(now)
     assert start <= now < end
     assert schedule.start(start) == start
     assert schedule.start(end) == end
 
 
-def test_daily_follows_its_zone_through_changes_of_clocks() -> None:
+def test_daily_follows_its_zone_through_clock_changes() -> None:
     berlin = daily("03:00", "Europe/Berlin")
     assert berlin.start(at("2026-07-01T12:00")) == at("2026-07-01T01:00")
     assert berlin.start(at("2026-12-01T12:00")) == at("2026-12-01T02:00")
@@ -35,7 +35,7 @@ def test_daily_follows_its_zone_through_changes_of_clocks() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda: every(0), lambda: every(float("nan")), lambda: daily("25:00")])
-def test_schedule_that_means_nothing_is_refused(wrong: Any) -> None:
+def test_invalid_schedule_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"every|hour"):
         wrong()
 
@@ -57,7 +57,7 @@ async def run(job: Scheduled) -> None:
 
 
 @pytest.mark.anyio
-async def test_daily_runs_once_a_day_whoever_leads(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_daily_runs_once_a_day_for_any_leader(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[float] = []
 
     async def job(fence: int) -> None:
@@ -82,7 +82,7 @@ async def test_daily_runs_once_a_day_whoever_leads(redis: Redis, monkeypatch: py
 
 
 @pytest.mark.anyio
-async def test_run_that_fails_is_logged_and_not_repeated(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_run_is_logged_and_not_repeated(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     ran = 0
 
     async def job(fence: int) -> None:

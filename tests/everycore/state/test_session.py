@@ -64,7 +64,7 @@ def done(mapping: Any, step: str, key: Any, value: Any) -> Any:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
-async def test_a_session_does_what_a_dict_does_through_save_and_load(redis: Redis, steps: list[Any]) -> None:
+async def test_session_equals_a_dict_through_save_and_load(redis: Redis, steps: list[Any]) -> None:
     store, model = SessionStore(redis, [KEY], max_bytes=2**20), dict[str, Any]()
     session = await store.load(None)
     for step, key, value in steps:
@@ -134,7 +134,7 @@ FULL: dict[str, Any] = {"name": "ann", "n": 1, "cart": [1, {"a": [2]}], "none": 
         lambda mapping: ("cart" in mapping, "nothing" in mapping),
     ],
 )
-def test_session_answers_as_a_dict(use: Callable[[Any], Any], read: bool) -> None:
+def test_session_behaves_as_a_dict(use: Callable[[Any], Any], read: bool) -> None:
     session, model = stored(**FULL), copy.deepcopy(FULL)
     if read:
         assert session["cart"] == FULL["cart"]
@@ -170,12 +170,12 @@ def test_session_attributes_are_not_the_visitors_keys() -> None:
 
 
 @pytest.mark.parametrize("user_id", ["", 7.5, True, b"ann"])
-def test_session_user_id_that_names_nobody_is_refused(user_id: Any) -> None:
+def test_session_user_id_invalid_is_refused(user_id: Any) -> None:
     with pytest.raises(TypeError, match="non-empty string or an int"):
         stored().user_id = user_id
 
 
-def test_session_value_that_is_no_json_is_named() -> None:
+def test_session_value_not_json_is_named() -> None:
     for value, kind in ((datetime.now(UTC), TypeError), (float("nan"), ValueError), (b"bytes", TypeError)):
         session = stored(seen=1)
         session["seen"] = value

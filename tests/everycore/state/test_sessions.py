@@ -28,13 +28,13 @@ async def made(store: SessionStore, **values: Any) -> str:
     return store.sign(id)
 
 
-async def test_values_come_back_as_they_were(store: SessionStore) -> None:
+async def test_saved_values_are_loaded(store: SessionStore) -> None:
     values = {"name": "Zoë", "nested": {"list": [1, 2.5, None, True]}, "empty": ""}
     session = await store.load(await made(store, **values))
     assert dict(session) == values
 
 
-async def test_a_session_is_a_mapping_as_starlette_users_know_it(store: SessionStore) -> None:
+async def test_session_is_a_mapping(store: SessionStore) -> None:
     session = await store.load(await made(store, a=1, b=2))
     session["c"] = 3
     assert session.pop("a") == 1
@@ -56,13 +56,13 @@ async def test_reading_writes_nothing(store: SessionStore, redis: Redis) -> None
     assert (await redis.info("commandstats")).get("cmdstat_hset", {}).get("calls") == before
 
 
-async def test_a_visitor_with_nothing_to_remember_costs_no_key(store: SessionStore, redis: Redis) -> None:
+async def test_empty_session_stores_no_key(store: SessionStore, redis: Redis) -> None:
     session = await store.load(None)
     assert not await store.save(session)
     assert await redis.dbsize() == 0
 
 
-async def test_fifty_parallel_requests_that_write_a_key_each_keep_fifty(store: SessionStore) -> None:
+async def test_parallel_writes_of_fifty_keys_keep_all(store: SessionStore) -> None:
     cookie = await made(store, start=0)
     sessions = await asyncio.gather(*(store.load(cookie) for _ in range(50)))
     for number, session in enumerate(sessions):
@@ -71,7 +71,7 @@ async def test_fifty_parallel_requests_that_write_a_key_each_keep_fifty(store: S
     assert len(await store.load(cookie)) == 51
 
 
-async def test_a_slow_reader_never_undoes_a_write(store: SessionStore) -> None:
+async def test_slow_reader_undoes_no_write(store: SessionStore) -> None:
     cookie = await made(store, cart=["book"])
     slow, fast = await store.load(cookie), await store.load(cookie)
     assert slow["cart"] == ["book"]
@@ -81,7 +81,7 @@ async def test_a_slow_reader_never_undoes_a_write(store: SessionStore) -> None:
     assert (await store.load(cookie))["cart"] == ["book", "pen"]
 
 
-async def test_a_nested_change_is_seen(store: SessionStore) -> None:
+async def test_nested_change_is_saved(store: SessionStore) -> None:
     cookie = await made(store, cart={"items": []})
     session = await store.load(cookie)
     session["cart"]["items"].append("pen")
@@ -89,7 +89,7 @@ async def test_a_nested_change_is_seen(store: SessionStore) -> None:
     assert (await store.load(cookie))["cart"] == {"items": ["pen"]}
 
 
-async def test_logout_wins_over_a_request_still_running(store: SessionStore, redis: Redis) -> None:
+async def test_logout_wins_over_a_running_request(store: SessionStore, redis: Redis) -> None:
     cookie = await made(store, user_id="ann")
     running, logout = await store.load(cookie), await store.load(cookie)
     logout.destroy()
@@ -101,7 +101,7 @@ async def test_logout_wins_over_a_request_still_running(store: SessionStore, red
     assert not await store.load(cookie)
 
 
-async def test_fifty_updates_of_one_key_keep_fifty(store: SessionStore) -> None:
+async def test_concurrent_updates_of_one_key_lose_none(store: SessionStore) -> None:
     cookie = await made(store, n=0, untouched=1)
     sessions = [await store.load(cookie) for _ in range(50)]
     seen = await asyncio.gather(*(session.update("n", lambda old: old + 1) for session in sessions))
@@ -110,7 +110,7 @@ async def test_fifty_updates_of_one_key_keep_fifty(store: SessionStore) -> None:
     assert dict(await store.load(cookie)) == {"n": 50, "untouched": 1}
 
 
-async def test_fifty_updates_of_a_new_key_in_place_keep_fifty(store: SessionStore) -> None:
+async def test_concurrent_updates_of_a_new_key_lose_none(store: SessionStore) -> None:
     cookie = await made(store, a=1)
 
     def add(number: int) -> Any:
@@ -126,7 +126,7 @@ async def test_fifty_updates_of_a_new_key_in_place_keep_fifty(store: SessionStor
     assert sorted((await store.load(cookie))["list"]) == list(range(50))
 
 
-async def test_an_update_is_written_at_once_and_an_assignment_gives_way_to_it(store: SessionStore) -> None:
+async def test_update_is_written_at_once(store: SessionStore) -> None:
     cookie = await made(store, n=1)
     session = await store.load(cookie)
     session["n"] = 100
@@ -135,13 +135,13 @@ async def test_an_update_is_written_at_once_and_an_assignment_gives_way_to_it(st
     assert session.changes() == ({}, [])
 
 
-async def test_an_update_of_a_session_that_is_not_stored_is_an_assignment(store: SessionStore, redis: Redis) -> None:
+async def test_update_of_an_unstored_session_is_an_assignment(store: SessionStore, redis: Redis) -> None:
     session = await store.load(None)
     assert await session.update("n", lambda old: (old or 0) + 1) == 1
     assert (dict(session), await redis.dbsize()) == ({"n": 1}, 0)
 
 
-async def test_an_update_is_limited_in_size_too(redis: Redis) -> None:
+async def test_update_is_limited_in_size(redis: Redis) -> None:
     store = SessionStore(redis, [KEY], max_bytes=100)
     session = await store.load(await made(store, a=1))
     with pytest.raises(SessionTooLargeError):
@@ -160,7 +160,7 @@ async def test_thousands_of_keys_are_saved_and_deleted(store: SessionStore) -> N
 
 
 @pytest.mark.one_server("counts the writes of the pipelined connection")
-async def test_a_session_takes_one_round_trip_and_two_if_it_changed(store: SessionStore, redis: Any) -> None:
+async def test_session_takes_one_round_trip_or_two(store: SessionStore, redis: Any) -> None:
     cookie = await made(store, a=1)
 
     async def trips(presented: str | None, change: bool) -> int:
@@ -176,7 +176,7 @@ async def test_a_session_takes_one_round_trip_and_two_if_it_changed(store: Sessi
     assert [await trips(cookie, False), await trips(cookie, True), await trips(cookie, False)] == [1, 2, 1]
 
 
-async def test_after_a_restart_of_redis_the_scripts_load_themselves(store: SessionStore, redis: Redis) -> None:
+async def test_restarted_redis_loads_the_scripts(store: SessionStore, redis: Redis) -> None:
     cookie = await made(store, a=1)
     await redis.script_flush()
     session = await store.load(cookie)
@@ -185,7 +185,7 @@ async def test_after_a_restart_of_redis_the_scripts_load_themselves(store: Sessi
     assert (await store.load(cookie))["a"] == 2
 
 
-async def test_an_id_chosen_by_the_client_is_never_adopted(store: SessionStore) -> None:
+async def test_id_chosen_by_the_client_is_not_adopted(store: SessionStore) -> None:
     chosen = store.sign("chosen-by-the-client")
     session = await store.load(chosen)
     session["user"] = "ann"
@@ -193,14 +193,14 @@ async def test_an_id_chosen_by_the_client_is_never_adopted(store: SessionStore) 
     assert not await store.load(chosen)
 
 
-async def test_another_key_does_not_verify_and_a_rotated_one_does(redis: Redis, store: SessionStore) -> None:
+async def test_rotated_key_verifies_and_unknown_one_does_not(redis: Redis, store: SessionStore) -> None:
     cookie = await made(store, a=1)
     new = "a-new-key-of-more-than-thirty-two-characters"
     assert not await SessionStore(redis, [new]).load(cookie)
     assert (await SessionStore(redis, [new, KEY]).load(cookie))["a"] == 1
 
 
-async def test_the_database_holds_no_cookie(store: SessionStore, redis: Redis) -> None:
+async def test_database_holds_no_cookie(store: SessionStore, redis: Redis) -> None:
     cookie = await made(store, a=1)
     assert cookie.partition(".")[0] not in str(await redis.keys())
 
@@ -212,14 +212,14 @@ async def test_idle_and_absolute_expiry_hold_together(redis: Redis) -> None:
     assert 0 < await redis.pttl(key) <= 40_000
 
 
-async def test_past_its_absolute_end_a_session_is_gone_though_it_is_stored(redis: Redis) -> None:
+async def test_session_past_its_absolute_end_is_not_loaded(redis: Redis) -> None:
     cookie = await made(SessionStore(redis, [KEY]), a=1)
     (key,) = await redis.keys()
     await redis.hset(key, "created", "1000")
     assert not await SessionStore(redis, [KEY]).load(cookie)
 
 
-async def test_the_idle_time_is_touched_at_most_once_in_half_a_period(redis: Redis) -> None:
+async def test_idle_time_is_renewed_once_in_half_a_period(redis: Redis) -> None:
     store = SessionStore(redis, [KEY], Lifetimes(idle=100))
     cookie = await made(store, a=1)
     (key,) = await redis.keys()
@@ -232,7 +232,7 @@ async def test_the_idle_time_is_touched_at_most_once_in_half_a_period(redis: Red
     assert await redis.pttl(key) > 99_000
 
 
-async def test_a_session_is_limited_in_size_and_the_rest_is_kept(redis: Redis) -> None:
+async def test_session_too_large_is_refused(redis: Redis) -> None:
     store = SessionStore(redis, [KEY], max_bytes=100)
     cookie = await made(store, small="x" * 50)
     session = await store.load(cookie)
@@ -242,7 +242,7 @@ async def test_a_session_is_limited_in_size_and_the_rest_is_kept(redis: Redis) -
     assert dict(await store.load(cookie)) == {"small": "x" * 50}
 
 
-async def test_a_value_that_is_no_json_is_refused_at_the_save(store: SessionStore) -> None:
+async def test_session_value_not_json_is_refused(store: SessionStore) -> None:
     for value, error in ((object(), TypeError), (float("nan"), ValueError)):
         session = await store.load(None)
         session["value"] = value
@@ -250,7 +250,7 @@ async def test_a_value_that_is_no_json_is_refused_at_the_save(store: SessionStor
             await store.save(session)
 
 
-async def test_cleared_session_starts_anew_with_what_is_set_later(store: SessionStore, redis: Redis) -> None:
+async def test_cleared_session_starts_a_new_one(store: SessionStore, redis: Redis) -> None:
     cookie = await made(store, user_id="ann", cart=[1])
     session, running = await store.load(cookie), await store.load(cookie)
     session.clear()
@@ -280,7 +280,7 @@ async def test_update_of_the_user_id_is_refused(store: SessionStore) -> None:
         await session.update("user_id", lambda old: "ann")
 
 
-async def test_user_id_moves_the_session_however_it_is_set(store: SessionStore) -> None:
+async def test_user_id_set_in_any_way_moves_the_session(store: SessionStore) -> None:
     ways: list[Any] = [
         lambda session: setattr(session, "user_id", "ann"),
         lambda session: session.__setitem__("user_id", 7),

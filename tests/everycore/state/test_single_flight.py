@@ -41,7 +41,7 @@ async def joined(calls: SingleFlight, work: Work, callers: int) -> list[asyncio.
     return tasks
 
 
-async def test_what_is_raised_is_raised_to_all() -> None:
+async def test_error_is_raised_to_all_callers() -> None:
     async def fail(call: Call) -> None:
         raise LookupError("no")
 
@@ -52,7 +52,7 @@ async def test_what_is_raised_is_raised_to_all() -> None:
     assert "k" not in calls
 
 
-async def test_one_who_is_cancelled_leaves_the_others_alone_and_the_last_one_ends_it() -> None:
+async def test_last_cancelled_caller_cancels_the_call() -> None:
     calls, work = SingleFlight(), Work()
     first, second = await joined(calls, work, 2)
     first.cancel()
@@ -67,7 +67,7 @@ async def test_one_who_is_cancelled_leaves_the_others_alone_and_the_last_one_end
 
 
 @pytest.mark.parametrize("names", [["value"], ["tag"], ["other", "tag"], None])
-async def test_nobody_joins_what_began_before_a_change(names: list[str] | None) -> None:
+async def test_invalidated_call_is_not_joined(names: list[str] | None) -> None:
     calls, work = SingleFlight(), Work()
     (before,) = await joined(calls, work, 1)
     calls.invalidate(["foreign"])
@@ -85,7 +85,7 @@ async def test_nobody_joins_what_began_before_a_change(names: list[str] | None) 
     assert calls._by_name == {}
 
 
-async def test_a_lock_that_changes_hands_is_news_for_who_waits_and_the_end_for_who_had_it() -> None:
+async def test_lock_change_wakes_waiter_and_detaches_holder() -> None:
     calls, work = SingleFlight(), Work()
     (task,) = await joined(calls, work, 1)
     calls.invalidate(["lock"])
@@ -98,7 +98,7 @@ async def test_a_lock_that_changes_hands_is_news_for_who_waits_and_the_end_for_w
     await task
 
 
-async def test_a_close_ends_them_all() -> None:
+async def test_close_cancels_all_calls() -> None:
     calls, work = SingleFlight(), Work()
     (left,) = await joined(calls, work, 1)
     calls.invalidate(None)

@@ -97,7 +97,7 @@ async def test_stream_from_its_end_yields_only_what_is_new(redis: Redis) -> None
 
 
 @pytest.mark.parametrize("id", ["", "$", "-", "1", "1-", "x-1", "1-1-1", "1" * 30 + "-1", "²-0"])
-async def test_stream_refuses_what_is_no_id(redis: Redis, id: str) -> None:
+async def test_stream_invalid_id_is_refused(redis: Redis, id: str) -> None:
     with pytest.raises(ValueError, match="not the id of an event"):
         await taken(Stream(redis, "news"), 1, id)
 

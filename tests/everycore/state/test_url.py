@@ -129,7 +129,7 @@ def test_shown_is_the_address(url: str, shown: str) -> None:
         ("redis://a,b", "host:port"),
     ],
 )
-def test_parse_of_what_cannot_work_says_why(url: str, says: str) -> None:
+def test_parse_unusable_url_says_why(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(url)
     with pytest.raises(ValueError, match=says):

@@ -22,7 +22,7 @@ def store(redis: Redis) -> SessionStore:
     return SessionStore(redis, [KEY])
 
 
-async def test_the_sessions_of_a_user_are_listed_the_oldest_first_without_their_ids(store: SessionStore) -> None:
+async def test_sessions_of_lists_oldest_first_without_ids(store: SessionStore) -> None:
     cookies = [await made(store, "ann") for _ in range(3)]
     await made(store, "bob")
     await made(store)
@@ -35,7 +35,7 @@ async def test_the_sessions_of_a_user_are_listed_the_oldest_first_without_their_
     assert await store.sessions_of("nobody") == []
 
 
-async def test_log_out_everywhere_keeps_this_one(store: SessionStore) -> None:
+async def test_end_all_keeps_the_given_session(store: SessionStore) -> None:
     here, there, elsewhere = [await made(store, "ann") for _ in range(3)]
     bob = await made(store, "bob")
     session = await store.load(here)
@@ -51,7 +51,7 @@ async def test_log_out_everywhere_keeps_this_one(store: SessionStore) -> None:
     assert await store.end_all("ann") == 0
 
 
-async def test_a_running_requests_save_does_not_bring_back_what_was_ended_everywhere(store: SessionStore) -> None:
+async def test_end_all_wins_over_a_running_save(store: SessionStore) -> None:
     cookie = await made(store, "ann")
     saving, moving, updating = [await store.load(cookie) for _ in range(3)]
     await store.end_all("ann")
@@ -67,7 +67,7 @@ async def test_a_running_requests_save_does_not_bring_back_what_was_ended_everyw
 
 
 @pytest.mark.parametrize("moves", [False, True])
-async def test_a_login_that_is_being_saved_meanwhile_is_ended_as_well(store: SessionStore, moves: bool) -> None:
+async def test_end_all_ends_a_login_being_saved(store: SessionStore, moves: bool) -> None:
     session = await store.load(await made(store) if moves else None)
     session.user_id = "ann"
     before(store, "_create", lambda: store.end_all("ann"))
@@ -76,7 +76,7 @@ async def test_a_login_that_is_being_saved_meanwhile_is_ended_as_well(store: Ses
     assert await store.sessions_of("ann") == []
 
 
-async def test_logins_and_ends_at_random_leave_no_session_that_is_not_found(store: SessionStore, redis: Any) -> None:
+async def test_random_logins_and_ends_lose_no_session(store: SessionStore, redis: Any) -> None:
     async def login() -> None:
         session = await store.load(None)
         session.user_id = "ann"
@@ -92,9 +92,7 @@ async def test_logins_and_ends_at_random_leave_no_session_that_is_not_found(stor
     assert await store.sessions_of("ann") == []
 
 
-async def test_a_worker_that_dies_between_the_two_keys_leaves_no_session_that_is_not_found(
-    store: SessionStore, redis: Redis
-) -> None:
+async def test_killed_worker_leaves_no_unlisted_session(store: SessionStore, redis: Redis) -> None:
     session = await store.load(None)
     session.user_id = "ann"
 
@@ -108,7 +106,7 @@ async def test_a_worker_that_dies_between_the_two_keys_leaves_no_session_that_is
     assert await store.sessions_of("ann") == []
 
 
-async def test_whose_session_it_is_may_change_and_only_the_present_user_ends_it(store: SessionStore) -> None:
+async def test_end_all_spares_the_session_of_another_user(store: SessionStore) -> None:
     session = await store.load(await made(store, "ann"))
     session.user_id = "bob"
     cookie = await saved(store, session)
@@ -132,7 +130,7 @@ async def test_logout_leaves_nothing_behind(store: SessionStore, redis: Redis) -
     assert await redis.keys() == []
 
 
-async def test_what_is_past_its_time_drops_out_by_itself(redis: Redis) -> None:
+async def test_expired_session_drops_out_of_the_index(redis: Redis) -> None:
     store = SessionStore(redis, [KEY], Lifetimes(idle=100))
     gone, kept = [await store.load(await made(store, "ann")) for _ in range(2)]
     await redis.delete(f"session:{gone._record.name}")
@@ -143,7 +141,7 @@ async def test_what_is_past_its_time_drops_out_by_itself(redis: Redis) -> None:
     assert 100_000 < await redis.pttl("session:user:ann") <= 160_000  # as long as the last of them, and a minute
 
 
-async def test_a_session_that_is_touched_stays_known(redis: Any) -> None:
+async def test_renewed_session_stays_in_the_index(redis: Any) -> None:
     store = SessionStore(redis, [KEY], Lifetimes(idle=100))
     session = await store.load(await made(store, "ann"))
     known_until = await redis.zscore("session:user:ann", session._record.name)
@@ -153,7 +151,7 @@ async def test_a_session_that_is_touched_stays_known(redis: Any) -> None:
     assert await redis.zscore("session:user:ann", session._record.name) >= known_until
 
 
-async def test_all_of_it_works_on_a_redis_cluster_where_a_user_and_a_session_are_on_two_nodes(
+async def test_user_index_works_on_a_redis_cluster(
     redis_cluster_url: str,
 ) -> None:
     async with connect(redis_cluster_url, 2.0) as client:

@@ -40,7 +40,7 @@ def uniques(redis: Redis, clock: Clock, length: int, keep: int = 60) -> Uniques:
 
 
 @pytest.mark.parametrize(("length", "keep"), [(0, 1), (-60, 1), (60, 0)])
-def test_windows_of_nothing_are_refused(length: int, keep: int) -> None:
+def test_empty_windows_are_refused(length: int, keep: int) -> None:
     with pytest.raises(ValueError, match="must be 1 or more"):
         Counters(Redis()).window("hits", length, keep)
     with pytest.raises(ValueError, match="must be 1 or more"):
@@ -54,14 +54,14 @@ async def test_more_windows_than_are_kept_are_refused(redis: Redis, clock: Clock
         await uniques(redis, clock, MINUTE, keep=5).count(0)
 
 
-async def test_parallel_additions_of_two_workers_are_all_in_the_window(redis: Redis, clock: Clock) -> None:
+async def test_parallel_additions_are_all_in_the_window(redis: Redis, clock: Clock) -> None:
     workers = [window(redis, clock, MINUTE), window(redis, clock, MINUTE)]
     counts = await asyncio.gather(*(workers[n % 2].add() for n in range(100)))
     assert sorted(counts) == list(range(1, 101))
     assert (await workers[0].series(1))[0][1] == 100
 
 
-async def test_a_series_has_a_zero_where_nothing_was_counted(redis: Redis, clock: Clock) -> None:
+async def test_series_has_zeros_for_empty_windows(redis: Redis, clock: Clock) -> None:
     hits = window(redis, clock, MINUTE)
     await hits.add(3)
     clock.now += 2 * MINUTE
@@ -73,7 +73,7 @@ async def test_a_series_has_a_zero_where_nothing_was_counted(redis: Redis, clock
     assert len(await hits.series()) == 60
 
 
-async def test_minutes_hours_and_days_of_one_name_are_counted_apart(redis: Redis, clock: Clock) -> None:
+async def test_windows_of_one_name_are_counted_apart(redis: Redis, clock: Clock) -> None:
     minutes, hours, days = (window(redis, clock, length) for length in (MINUTE, HOUR, DAY))
     for each in (minutes, hours, days):
         await each.add()
@@ -82,7 +82,7 @@ async def test_minutes_hours_and_days_of_one_name_are_counted_apart(redis: Redis
     assert await Counters(redis).get("hits") == 0
 
 
-async def test_a_window_expires_when_it_is_no_longer_kept(redis: Redis, clock: Clock) -> None:
+async def test_window_expires_when_it_is_no_longer_kept(redis: Redis, clock: Clock) -> None:
     start = int(clock.now) // MINUTE * MINUTE
     hits = window(redis, clock, MINUTE, keep=5)
     await hits.add(2)
@@ -96,7 +96,7 @@ async def test_a_window_expires_when_it_is_no_longer_kept(redis: Redis, clock: C
     assert ends == pytest.approx([start + 5 * MINUTE] * 2, abs=30)
 
 
-async def test_uniques_count_each_once_and_err_by_less_than_three_standard_errors(redis: Redis) -> None:
+async def test_uniques_err_within_three_standard_errors(redis: Redis) -> None:
     visitors = Counters(redis).uniques("visitors")
     for _ in range(2):
         for first in range(0, 20_000, 1000):
@@ -106,7 +106,7 @@ async def test_uniques_count_each_once_and_err_by_less_than_three_standard_error
     assert await redis.strlen(key) < 12_400
 
 
-async def test_who_came_in_two_windows_counts_once_over_both(redis: Redis, clock: Clock) -> None:
+async def test_member_of_two_windows_counts_once(redis: Redis, clock: Clock) -> None:
     visitors = uniques(redis, clock, DAY)
     assert await visitors.count() == 0
     await visitors.add("ann", "bob")
