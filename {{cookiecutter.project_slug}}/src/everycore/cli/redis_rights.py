@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from everycore.state import leader, rate_limit, schedule
 from everycore.state.cache import store
-from everycore.state.client.script import Script
+from everycore.state.client.script import RELEASE, Script
 from everycore.state.counters import Counters
 from everycore.state.hosts import HostRegistry
 from everycore.state.prefix import key_prefix_of, prefixed
@@ -164,7 +164,7 @@ async def _leader(redis: Redis, name: str) -> None:
     fence = f"{lease}:fence"
     await Script(redis, leader.ACQUIRE, keys=2)(lease, fence, name, 1000)
     await Script(redis, leader.EXTEND)(lease, name, 1000)
-    await Script(redis, leader.RELEASE)(lease, name)
+    await Script(redis, RELEASE)(lease, name)
     await Script(redis, schedule.BEGIN)(f"{lease}:last", 1, 1)
     await redis.time()
     await redis.delete(fence, f"{lease}:last")
@@ -184,7 +184,7 @@ async def _hosts(redis: Redis, name: str) -> None:
     await redis.zrem(prefixed(redis, "host:names"), name)
 
 
-LEADERS = (leader.ACQUIRE, leader.EXTEND, leader.RELEASE, schedule.BEGIN)
+LEADERS = (leader.ACQUIRE, leader.EXTEND, RELEASE, schedule.BEGIN)
 
 FEATURES = (
     Feature(
@@ -204,9 +204,7 @@ FEATURES = (
         ),
     ),
     Feature("counters", "keys counter:*", "counters fail", _counters),
-    Feature(
-        "the cache", "keys cache:*", "each worker computes for itself", _cache, (store.LOAD, store.STORE, store.RELEASE)
-    ),
+    Feature("the cache", "keys cache:*", "each worker computes for itself", _cache, (store.LOAD, store.STORE, RELEASE)),
     Feature("the near cache", "CLIENT TRACKING", "each cache hit asks Redis", _tracking),
     Feature("limits", "keys limit:*", "routes with a rate limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
     Feature("the leader", "keys leader:*", "no job of a leader runs", _leader, LEADERS),

@@ -1,6 +1,6 @@
 """Leader election: runs a job in exactly one worker across all hosts.
 
-The leader holds a lease in Redis with a fencing number (Kleppmann, "How to do distributed locking", 2016; Gray and
+The leader holds a lease in Redis with a fencing token (Kleppmann, "How to do distributed locking", 2016; Gray and
 Cheriton, "Leases", 1989). The lease of a killed worker expires.
 
     leader A   |--renew----renew----x killed
@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from everycore.state.cancellation import keep_cancels
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
-from everycore.state.client.script import Script
+from everycore.state.client.script import RELEASE, Script
 from everycore.state.prefix import prefixed
 from everycore.state.schedule import Schedule, Scheduled
 
@@ -32,7 +32,7 @@ from everycore.state.schedule import Schedule, Scheduled
 RENEW_INTERVAL, CANCEL_MARGIN, POLL_INTERVAL, RECANCEL_INTERVAL = 1 / 4, 1 / 5, 1 / 10, 1 / 40
 OUTAGE_RETRY = 0.25  # maximum seconds from a failed command to the next attempt
 
-# KEYS: lease, fence. ARGV: token, lease in ms. Returns the new fencing number, or minus the ms for which another worker
+# KEYS: lease, fence. ARGV: token, lease in ms. Returns the new fencing token, or minus the ms for which another worker
 # still holds the lease.
 ACQUIRE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return redis.call('INCR', KEYS[2]) end
@@ -42,12 +42,6 @@ return -math.max(0, redis.call('PTTL', KEYS[1]))
 # KEYS: lease. ARGV: token, lease in ms. Returns 1 if the token still holds the lease.
 EXTEND = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
-"""
-
-# KEYS: lease. ARGV: token. Releases the lease, if the token still holds it.
-RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 """
 
@@ -78,7 +72,7 @@ async def run_as_leader(
     Args:
         redis: The client.
         name: The job's name; its keys are `leader:{<name>}` and `leader:{<name>}:fence`.
-        job: Async function that takes the fencing number.
+        job: Async function that takes the fencing token.
         lease: Seconds.
         when: `every(3600)` or `daily(at="03:00")`, for a job that returns: at most one run in each period over all
             hosts.

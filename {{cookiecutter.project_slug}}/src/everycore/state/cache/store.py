@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from everycore.state.cache.entry import Entry, unpack
 from everycore.state.client.pipelined import PipelinedRedis
-from everycore.state.client.script import Script
+from everycore.state.client.script import RELEASE, Script
 from everycore.state.prefix import prefixed
 
 MAX_ENTRIES = 10_000
@@ -148,12 +148,6 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('DEL', KEYS[2])
 return 1
-"""
-
-# KEYS: lock. ARGV: token. Releases the lock, if the token still holds it.
-RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
 """
 
 

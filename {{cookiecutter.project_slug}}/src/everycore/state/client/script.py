@@ -6,6 +6,12 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+# KEYS: a lock or lease. ARGV: token. Deletes it, if the token still holds it.
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
 
 class Script:
     """A script, sent by its digest, or as text if Redis does not know it. redis-py's own class costs 3 us more a call.
