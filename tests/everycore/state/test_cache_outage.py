@@ -1,4 +1,4 @@
-"""The cache while its Redis is away, dies and comes back: it computes."""
+"""The cache while its Redis is unavailable, is killed and restarts: it computes."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a reader gets, and when it is computed anew: values, stale ones, and those that soon will be."""
+"""What a reader gets, and when it is recomputed: fresh values, stale ones, and those that soon will be."""
 
 import asyncio
 import logging

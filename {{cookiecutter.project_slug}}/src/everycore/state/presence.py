@@ -1,7 +1,6 @@
-"""Who is there: names that are announced again and again, and expire when nobody announces them any more.
+"""Presence: names that expire unless they are announced again.
 
-Redis' clock decides, so the clocks of hosts need not agree. A worker that is killed announces nothing, and its names
-go within `TTL` seconds.
+Redis' clock decides, so the clocks of the hosts may differ. The names of a killed worker expire within `TTL` seconds.
 """
 
 from typing import cast
@@ -12,9 +11,9 @@ from everycore.state.client.script import Script
 from everycore.state.prefix import prefixed
 
 TTL = 30.0  # seconds
-SEPARATOR = "\0"  # between a name and the connection that it belongs to: one name may be there twice
+SEPARATOR = "\0"  # between a name and its connection, because a name may have several connections
 
-# KEYS: the place. Removes what has expired.
+# KEYS: the place. Removes expired names.
 CLEAN = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -36,7 +35,7 @@ class Presence:
 
     Args:
         redis: The worker's client.
-        ttl: Seconds after which a name expires that is not announced again.
+        ttl: Seconds after which a name expires unless it is announced again.
     """
 
     def __init__(self, redis: Redis, ttl: float = TTL) -> None:
@@ -46,15 +45,15 @@ class Presence:
         self._list = Script(redis, CLEAN + LIST)
 
     async def announce(self, place: str, name: str, connection: str) -> None:
-        """Say that `name` is there. Repeat it within `ttl` seconds. Raises RedisError."""
+        """Announce `name`. Repeat this within `ttl` seconds. Raises RedisError."""
         await self._announce(self._key(place), f"{name}{SEPARATOR}{connection}", int(self.ttl * 1000))
 
     async def leave(self, place: str, name: str, connection: str) -> None:
-        """Say that one connection of `name` is gone. Raises RedisError."""
+        """Remove one connection of `name`. Raises RedisError."""
         await self._redis.zrem(self._key(place), f"{name}{SEPARATOR}{connection}")
 
     async def members(self, place: str) -> list[str]:
-        """Return the names that are there, sorted, each once. Raises RedisError."""
+        """Return the names that are present, sorted, each once. Raises RedisError."""
         found = cast("list[bytes]", await self._list(self._key(place)))
         return sorted({each.decode().rpartition(SEPARATOR)[0] for each in found})
 
