@@ -39,6 +39,7 @@ MAX_COUNT = 2**48  # of one worker, in 300 years at 30,000 a second: more was ne
 MAX_SNAPSHOT_TRIES = 1000  # each some microseconds; a primary clears a row in less
 
 STATE_NAMES = {state.value: state.name.lower() for state in State}
+SERVING_NAMES = frozenset(STATE_NAMES[state] for state in ACCEPTING)
 REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # why the last reload is where it is, in UTF-8
 REASON_BYTES = 512
 SIZE = REASON_AT + REASON_BYTES
@@ -78,6 +79,11 @@ class WorkerRow:
     lag_ms: float
     counters: list[int]
     gauges: list[int]
+
+    @property
+    def serving(self) -> bool:
+        """Whether the worker accepts connections: it is ready, or retiring, which waits for its replacement."""
+        return self.state in SERVING_NAMES
 
 
 @dataclass(frozen=True)
