@@ -71,7 +71,7 @@ def test_check_names_the_file_and_writes_nothing(project: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr == (
         "error: docker-compose.yml: PAGE_SIZE is missing.\n"
-        "error: the settings are not the same everywhere. Run: make settings\n"
+        "error: the files above are not up to date. Run: make settings\n"
     )
     assert compose.read_text() == without
 

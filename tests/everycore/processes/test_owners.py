@@ -47,7 +47,7 @@ def test_running_in_a_closed_folder_says_whose_it_is(package: str, serve: Any, e
     cluster.run_dir.chmod(0o700)
     name = pwd.getpwuid(me).pw_name
     assert said.startswith(
-        f"RUN_DIR {cluster.run_dir} belongs to {name}, and you may not look into it. Run this as {name}"
+        f"RUN_DIR {cluster.run_dir} belongs to {name}, and you may not read it. Run this as {name}"
     )
 
 

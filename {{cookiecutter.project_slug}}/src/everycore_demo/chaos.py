@@ -31,7 +31,7 @@ class Chaos:
         while not self._stopping.wait(PAUSE):
             ready = [worker for worker in self._control.snapshot().workers if worker.state == "ready"]
             if done % RELOAD_EVERY == RELOAD_EVERY - 1:
-                self._control.ask_to_reload()
+                self._control.request_reload()
                 done += 1
             elif len(ready) > 1:
                 self._control.kill(random.choice(ready).pid)
