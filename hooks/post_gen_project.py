@@ -1,5 +1,6 @@
-"""Remove what was not chosen, and print the next steps. Runs in cookiecutter's own Python: stdlib only; installs,
-builds and commits nothing.
+"""Remove the parts that were not chosen, and print the next steps.
+
+It runs in cookiecutter's Python: stdlib only. It installs, builds and commits nothing.
 """
 
 import json
@@ -11,13 +12,13 @@ answers = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 DEMO = "everycore_demo"
 
-for cache in Path("src").rglob("__pycache__"):  # of tests that ran on the template itself
+for cache in Path("src").rglob("__pycache__"):  # left by tests that ran on the template
     shutil.rmtree(cache)
 
 if answers["demo"] == "no":
-    # As the README says to do it by hand: the folder, and each line that names it.
+    # As the README describes it: remove the folder, and each line that names it.
     shutil.rmtree(Path("src", DEMO))
-    engine = Path("src", "everycore")  # `make update` knows the demo's name
+    engine = Path("src", "everycore")  # the engine names the demo in `make update`
     for path in [path for path in Path().rglob("*") if path.is_file() and engine not in path.parents]:
         text = path.read_text(encoding="utf-8")
         if DEMO in text:
@@ -27,19 +28,19 @@ if answers["demo"] == "no":
 if answers["kubernetes"] == "no":
     shutil.rmtree(Path("deploy", "kubernetes"))
 
-# `make update` needs to know what made the project. The engine knows how that is written.
+# `make update` needs a record of the template and the answers. The engine has the code that writes it.
 sys.dont_write_bytecode = True
 sys.path.insert(0, "src")
 from everycore.update.record import from_context  # noqa: E402
 
 from_context(answers, Path()).write(Path())
 
-demo = "    make demo    # what each worker counted, beside what Redis counted\n" * (answers["demo"] == "yes")
+demo = "    make demo    # compare what each worker counted with what Redis counted\n" * (answers["demo"] == "yes")
 print(f"""
 {answers["project_slug"]} is ready. Next:
 
     cd {answers["project_slug"]}
-    make run     # http://127.0.0.1:8000, reloads when you save
-    make test    # your tests
-{demo}    git init     # .gitignore leaves out secrets and builds
+    make run     # serve http://127.0.0.1:8000, and reload when a file changes
+    make test    # run your tests
+{demo}    git init     # .gitignore excludes secrets and builds
 """)

@@ -1,4 +1,4 @@
-"""Refuse names that would not work, before anything is written. Runs in cookiecutter's own Python: stdlib only."""
+"""Refuse answers that would not work before a file is written. It runs in cookiecutter's Python: stdlib only."""
 
 import json
 import keyword
@@ -7,10 +7,10 @@ import sys
 
 answers = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-MAX_LENGTH = 40  # characters; so every line of the generated code is short enough for its lint
+MAX_LENGTH = 40  # characters; longer names would make lines of the generated code too long for its lint
 
-# What a project has besides the user's package, and what it installs. A package of such a name would hide the one that
-# is imported, and a project of such a name could not depend on it.
+# Names of packages and folders that a project contains or installs. A package with such a name would hide the other one,
+# and a project with such a name could not depend on the other one.
 TAKEN = {
     *("everycore", "everycore_demo", "deploy", "docs", "examples", "src", "test", "tests"),
     *("anyio", "click", "h11", "hiredis", "httptools", "httpx2", "idna", "itsdangerous", "jinja2", "markupsafe"),
@@ -23,11 +23,11 @@ TAKEN = {
 def problems():
     slug, package = answers["project_slug"], answers["package_name"]
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
-        yield f"project_slug {slug!r} must start with a letter, and be lower-case letters, digits and single dashes"
+        yield f"project_slug {slug!r} must start with a letter and have only lower-case letters, digits and single dashes"
     elif slug.replace("-", "_") in TAKEN:
-        yield f"project_slug {slug!r} is the name of something that the project contains or installs"
+        yield f"project_slug {slug!r} is the name of a package or folder that the project contains or installs"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", package):
-        yield f"package_name {package!r} must start with a letter, and be lower-case letters, digits and single _"
+        yield f"package_name {package!r} must start with a letter and have only lower-case letters, digits and single underscores"
     elif keyword.iskeyword(package) or keyword.issoftkeyword(package):
         yield f"package_name {package!r} is a Python keyword"
     elif package in sys.stdlib_module_names or package in TAKEN:

@@ -66,7 +66,7 @@ def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running
     project = fresh(bake, "demo")
     ended = run(["make", "demo", f"PYTHON={sys.executable}"], project, PATH=bare_path)
     assert ended.returncode == 0
-    assert "Redis counted 200 for 200 answers: exact" in ended.stdout
+    assert "Redis counted 200 for 200 responses: exact" in ended.stdout
     assert "followed from worker to worker: exact" in ended.stdout
     (sample,) = re.findall(r"```\n(worker .*?)```", (ROOT / "README.md").read_text(), re.S)
     assert shape(ended.stdout).endswith(shape(sample))

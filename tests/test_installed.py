@@ -118,4 +118,4 @@ def test_installed_demo_is_exact(installed, tmp_path):
     (tmp_path / "redis-server").symlink_to(embedded.find_server())
     ended = captured([installed.with_name("cluster-app"), "demo"], tmp_path, 120, PATH=str(tmp_path))
     assert ended.returncode == 0, ended.stdout
-    assert "Redis counted 200 for 200 answers: exact" in ended.stdout
+    assert "Redis counted 200 for 200 responses: exact" in ended.stdout

@@ -1,4 +1,4 @@
-"""What operators see of an app that runs under plain uvicorn, or in a test's client: nothing, and no failure."""
+"""The operators' routes of an app under plain uvicorn or in a TestClient."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -12,14 +12,14 @@ def environ(redis_url: str) -> dict[str, str]:
     return {"APP_ENV": "development", "REDIS_URL": redis_url}
 
 
-def test_without_a_cluster_there_is_no_host_and_no_figure(environ: dict[str, str]) -> None:
+def test_operator_routes_under_plain_uvicorn_are_empty(environ: dict[str, str]) -> None:
     with TestClient(create_app(AppSettings.from_environ(environ))) as client:
         assert client.get("/cluster").json()["hosts"] == {}
         assert (client.get("/metrics").status_code, client.get("/metrics").text) == (200, "")
         assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
 
 
-def test_they_are_not_kept_by_caches(environ: dict[str, str]) -> None:
+def test_operator_routes_forbid_caching(environ: dict[str, str]) -> None:
     with TestClient(create_app(AppSettings.from_environ(environ))) as client:
         for path in ("/cluster", "/metrics"):
             assert client.get(path).headers["cache-control"] == "no-store"

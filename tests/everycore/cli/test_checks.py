@@ -1,4 +1,4 @@
-"""The parts of `check` that no process is needed for."""
+"""The parts of `check` that need no process."""
 
 from typing import Any
 

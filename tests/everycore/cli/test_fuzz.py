@@ -1,4 +1,4 @@
-"""Whatever comes, to every route there is: no 500, no traceback in an answer. Once as ASGI has it, once as bytes."""
+"""Random requests to every route return no 500 and no traceback. Once as ASGI messages, once as bytes."""
 
 import asyncio
 import random
@@ -31,9 +31,9 @@ values = st.one_of(
     ),
 )
 headers = st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=6)
-# No number of milliseconds that would make a patient route wait.
+# Without numbers of several digits, because `ms` makes a route wait that long.
 words = st.text(max_size=20).filter(lambda word: not word.isdigit() or len(word) < 2)
-queries = st.one_of(  # of ASCII: other bytes httptools refuses
+queries = st.one_of(  # ASCII only, because httptools refuses other bytes
     st.text(st.characters(min_codepoint=33, max_codepoint=126))
     .map(str.encode)
     .filter(lambda query: b"ms=" not in query),
@@ -44,7 +44,7 @@ queries = st.one_of(  # of ASCII: other bytes httptools refuses
 
 
 def paths(routes: Any, prefix: str = "") -> list[str]:
-    """The path of every route, below mounts too."""
+    """Return the path of every route, including those of mounts."""
     found = []
     for route in routes:
         if isinstance(route, Mount):
@@ -55,7 +55,7 @@ def paths(routes: Any, prefix: str = "") -> list[str]:
 
 
 class Served:
-    """The app between its lifespan's two ends, in a loop of its own; `ask` calls it as a server does."""
+    """An app with a running lifespan, in an event loop of its own. `ask` calls it as a server does."""
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.app = create_app(AppSettings.from_environ(environ))
@@ -68,11 +68,11 @@ class Served:
         return self._runner.run(asyncio.wait_for(self._ask(scope), TIMEOUT))
 
     async def _ask(self, scope: dict[str, Any]) -> tuple[int, bytes]:
-        come = [{"type": "http.request", "body": scope.pop("body"), "more_body": False}]
+        incoming = [{"type": "http.request", "body": scope.pop("body"), "more_body": False}]
         sent: list[Any] = []
 
         async def receive() -> Any:
-            return come.pop() if come else {"type": "http.disconnect"}
+            return incoming.pop() if incoming else {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -98,29 +98,29 @@ def served(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Served]:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), method=st.sampled_from(METHODS), query=queries, fields=headers, body=st.binary(max_size=200))
-def test_no_request_makes_the_app_fail(
+def test_app_with_random_requests_never_fails(
     served: Served, data: st.DataObject, method: str, query: bytes, fields: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     tail = data.draw(st.one_of(st.just(""), st.just("/"), st.text(max_size=20)), "behind the path")
     path = data.draw(st.sampled_from([*served.paths, "/"]), "path") + tail
-    status, said = served.ask(
+    status, response = served.ask(
         method=method, path=path, raw_path=quote(path).encode(), query_string=query, headers=fields, body=body
     )
-    assert 200 <= status < 500, (status, said)
-    assert b"Traceback" not in said
+    assert 200 <= status < 500, (status, response)
+    assert b"Traceback" not in response
 
 
-def test_no_bytes_make_a_server_fail(serve: Any, snapshot: Any, ready: Any, eventually: Any, get: Any) -> None:
+def test_server_with_random_bytes_never_fails(serve: Any, snapshot: Any, ready: Any, eventually: Any, get: Any) -> None:
     cluster = serve("--workers", "2")
     before = eventually(lambda: len(found := ready(cluster)) == 2 and found)
     address = urlsplit(cluster.url).hostname, urlsplit(cluster.url).port
     chance = random.Random(7)
     for garbage in islice(mutations(chance), 300):
         with socket.create_connection(address, TIMEOUT) as client:
-            said = exchange(client, garbage)
-        assert said[:9] in (b"", b"HTTP/1.1 ", b"HTTP/1.0 ")
-        assert said[9:10] in (b"", b"1", b"2", b"3", b"4"), (garbage, said)
-        assert b"Traceback" not in said
+            response = exchange(client, garbage)
+        assert response[:9] in (b"", b"HTTP/1.1 ", b"HTTP/1.0 ")
+        assert response[9:10] in (b"", b"1", b"2", b"3", b"4"), (garbage, response)
+        assert b"Traceback" not in response
     assert get(cluster.url, "/healthz")[0] == 200
     assert ready(cluster) == before
     assert snapshot(cluster).deaths == 0
@@ -128,7 +128,7 @@ def test_no_bytes_make_a_server_fail(serve: Any, snapshot: Any, ready: Any, even
 
 
 def exchange(client: socket.socket, garbage: bytes) -> bytes:
-    """Say it and no more, and hear what the server says to that; it may have closed already."""
+    """Send bytes, close the sending side, and return what the server sends. It may have closed the connection."""
     try:
         client.sendall(garbage)
         client.shutdown(socket.SHUT_WR)
@@ -138,7 +138,7 @@ def exchange(client: socket.socket, garbage: bytes) -> bytes:
 
 
 def mutations(chance: random.Random) -> Iterator[bytes]:
-    """Requests with something wrong, and now and then nothing right."""
+    """Yield requests with one to three random changes."""
     requests = [
         b"GET /?ms=1 HTTP/1.1\r\nHost: a\r\nCookie: session=a.b; x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",

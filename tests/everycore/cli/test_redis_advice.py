@@ -1,4 +1,4 @@
-"""The advice on real servers, configured as one meets them."""
+"""The advice on real servers with common configurations."""
 
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ ON_DISK = ("--appendonly", "yes")
         ((*ON_DISK,), []),
         (("--save", "3600", "1"), []),
         ((*ON_DISK, *MEMORY), []),
-        ((*ON_DISK, "--maxmemory-policy", "allkeys-lru"), []),  # without a limit nothing is thrown away
+        ((*ON_DISK, "--maxmemory-policy", "allkeys-lru"), []),  # without a memory limit Redis evicts nothing
         ((*ON_DISK, *MEMORY, "--maxmemory-policy", "allkeys-lru"), ["maxmemory-policy allkeys-lru"]),
         ((*ON_DISK, *MEMORY, "--maxmemory-policy", "volatile-ttl"), ["maxmemory-policy volatile-ttl"]),
         ((), ["appendonly yes"]),
         ((*MEMORY, "--maxmemory-policy", "allkeys-lfu"), ["maxmemory-policy allkeys-lfu", "appendonly yes"]),
     ],
 )
-async def test_it_says_what_would_lose_sessions(
+async def test_check_server_names_settings_that_lose_sessions(
     redis_start: Any, tmp_path: Path, options: tuple[str, ...], says: list[str]
 ) -> None:
     redis_start("server", *options)
@@ -39,14 +39,14 @@ async def test_it_says_what_would_lose_sessions(
     assert all(words in sentence for words, sentence in zip(says, advice, strict=True))
 
 
-async def test_where_config_is_refused_it_says_only_what_it_knows(redis_start: Any, tmp_path: Path) -> None:
+async def test_check_server_without_config_reports_what_it_knows(redis_start: Any, tmp_path: Path) -> None:
     redis_start("managed", *MEMORY, "--maxmemory-policy", "allkeys-lru", "--rename-command", "CONFIG", "")
     async with connect(f"unix://{tmp_path}/managed/redis.sock", 5.0) as client:
         (sentence,) = await check_server(client)
     assert "allkeys-lru" in sentence
 
 
-async def test_where_nothing_can_be_asked_it_says_nothing(redis_start: Any, tmp_path: Path) -> None:
+async def test_check_server_without_info_reports_nothing(redis_start: Any, tmp_path: Path) -> None:
     redis_start("closed", "--rename-command", "INFO", "")
     async with connect(f"unix://{tmp_path}/closed/redis.sock", 5.0) as client:
         with pytest.raises(ResponseError):
@@ -56,21 +56,21 @@ async def test_where_nothing_can_be_asked_it_says_nothing(redis_start: Any, tmp_
         assert await check_server(client) == []
 
 
-async def test_of_a_cluster_one_node_is_asked(redis_cluster_url: str) -> None:
+async def test_check_server_of_a_redis_cluster_asks_one_node(redis_cluster_url: str) -> None:
     async with connect(redis_cluster_url, 2.0) as client:
         (sentence,) = await check_server(client)
     assert "appendonly yes" in sentence
 
 
-async def test_the_servers_that_we_test_with_are_not_too_old(redis: Redis) -> None:
+async def test_check_server_of_the_tests_is_not_too_old(redis: Redis) -> None:
     assert not any("older" in sentence for sentence in await check_server(redis))
 
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.7"])
-def test_an_old_version_is_named(version: str) -> None:
+def test_on_version_names_an_old_version(version: str) -> None:
     assert version in str(_on_version(version))
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.1", "10.0.0", "", "unstable", "255.255.255"])
-def test_no_other_version_is(version: str) -> None:
+def test_on_version_accepts_other_versions(version: str) -> None:
     assert _on_version(version) is None

@@ -1,4 +1,4 @@
-"""What a server or its users' rights forbid, on real ones."""
+"""Commands that a server or a user's rights forbid, on real servers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ CHANNELS = ["broadcast:*"]
 
 @pytest.fixture
 def user(redis_start: Any, tmp_path: Path) -> Any:
-    """Make a user of a server with `commands` and more of ACL SETUSER's; return its URL."""
+    """Create a user of a server with the given rights of ACL SETUSER, and return its URL."""
     redis_start("server")
 
     async def make(*commands: str, keys: list[str] = KEYS, channels: list[str] = CHANNELS) -> str:
@@ -33,13 +33,13 @@ def user(redis_start: Any, tmp_path: Path) -> Any:
 
 
 async def refusals(url: str) -> tuple[list[str], list[str]]:
-    """What is said to be needed, and what is not."""
+    """Return the refusals of needed features, and those of the others."""
     async with connect(url, 5.0) as client:
         found = await rehearse(client)
     return [each.text for each in found if each.needed], [each.text for each in found if not each.needed]
 
 
-async def test_rehearse_with_every_right_finds_nothing_and_leaves_nothing(user: Any, tmp_path: Path) -> None:
+async def test_rehearse_with_every_right_leaves_nothing(user: Any, tmp_path: Path) -> None:
     assert await refusals(await user(*ALL)) == ([], [])
     async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
         for key in await admin.keys():
@@ -67,7 +67,7 @@ async def test_rehearse_without_a_command_of_sessions_names_it(user: Any, rules:
     assert says in needed[0]
 
 
-async def test_rehearse_with_keys_of_another_app_names_what_is_needed(user: Any) -> None:
+async def test_rehearse_with_keys_of_another_app_names_its_keys(user: Any) -> None:
     needed, lost = await refusals(await user(*ALL, keys=["shop:*"]))
     assert (len(needed), lost) == (1, [])
     assert all(f"(keys {key})" in needed[0] for key in KEYS)

@@ -1,4 +1,4 @@
-"""Every knob, and that `.env.example` lists just these."""
+"""Every setting, and that `.env.example` lists exactly these."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ PROJECT = TEMPLATE
 
 
 def read(environ: dict[str, str]) -> Any:
-    """The settings of the app and of the server, as one."""
+    """Return the settings of the app and of the server as one object."""
     made: list[Any] = []
     faults: list[str] = []
     for kind in (ServerSettings, AppSettings):
@@ -31,31 +31,31 @@ def read(environ: dict[str, str]) -> Any:
     return SimpleNamespace(**{**vars(server), **vars(app)}, production=app.production, shown=f"{server} {app}")
 
 
-def test_production_is_the_default_and_needs_a_key() -> None:
+def test_app_env_by_default_is_production_and_needs_a_key() -> None:
     with pytest.raises(SettingsError, match=r"SECRET_KEY is not set.*python3 -c 'import secrets"):
         read({})
     assert read({"SECRET_KEY": KEY}).production
 
 
 @pytest.mark.parametrize("key", ["short", f"{KEY},short"])
-def test_a_short_key_is_refused_in_production(key: str) -> None:
+def test_secret_key_in_production_must_be_long(key: str) -> None:
     with pytest.raises(SettingsError, match="fewer than 32 characters"):
         read({"SECRET_KEY": key})
 
 
-def test_a_key_may_come_from_a_file_and_one_that_is_named_is_not_looked_for(tmp_path: Path) -> None:
+def test_secret_key_overrides_secret_key_file(tmp_path: Path) -> None:
     file = tmp_path / "secret_key"
     file.write_text(f"{KEY},{KEY}2\n")
     assert read({"SECRET_KEY_FILE": str(file)}).secret_keys == (KEY, f"{KEY}2")
     assert read({"SECRET_KEY": KEY, "SECRET_KEY_FILE": "/nowhere"}).secret_keys == (KEY,)
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("", "is not set"), ("short", "fewer")])
-def test_a_file_without_a_good_key_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("", "is not set"), ("short", "fewer")])
+def test_secret_key_file_without_a_good_key_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "secret_key"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         read({"SECRET_KEY_FILE": str(file)})
 
 
@@ -127,12 +127,12 @@ def test_read_collects_every_fault() -> None:
         ("SESSION_SAMESITE", "no"),
     ],
 )
-def test_a_bad_value_names_the_knob_what_was_found_and_what_is_wanted(name: str, value: str) -> None:
+def test_bad_value_is_named_with_what_is_expected(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is '{value}'; it must be"):
         read({"SECRET_KEY": KEY, name: value})
 
 
-def test_an_empty_value_is_the_default() -> None:
+def test_empty_value_is_the_default() -> None:
     assert read({"SECRET_KEY": KEY, "LINGER": "", "WEB_CONCURRENCY": ""}).linger == 5.0
 
 
@@ -147,26 +147,26 @@ def test_an_empty_value_is_the_default() -> None:
     ],
 )
 def test_linger_follows_keep_alive_within_a_drain(environ: dict[str, str], linger: float) -> None:
-    """No idle connection is closed early if there is time; a request on it at the end still has half of the drain."""
+    """An idle connection stays open as long as KEEP_ALIVE, but at most for half of the drain."""
     assert read({"SECRET_KEY": KEY, **environ}).linger == linger
 
 
-def test_secrets_are_not_printed() -> None:
+def test_secrets_are_not_in_the_repr() -> None:
     settings = read({"SECRET_KEY": KEY, "REDIS_URL": "redis://app:hunter2@host"})
     assert KEY not in settings.shown
     assert "hunter2" not in settings.shown
 
 
-def test_a_short_token_is_refused_in_production_and_no_token_is_printed() -> None:
+def test_ops_token_in_production_must_be_long() -> None:
     with pytest.raises(SettingsError, match="OPS_TOKEN has fewer than 16 characters"):
         read({"SECRET_KEY": KEY, "OPS_TOKEN": "hunter2"})
-    settings = read({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # as files end
+    settings = read({"SECRET_KEY": KEY, "OPS_TOKEN": f"{KEY}\n"})  # a file ends with a newline
     assert settings.ops_token == KEY
     assert KEY not in settings.shown
     assert read({"APP_ENV": "development", "OPS_TOKEN": "short"}).ops_token
 
 
-def test_settings_name_keys_and_cookie_after_the_project() -> None:
+def test_key_prefix_and_cookie_default_to_the_package() -> None:
     named = Settings.from_environ({"SECRET_KEY": KEY})  # by the package of the class
     assert (named.key_prefix, named.session_cookie) == ("sample", "sample-session")
     named = Settings.for_app("acme_shop.app:create_app", {"SECRET_KEY": KEY})
@@ -176,19 +176,19 @@ def test_settings_name_keys_and_cookie_after_the_project() -> None:
     assert read({"SECRET_KEY": KEY, "SESSION_COOKIE": "id"}).session_cookie == "id"
 
 
-def test_hosts_are_names_with_commas() -> None:
+def test_allowed_hosts_are_separated_by_commas() -> None:
     hosts = ("shop.com", "*.shop.com", "[::1]")
     assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
 
 
-def test_lists_may_have_spaces() -> None:
+def test_lists_ignore_spaces() -> None:
     settings = read({"SECRET_KEY": KEY, "BIND": "0.0.0.0:80, [::]:80", "FORWARDED_ALLOW_IPS": "unix, 10.0.0.0/8 ,*"})
     assert settings.bind == ("0.0.0.0:80", "[::]:80")
     assert settings.forwarded_allow_ips == ("unix", "10.0.0.0/8", "*")
 
 
 @pytest.mark.parametrize(("text", "path"), [("/shop", "/shop"), ("/shop/eu/", "/shop/eu"), ("/", "")])
-def test_root_path_has_no_slash_at_its_end(text: str, path: str) -> None:
+def test_root_path_drops_the_last_slash(text: str, path: str) -> None:
     assert read({"SECRET_KEY": KEY, "ROOT_PATH": text}).root_path == path
 
 

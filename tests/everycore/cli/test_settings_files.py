@@ -1,4 +1,4 @@
-"""`make settings`: the settings of an app reach every file that lists settings."""
+"""`make settings` writes the settings of an app into every file that lists settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,19 @@ BEGIN, END = "# Your settings (written by: make settings)", "# End of your setti
 class Settings(AppSettings):
     greeting: str = "Hello"
     page_size: int = 20
-    patience: float = 1.5
+    delay: float = 1.5
     beta: bool = False
     languages: tuple[str, ...] = ("en", "de")
     sentry_dsn: str | None = None
     api_key: str | None = setting(None, secret=True)
-    max_body: int = 5  # another default of a setting that the engine has
+    max_body: int = 5  # overrides the default of a setting of the engine
 
 
 EXPECTED = {
-    ".env.example": (
-        "GREETING=Hello\nPAGE_SIZE=20\nPATIENCE=1.5\nBETA=off\nLANGUAGES=en,de\n# SENTRY_DSN=\n# API_KEY=\n"
-    ),
-    "docker-compose.yml": "  GREETING:\n  PAGE_SIZE:\n  PATIENCE:\n  BETA:\n  LANGUAGES:\n  SENTRY_DSN:\n  API_KEY:\n",
+    ".env.example": ("GREETING=Hello\nPAGE_SIZE=20\nDELAY=1.5\nBETA=off\nLANGUAGES=en,de\n# SENTRY_DSN=\n# API_KEY=\n"),
+    "docker-compose.yml": "  GREETING:\n  PAGE_SIZE:\n  DELAY:\n  BETA:\n  LANGUAGES:\n  SENTRY_DSN:\n  API_KEY:\n",
     "deploy/kubernetes/base/settings.env": (
-        "GREETING=Hello\nPAGE_SIZE=20\nPATIENCE=1.5\nBETA=off\nLANGUAGES=en,de\n# SENTRY_DSN=\n"
+        "GREETING=Hello\nPAGE_SIZE=20\nDELAY=1.5\nBETA=off\nLANGUAGES=en,de\n# SENTRY_DSN=\n"
     ),
     "deploy/kubernetes/overlays/production/secrets.yaml": (
         "            - name: API_KEY\n              valueFrom:\n                secretKeyRef:\n"
@@ -46,7 +44,7 @@ def run(*arguments: str, target: str = f"{__name__}:Settings") -> Result:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose files list no setting of the app yet."""
+    """Create a project whose files do not list the app's settings yet."""
     monkeypatch.chdir(tmp_path)
     for listing in LISTINGS:
         path = tmp_path / listing.path
@@ -55,14 +53,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_settings_are_written_into_each_file(project: Path) -> None:
+def test_settings_write_each_file(project: Path) -> None:
     assert run().exit_code == 0
     for path, lines in EXPECTED.items():
         assert (project / path).read_text() == f"before\n{BEGIN}\n{lines}{END}\nafter\n"
     assert run("--check").exit_code == 0
 
 
-def test_check_names_the_file_and_writes_nothing(project: Path) -> None:
+def test_settings_check_names_the_file_and_writes_nothing(project: Path) -> None:
     run()
     compose = project / "docker-compose.yml"
     without = compose.read_text().replace("  PAGE_SIZE:\n", "")
@@ -71,12 +69,12 @@ def test_check_names_the_file_and_writes_nothing(project: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr == (
         "error: docker-compose.yml: PAGE_SIZE is missing.\n"
-        "error: the settings are not the same everywhere. Run: make settings\n"
+        "error: the files above are not up to date. Run: make settings\n"
     )
     assert compose.read_text() == without
 
 
-def test_removed_setting_leaves_each_file(project: Path) -> None:
+def test_settings_without_a_field_remove_it_from_each_file(project: Path) -> None:
     run()
     assert run(target="everycore.web:AppSettings").exit_code == 0
     for listing in LISTINGS:
@@ -87,12 +85,12 @@ def test_removed_setting_leaves_each_file(project: Path) -> None:
     ("path", "old", "new", "stays"),
     [
         (".env.example", "PAGE_SIZE=20", "# Rows on a page.\nPAGE_SIZE=20", True),
-        (".env.example", "PAGE_SIZE=20", "PAGE_SIZE=50", False),  # it has the defaults
+        (".env.example", "PAGE_SIZE=20", "PAGE_SIZE=50", False),  # this file lists the defaults
         ("docker-compose.yml", "  PAGE_SIZE:", "  PAGE_SIZE: 50 # rows", True),
         ("deploy/kubernetes/base/settings.env", "PAGE_SIZE=20", "PAGE_SIZE=50", True),
     ],
 )
-def test_values_of_the_owner_stay(project: Path, path: str, old: str, new: str, stays: bool) -> None:
+def test_settings_keep_the_owners_values(project: Path, path: str, old: str, new: str, stays: bool) -> None:
     run()
     text = (project / path).read_text()
     (project / path).write_text(text.replace(old, new))
@@ -100,7 +98,7 @@ def test_values_of_the_owner_stay(project: Path, path: str, old: str, new: str, 
     assert (project / path).read_text() == (text.replace(old, new) if stays else text)
 
 
-def test_file_without_the_comments_is_left_alone(project: Path) -> None:
+def test_settings_skip_a_file_without_the_comments(project: Path) -> None:
     (project / "docker-compose.yml").write_text("mine\n")
     (project / ".env.example").unlink()
     assert run().exit_code == 0
@@ -109,12 +107,12 @@ def test_file_without_the_comments_is_left_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["nowhere:Settings", "places:Settings", "places:ROOT", "places"])
-def test_class_that_cannot_be_used_is_an_error(project: Path, target: str) -> None:
+def test_settings_class_that_cannot_be_used_is_an_error(project: Path, target: str) -> None:
     result = run(target=target)
     assert result.exit_code == 2
     assert target in result.stderr
 
 
-def test_files_of_the_template_have_the_comments() -> None:
+def test_template_files_have_the_comments() -> None:
     for listing in LISTINGS:
         assert BLOCK.search((TEMPLATE / listing.path).read_text()), listing.path

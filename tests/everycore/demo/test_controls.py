@@ -1,4 +1,4 @@
-"""Who may do harm, and what becomes of garbage, with signals that are noted and not sent."""
+"""The controls: which requests they accept, and which signals they send. The signals are recorded, not sent."""
 
 import os
 import signal
@@ -14,11 +14,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from everycore_demo.controls import MAX_WORKERS, VERBS, Controls
+from everycore_demo import controls
+from everycore_demo.controls import MAX_WORKERS, Controls
 
 ORIGIN = "http://localhost"
-CONTROLS = Controls(["a-key-of-more-than-thirty-two-characters"])
-ADMITTED = {"Origin": ORIGIN, "X-Control-Token": CONTROLS.token}
+ENDPOINT = Controls(["a-key-of-more-than-thirty-two-characters"])
+ACCEPTED = {"Origin": ORIGIN, "X-Control-Token": ENDPOINT.token}
 KNOWN = 1234
 
 
@@ -36,7 +37,7 @@ def board() -> Any:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The signals that would have been sent."""
+    """Record the signals instead of sending them, and the sleeps as (0, seconds)."""
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *signalled: signals.append(signalled))
     monkeypatch.setattr("time.sleep", lambda seconds: signals.append((0, seconds)))
@@ -50,7 +51,7 @@ def client(board: Any, sent: Any) -> Iterator[TestClient]:
 
 
 def serving(state: dict[str, Any]) -> TestClient:
-    app = Starlette(routes=[Route("/control/{verb}", CONTROLS.control, methods=["POST"])])
+    app = Starlette(routes=[Route("/control/{name}", ENDPOINT.control, methods=["POST"])])
 
     async def with_state(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "state": state}, receive, send)
@@ -72,26 +73,26 @@ def serving(state: dict[str, Any]) -> TestClient:
         {"Origin": ORIGIN, "Sec-Fetch-Site": "none"},
     ],
 )
-def test_another_site_is_refused(client: TestClient, sent: Any, origin: dict[str, str]) -> None:
-    answer = client.post("/control/reload", headers={"X-Control-Token": CONTROLS.token, **origin})
+def test_control_from_another_site_is_refused(client: TestClient, sent: Any, origin: dict[str, str]) -> None:
+    answer = client.post("/control/reload", headers={"X-Control-Token": ENDPOINT.token, **origin})
     assert answer.status_code == 403
-    assert answer.json() == {"error": "this came from another site"}
+    assert answer.json() == {"error": "the request came from another site"}
     assert sent == []
 
 
-def test_a_name_that_anybody_could_point_here_is_refused(client: TestClient, sent: Any) -> None:
-    theirs = {**ADMITTED, "Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
+def test_control_by_host_name_is_refused(client: TestClient, sent: Any) -> None:
+    theirs = {**ACCEPTED, "Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
     answer = client.post("/control/reload", headers=theirs)
     assert answer.status_code == 403
-    assert "anybody can point a name here" in answer.json()["error"]
+    assert "DNS rebinding" in answer.json()["error"]
     assert sent == []
     for number in ("127.0.0.1:8000", "[::1]:8000"):
-        ours = {**ADMITTED, "Host": number, "Origin": f"http://{number}"}
+        ours = {**ACCEPTED, "Host": number, "Origin": f"http://{number}"}
         assert client.post("/control/reload", headers=ours).status_code == 200
 
 
-@pytest.mark.parametrize("token", [None, "", "x", CONTROLS.token[:-1], CONTROLS.token + "x", "\xe9"])
-def test_without_the_page_s_token_nothing_is_done(client: TestClient, sent: Any, token: str | None) -> None:
+@pytest.mark.parametrize("token", [None, "", "x", ENDPOINT.token[:-1], ENDPOINT.token + "x", "\xe9"])
+def test_control_without_the_token_is_refused(client: TestClient, sent: Any, token: str | None) -> None:
     headers = {b"Origin": ORIGIN.encode()}
     if token is not None:
         headers[b"X-Control-Token"] = token.encode("latin-1")
@@ -101,32 +102,32 @@ def test_without_the_page_s_token_nothing_is_done(client: TestClient, sent: Any,
     assert sent == []
 
 
-def test_another_key_makes_another_token() -> None:
-    assert Controls(["another"]).token != CONTROLS.token
+def test_token_depends_on_the_secret_key() -> None:
+    assert Controls(["another"]).token != ENDPOINT.token
 
 
 @pytest.mark.parametrize("pid", ["", "1", "-1", "0", "99999999999999999999", "x", f"{KNOWN}.0", f" {KNOWN}", "١٢"])
-def test_a_pid_that_is_not_on_the_board_is_not_killed(client: TestClient, sent: Any, pid: str) -> None:
-    answer = client.post("/control/kill", params={"pid": pid}, headers=ADMITTED)
+def test_kill_of_an_unknown_pid_sends_no_signal(client: TestClient, sent: Any, pid: str) -> None:
+    answer = client.post("/control/kill", params={"pid": pid}, headers=ACCEPTED)
     assert (answer.status_code, answer.json()) == (404, {"error": "no worker has this pid"})
     assert sent == []
 
 
-def test_garbage_gets_an_error_as_json(client: TestClient) -> None:
+def test_control_with_random_input_returns_an_error(client: TestClient) -> None:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
-    @given(st.text(min_size=1).filter(lambda text: text not in VERBS), st.text(), st.binary())
+    @given(st.text(min_size=1).filter(lambda text: text not in controls.CONTROLS), st.text(), st.binary())
     def refused(verb: str, pid: str, body: bytes) -> None:
-        answer = client.post(f"/control/{verb.encode().hex()}", params={"pid": pid}, content=body, headers=ADMITTED)
+        answer = client.post(f"/control/{verb.encode().hex()}", params={"pid": pid}, content=body, headers=ACCEPTED)
         assert answer.status_code == 404
         assert "there are kill" in answer.json()["error"]
-        answer = client.post("/control/kill", params={"pid": pid}, content=body, headers=ADMITTED)
+        answer = client.post("/control/kill", params={"pid": pid}, content=body, headers=ACCEPTED)
         assert answer.status_code == 404
 
     refused()
 
 
-def test_a_get_does_nothing(client: TestClient, sent: Any) -> None:
-    assert client.get("/control/reload", headers=ADMITTED).status_code == 405
+def test_control_with_get_is_refused(client: TestClient, sent: Any) -> None:
+    assert client.get("/control/reload", headers=ACCEPTED).status_code == 405
     assert sent == []
 
 
@@ -140,42 +141,42 @@ def test_a_get_does_nothing(client: TestClient, sent: Any) -> None:
         ("fewer", (os.getppid(), signal.SIGTTOU)),
     ],
 )
-def test_each_answers_and_strikes(client: TestClient, sent: Any, verb: str, expected: Any) -> None:
-    headers = ADMITTED | {"Sec-Fetch-Site": "same-origin"}
+def test_control_sends_signal_after_response(client: TestClient, sent: Any, verb: str, expected: Any) -> None:
+    headers = ACCEPTED | {"Sec-Fetch-Site": "same-origin"}
     answer = client.post(f"/control/{verb}", params={"pid": KNOWN}, headers=headers)
     assert answer.status_code == 200
     assert answer.json()["done"]
     assert sent == [expected]
 
 
-def test_the_scale_has_an_end_on_both_sides(client: TestClient, sent: Any, board: Any) -> None:
+def test_scale_beyond_its_limits_is_refused(client: TestClient, sent: Any, board: Any) -> None:
     for verb, wanted in (("more", MAX_WORKERS), ("fewer", 1)):
         board.wanted = wanted
-        assert client.post(f"/control/{verb}", headers=ADMITTED).status_code == 409
+        assert client.post(f"/control/{verb}", headers=ACCEPTED).status_code == 409
     assert sent == []
 
 
-def test_a_worker_whose_primary_is_gone_signals_nobody(client: TestClient, sent: Any, board: Any) -> None:
+def test_control_without_a_primary_sends_no_signal(client: TestClient, sent: Any, board: Any) -> None:
     board.primary = 99
     for verb in ("reload", "more", "fewer"):
-        answer = client.post(f"/control/{verb}", headers=ADMITTED)
-        assert (answer.status_code, answer.json()) == (409, {"error": "the primary is gone"})
+        answer = client.post(f"/control/{verb}", headers=ACCEPTED)
+        assert (answer.status_code, answer.json()) == (409, {"error": "the primary has ended"})
     assert sent == []
 
 
-def test_without_a_cluster_only_redis_can_be_harmed(sent: Any) -> None:
+def test_control_under_plain_uvicorn_only_pauses_redis(sent: Any) -> None:
     alone = serving({"redis": Redis()})
     for verb in ("kill", "reload", "more", "fewer"):
-        assert alone.post(f"/control/{verb}", headers=ADMITTED).status_code == 409
-    assert alone.post("/control/pause", headers=ADMITTED).status_code == 200
-    assert Redis.paused == 2000
+        assert alone.post(f"/control/{verb}", headers=ACCEPTED).status_code == 409
+    assert alone.post("/control/pause", headers=ACCEPTED).status_code == 200
+    assert Redis.paused == controls.PAUSE_MS
     assert sent == []
 
 
-def test_a_redis_that_does_not_pause_is_an_error_and_no_crash(sent: Any) -> None:
+def test_pause_refused_by_redis_returns_an_error(sent: Any) -> None:
     class Forbids:
         async def client_pause(self, milliseconds: int) -> None:
             raise ResponseError("NOPERM")
 
-    answer = serving({"redis": Forbids()}).post("/control/pause", headers=ADMITTED)
+    answer = serving({"redis": Forbids()}).post("/control/pause", headers=ACCEPTED)
     assert (answer.status_code, answer.json()) == (503, {"error": "Redis did not pause: NOPERM"})

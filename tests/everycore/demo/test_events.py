@@ -1,4 +1,4 @@
-"""The stream as its clients see it, with a cluster that is only said to be there."""
+"""The stream as its clients receive it, with a stub for the cluster."""
 
 import asyncio
 import json
@@ -18,15 +18,15 @@ DEADLINE = 20.0
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `picture` shows, to be changed by the test; each look is put into `looks`."""
+    """Return the status that the stream reads, which the test may change. Each read is put into `reads`."""
     hosts = {"a": {"age_s": 1.0, "workers": [{"pid": 1, "requests": 1}]}}
-    shown: dict[str, Any] = {"hosts": hosts, "looks": asyncio.Queue()}
+    shown: dict[str, Any] = {"hosts": hosts, "reads": asyncio.Queue()}
 
-    async def picture(request: Request) -> dict[str, Any]:
-        shown["looks"].put_nowait(1)
+    async def status(request: Request) -> dict[str, Any]:
+        shown["reads"].put_nowait(1)
         return {"host": "a", "hosts": shown["hosts"]}
 
-    monkeypatch.setattr(events, "cluster_status", picture)
+    monkeypatch.setattr(events, "cluster_status", status)
     return shown
 
 
@@ -41,22 +41,22 @@ def request(cluster: Any = None) -> Request:
 
 
 class Client:
-    """Reads one stream of `events`."""
+    """A client of one stream."""
 
-    def __init__(self, source: Events, asked: Request) -> None:
-        self._source, self._asked = source, asked
+    def __init__(self, source: Events, request: Request) -> None:
+        self._source, self._request = source, request
         self._lines: Any = None
 
     async def event(self) -> str:
-        """The next event; an empty one when the stream is over."""
+        """Return the next event, or an empty text at the end of the stream."""
         if self._lines is None:
-            response: Any = await self._source.stream(self._asked)
+            response: Any = await self._source.stream(self._request)
             self._lines = response.body_iterator
         async with asyncio.timeout(DEADLINE):
             return (await anext(self._lines, b"")).decode()
 
 
-async def test_a_worker_that_leaves_ends_its_streams(seen: dict[str, Any], cluster: Any) -> None:
+async def test_stream_of_a_draining_worker_ends(seen: dict[str, Any], cluster: Any) -> None:
     client = Client(Events(None), request(cluster))
     await client.event()
     await client.event()
@@ -64,29 +64,29 @@ async def test_a_worker_that_leaves_ends_its_streams(seen: dict[str, Any], clust
     assert await client.event() == ""
 
 
-async def test_who_asks_a_leaving_worker_is_sent_on_at_once(seen: dict[str, Any], cluster: Any) -> None:
+async def test_stream_opened_on_a_draining_worker_ends_at_once(seen: dict[str, Any], cluster: Any) -> None:
     cluster.worker_draining.set()
     client = Client(Events(None), request(cluster))
     assert "retry: 200" in await client.event()
     assert await client.event() == ""
-    assert seen["looks"].empty()
+    assert seen["reads"].empty()
 
 
-async def test_under_plain_uvicorn_a_stream_ends_by_itself(seen: dict[str, Any]) -> None:
+async def test_stream_under_plain_uvicorn_sends_one_status(seen: dict[str, Any]) -> None:
     client = Client(Events(None), request())
     assert "retry: 1000" in await client.event()
     assert '"hosts"' in await client.event()
     assert await client.event() == ""
 
 
-async def test_it_says_first_who_tells_and_what_the_controls_want_to_see(seen: dict[str, Any], cluster: Any) -> None:
+async def test_stream_begins_with_the_worker_and_the_token(seen: dict[str, Any], cluster: Any) -> None:
     hello = await Client(Events("secret"), request(cluster)).event()
     assert "event: hello" in hello
-    said = json.loads(hello.partition("data: ")[2])
-    assert said == {"worker": {"host": "a", "slot": 2, "pid": 3, "generation": 4}, "token": "secret"}
+    data = json.loads(hello.partition("data: ")[2])
+    assert data == {"worker": {"host": "a", "slot": 2, "pid": 3, "generation": 4}, "token": "secret"}
 
 
-async def test_what_changes_is_told_at_once_and_what_creeps_is_not(
+async def test_stream_sends_changes_but_not_volatile_fields(
     seen: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT", DEADLINE * 2)
@@ -96,16 +96,16 @@ async def test_what_changes_is_told_at_once_and_what_creeps_is_not(
     await client.event()
     waiting = asyncio.ensure_future(client.event())
     seen["hosts"] = {"a": {"age_s": 2.0, "workers": [{"pid": 1, "requests": 1}]}}
-    looked: int = seen["looks"].qsize()
+    reads: int = seen["reads"].qsize()
     async with asyncio.timeout(DEADLINE):
-        for _ in range(looked + 3):
-            await seen["looks"].get()
+        for _ in range(reads + 3):
+            await seen["reads"].get()
     assert not waiting.done()
     seen["hosts"] = {"a": {"age_s": 2.0, "workers": [{"pid": 1, "requests": 2}]}}
     assert '"requests":2' in await waiting
 
 
-async def test_when_nothing_moves_it_says_so_each_heartbeat(
+async def test_stream_without_changes_sends_heartbeats(
     seen: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT", 0.02)
@@ -114,10 +114,12 @@ async def test_when_nothing_moves_it_says_so_each_heartbeat(
     assert [bool(await client.event()) for _ in range(4)] == [True] * 4
 
 
-async def test_a_hundred_streams_look_once(seen: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_of_one_worker_share_one_read(
+    seen: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events, "INTERVAL", DEADLINE)
     source = Events(None)
     clients = [Client(source, request(cluster)) for _ in range(100)]
     for _ in range(2):
         await asyncio.gather(*(client.event() for client in clients))
-    assert seen["looks"].qsize() == 1
+    assert seen["reads"].qsize() == 1

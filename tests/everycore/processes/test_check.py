@@ -68,7 +68,7 @@ def test_check_with_several_faults_names_each(cli: Any, tmp_path: Path) -> None:
         "cert.pem cannot be read",
     ):
         assert sum(said in line for line in errors) == 1, (said, errors)
-    assert any("Redis does not answer at REDIS_URL (redis://127.0.0.1:1)" in line for line in errors)
+    assert any("Redis does not respond at REDIS_URL (redis://127.0.0.1:1)" in line for line in errors)
     assert errors == lines(ended)
     assert "hunter2" not in ended.stderr
 
@@ -136,7 +136,7 @@ def test_check_beside_its_primary_says_so_and_disturbs_nothing(
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("/dev/null/run", "cannot be made in /dev/null"),
+        ("/dev/null/run", "cannot be created: /dev/null is not a writable folder"),
         ("/dev/null", "File exists"),
         ("/", "must be a directory"),
     ],
@@ -208,7 +208,7 @@ def test_check_of_a_websocket_without_a_library_fails(cli: Any, tmp_path: Path) 
     assert ended.returncode == 0
     ended = cli("check", "--app", "talk:app", PYTHONPATH=f"{tmp_path}/without:{tmp_path}")
     assert ended.returncode == 1
-    assert "WebSocket at /live/chat" in found(ended, "error")[0]
+    assert "WebSocket route /live/chat" in found(ended, "error")[0]
 
 
 def test_check_of_an_app_that_starts_threads_is_a_warning(cli: Any, tmp_path: Path) -> None:

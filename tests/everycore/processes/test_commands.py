@@ -32,7 +32,7 @@ def test_production_without_a_secret_key_is_refused_with_the_command_that_makes_
 @pytest.mark.parametrize("url", ["redis://user:hunter2@127.0.0.1:1/0", "redis://127.0.0.1:1/0?password=hunter2"])
 def test_a_redis_that_does_not_answer_is_one_line_without_the_password(cli: Any, command: str, url: str) -> None:
     ended = cli(command, REDIS_URL=url)
-    refused(ended, 1, r"Redis does not answer at REDIS_URL \(redis://127\.0\.0\.1:1/0\)")
+    refused(ended, 1, r"Redis does not respond at REDIS_URL \(redis://127\.0\.0\.1:1/0\)")
     assert "hunter2" not in ended.stderr
 
 

@@ -6,9 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from everycore.server.run_dir import RunDir
+from everycore.server.scoreboard import Scoreboard, Snapshot
 from places import SAMPLE, TEMPLATE
 
 
@@ -20,7 +26,10 @@ def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
     assert b'"visits":1' in get(ordinary.url, "/")[1]
 
 
-def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventually: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupt", [os.kill, os.killpg], ids=["own pid", "group"])
+def test_dev_reloads_on_change_and_ends_with_sigint(
+    get: Any, eventually: Any, tmp_path: Path, interrupt: Callable[[int, int], None]
+) -> None:
     started = tmp_path / "log"
     with contextlib.closing(_free_port()) as free:
         port = free.getsockname()[1]
@@ -35,8 +44,9 @@ def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventual
         os.utime(touched)
         eventually(lambda: "generation 2 starting" in started.read_text())
         eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
+        interrupt(process.pid, signal.SIGINT)
         assert process.wait(20) == 0
+        assert not (tmp_path / "run").exists()  # the server has ended, too
     finally:
         os.utime(touched, ns=(before.st_atime_ns, before.st_mtime_ns))
         if process.poll() is None:
@@ -65,6 +75,29 @@ def test_dev_takes_the_redis_that_is_named_and_without_a_terminal_a_hup_as_a_rel
             process.wait()
 
 
+def test_dev_second_sigint_ends_a_draining_server(get: Any, eventually: Any, tmp_path: Path) -> None:
+    started = tmp_path / "log"
+    with contextlib.closing(_free_port()) as free:
+        port = free.getsockname()[1]
+    process = _dev(port, started, tmp_path, GRACEFUL_TIMEOUT="100", LINGER="0")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: get(url, "/readyz")[0] == 200)
+        with ThreadPoolExecutor(1) as threads:
+            slow = threads.submit(get, url, "/demo/slow?ms=60000")
+            eventually(lambda: any(row.in_flight for row in board(tmp_path / "run").workers))
+            process.send_signal(signal.SIGINT)
+            eventually(lambda: board(tmp_path / "run").draining)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+            assert slow.exception() is not None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def _free_port() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -76,3 +109,7 @@ def _dev(port: int, log: Path, run_dir: Path, **environ: str) -> subprocess.Pope
     env = {**os.environ, "RUN_DIR": str(run_dir / "run"), **environ}
     with log.open("wb") as stderr:
         return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)
+
+
+def board(run_dir: Path) -> Snapshot:
+    return Scoreboard.read(RunDir(run_dir).board).snapshot()

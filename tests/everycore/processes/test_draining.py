@@ -236,7 +236,7 @@ def test_reload_with_dead_draining_worker_says_so(
         ended = asked.result()
     failed = f"worker=0 gen=1 pid={old.pid} was killed by SIGKILL while it drained"
     assert ended.returncode == 1
-    assert f"error: generation 2 serves, but {failed}" in ended.stderr
+    assert f"error: generation 2 is running, but {failed}" in ended.stderr
     assert answer.exception()
     assert re.search(rf"last reload done \d+ s ago: {failed}", ask("status").stdout)
     assert cluster.log.read_text().count("while it drained") == 1

@@ -89,7 +89,7 @@ def test_a_refused_reload_says_why_and_status_remembers(
     ended = cli("reload", **run_dir)
     assert ended.returncode == 1
     assert "error: reload refused: app 'changing:app' does not import: ModuleNotFoundError" in ended.stderr
-    assert "Generation 1 serves on." in ended.stderr
+    assert "Generation 1 keeps running." in ended.stderr
     assert get(cluster.url, "/")[1] == b"version 1"
     seen = status(cli, run_dir)
     assert seen["reload"] == "refused"
@@ -200,5 +200,5 @@ def test_a_primary_killed_meanwhile_ends_the_wait_and_takes_its_check_along(
     os.kill(cluster.pid, signal.SIGKILL)
     asking.join(30)
     assert ended[0].returncode == 1
-    assert "is gone" in ended[0].stderr
+    assert "has ended" in ended[0].stderr
     eventually(lambda: not processes(cluster))

@@ -46,9 +46,7 @@ def test_running_in_a_closed_folder_says_whose_it_is(package: str, serve: Any, e
     said = say(package, cluster.run_dir, asking)
     cluster.run_dir.chmod(0o700)
     name = pwd.getpwuid(me).pw_name
-    assert said.startswith(
-        f"RUN_DIR {cluster.run_dir} belongs to {name}, and you may not look into it. Run this as {name}"
-    )
+    assert said.startswith(f"RUN_DIR {cluster.run_dir} belongs to {name}, and you may not read it. Run this as {name}")
 
 
 def test_running_by_default_names_another_users_folder(

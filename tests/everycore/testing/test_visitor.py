@@ -1,4 +1,4 @@
-"""The visitor of the fixtures, on real workers."""
+"""The visitor, on real workers."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,9 +1,9 @@
-"""`python -m everycore serve --app module:attribute`: the commands, for any ASGI app."""
+"""`python -m everycore serve --app module:attribute`: the command line for any ASGI app."""
 
 import sys
 
 try:
-    import everycore.server  # noqa: F401 - first: where it cannot run, nothing else says why
+    import everycore.server  # noqa: F401 - imported first: its ImportError explains why this system is not supported
     from everycore.cli import commands
 except ImportError as error:  # a system without fork, or a package that is not installed
     sys.exit(f"error: {error}")

@@ -5,12 +5,15 @@ Does not import: server, state, web.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self, get_origin
 
 
 class SettingsError(Exception):
-    """Settings cannot be used. `args` has a sentence for each: its name, what was found, what to do. No secret."""
+    """One or more settings cannot be used.
+
+    `args` has one sentence for each of them: its name, the value that was found, and what to do. Secrets are left out.
+    """
 
     def __str__(self) -> str:
         return " ".join(self.args)
@@ -32,7 +35,7 @@ def parse_seconds(text: str) -> float:
     """Return a finite number of seconds, 0 or more.
 
     Raises:
-        ValueError: The text is no such number.
+        ValueError: The text is not such a number.
     """
     value = float(text)
     if not 0 <= value < float("inf"):
@@ -40,11 +43,11 @@ def parse_seconds(text: str) -> float:
     return value
 
 
-def parse_more_than_none(text: str) -> float:
+def parse_positive_seconds(text: str) -> float:
     """Return a finite number of seconds, more than 0.
 
     Raises:
-        ValueError: The text is no such number.
+        ValueError: The text is not such a number.
     """
     value = parse_seconds(text)
     if not value:
@@ -56,7 +59,7 @@ def parse_count(text: str) -> int:
     """Return a whole number, 0 or more.
 
     Raises:
-        ValueError: The text is no such number.
+        ValueError: The text is not such a number.
     """
     if not (text.isascii() and text.isdigit()):
         raise ValueError(text)
@@ -64,10 +67,10 @@ def parse_count(text: str) -> int:
 
 
 def parse_items(text: str) -> tuple[str, ...]:
-    """Return the parts of a list with commas, without the spaces around them.
+    """Return the items of a comma-separated list, without the spaces around them.
 
     Raises:
-        ValueError: A part is empty.
+        ValueError: An item is empty.
     """
     items = tuple(item.strip() for item in text.split(","))
     if not all(items):
@@ -75,46 +78,53 @@ def parse_items(text: str) -> tuple[str, ...]:
     return items
 
 
-# By the type of a field: its parser, and what an error says it must be.
+# For each type of a field: its parser, and the words that follow "it must be" in an error.
 PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "text"),
     bool: (parse_bool, "on or off"),
     int: (parse_count, "a whole number, 0 or more"),
     float: (parse_seconds, "a number of seconds, 0 or more"),
-    tuple: (parse_items, "a list with commas"),
+    tuple: (parse_items, "a comma-separated list"),
 }
 
 
 def setting(
     default: Any, parse: Callable[[str], Any] | None = None, expected: str = "", *, name: str = "", secret: bool = False
 ) -> Any:
-    """Declare a field that is more than its type says.
+    """Declare a field of a settings class that needs more than a type and a default.
 
     Args:
-        default: Its value if the variable is not set or is empty.
-        parse: Makes the value of the variable's text; raises ValueError for a text that it does not take.
-        expected: Ends the sentence "NAME is 'text'; it must be ...".
-        name: The variable's name, if it is not the field's in upper case.
-        secret: Leaves the field out of the repr, so that no log line shows it.
+        default: The field's value if the variable is not set or is empty, or a function that returns it.
+        parse: Function that turns the variable's text into the field's value. It raises ValueError for a text that it
+            does not accept. By default the type of the field decides.
+        expected: End of the error message "NAME is 'text'; it must be ...".
+        name: Name of the variable. By default it is the name of the field in upper case.
+        secret: Whether to leave the field out of the repr, so that no log line shows it.
+
+    Returns:
+        A field for a dataclass that is derived from `EnvironSettings`.
     """
     metadata = {"parse": parse, "expected": expected, "name": name}
-    made: Any = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**made, metadata=metadata, repr=not secret)
+    initial: Any = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**initial, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True)
 class EnvironSettings:
-    """The base of all settings."""
+    """Base class of all settings."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read the settings.
 
         Args:
-            environ: Where to look; the environment of this process by default.
+            environ: Variables to read instead of the environment of this process.
+
+        Returns:
+            The settings, with the default of each variable that is not set or is empty.
 
         Raises:
-            SettingsError: A variable has a value that cannot be used.
+            SettingsError: One or more variables have a value that cannot be used.
         """
         faults: list[str] = []
         values = cls._values(os.environ if environ is None else environ, faults)
@@ -124,15 +134,15 @@ class EnvironSettings:
 
     @classmethod
     def names(cls) -> dict[str, Any]:
-        """Return the name of each variable, with the default of its field."""
-        made = cls()
-        return {_variable(each): getattr(made, each.name) for each in fields(cls)}
+        """Return the default of each field, by the name of its variable."""
+        defaults = cls()
+        return {_variable(each): getattr(defaults, each.name) for each in fields(cls)}
 
     @classmethod
     def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
-        """Return the fields that are set, and add a sentence to `faults` for each that cannot be used.
+        """Return the values of the fields that are set, and add a sentence to `faults` for each that cannot be used.
 
-        A subclass may look at more than one variable.
+        A subclass overrides this method if a value depends on more than one variable.
         """
         values = {}
         for each in fields(cls):
@@ -144,15 +154,15 @@ class EnvironSettings:
         return values
 
 
-def _variable(each: Any) -> str:
+def _variable(each: Field[Any]) -> str:
     return str(each.metadata.get("name") or each.name.upper())
 
 
-def _parse(each: Any, text: str) -> Any:
+def _parse(each: Field[Any], text: str) -> Any:
     parse, expected = each.metadata.get("parse"), each.metadata.get("expected")
     if not (parse and expected):
         kind = get_origin(each.type) or each.type
-        usual = PARSERS[kind if kind in PARSERS else str]  # `str | None` is read as its str
+        usual = PARSERS[kind if kind in PARSERS else str]  # a field of type `str | None` is parsed as text
         parse, expected = parse or usual[0], expected or usual[1]
     try:
         return parse(text)

@@ -1,6 +1,6 @@
-"""The live demo: the gotcha of many workers and its cure, side by side, at `/demo` and as the command `demo`.
+"""The live demo: a counter in each worker's memory beside a counter in Redis, at `/demo` and as the command `demo`.
 
-It uses public names of everycore alone. To take it out, delete this folder and every line that names it:
+It imports only public names of everycore. To remove it, delete this folder and every line that names it:
 `git grep everycore_demo`.
 """
 

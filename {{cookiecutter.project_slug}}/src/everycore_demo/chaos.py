@@ -6,11 +6,11 @@ import threading
 from everycore.cli import LocalServer
 
 PAUSE = 0.3  # seconds between two kills
-RELOAD_EVERY = 5  # kills
+RELOAD_EVERY = 5  # every fifth action is a reload instead of a kill
 
 
 class Chaos:
-    """While it is entered, it harms a running server, but never kills its last ready worker."""
+    """Context manager that kills and reloads workers while its block runs. It never kills the last ready worker."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server
@@ -27,12 +27,12 @@ class Chaos:
         self._thread.join()
 
     def _run(self) -> None:
-        done = 0
+        actions = 0
         while not self._stopping.wait(PAUSE):
             ready = [worker for worker in self._control.snapshot().workers if worker.state == "ready"]
-            if done % RELOAD_EVERY == RELOAD_EVERY - 1:
-                self._control.ask_to_reload()
-                done += 1
+            if actions % RELOAD_EVERY == RELOAD_EVERY - 1:
+                self._control.request_reload()
+                actions += 1
             elif len(ready) > 1:
                 self._control.kill(random.choice(ready).pid)
-                done += 1
+                actions += 1

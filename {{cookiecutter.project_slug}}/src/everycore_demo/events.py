@@ -1,7 +1,6 @@
-"""`/demo/events`: the cluster as it is, by server-sent events. One connection tells about all workers.
+"""`/demo/events`: the status of all workers as server-sent events.
 
-A stream costs its worker one write for each status: the status itself is made once for all its streams, five times a
-second at most, and by nobody when nobody looks.
+Each worker reads the status once for all its streams, at most five times a second, and only while it has a stream.
 Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -16,73 +15,79 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from everycore.server import ClusterView
 from everycore.web import cluster_status
-from everycore_demo.worker import answering
+from everycore_demo.worker import current_worker
 
-INTERVAL = 0.2  # seconds between two looks
-HEARTBEAT = 1.0  # seconds: so often also when nothing moves, or the browser takes the worker for stuck
-RETRY_MS = 200  # after which the browser asks again, when a stream has ended
-RETRY_ALONE_MS = 1000
+INTERVAL = 0.2  # seconds between two reads of the status
+HEARTBEAT = 1.0  # maximum seconds between two events; after 2 seconds of silence the page reconnects
+RETRY_MS = 200  # delay before the browser reconnects when a stream has ended
+RETRY_ALONE_MS = 1000  # the same under a server without `request.state.cluster`
 
-# These move whatever happens, or a little always: no news by themselves.
-CREEPING = ("age_s", "heartbeat_age_s", "lag_ms", "reload_age_s", "rss_bytes")
+# Fields that change all the time. A change of these alone sends no event.
+VOLATILE = ("age_s", "heartbeat_age_s", "lag_ms", "reload_age_s", "rss_bytes")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One status as it goes over the wire, and what of it is news."""
+    """One status: the event, and the text of its fields that are not volatile."""
 
     data: bytes
-    news: str
+    stable: str
 
 
 class Events:
-    """token: what the controls want to see, None where there are none. Another site cannot read it here (CORS)."""
+    """The endpoint of the stream.
+
+    Args:
+        token: The token of the controls, or None if there are no controls. CORS prevents other sites from reading it.
+    """
 
     def __init__(self, token: str | None) -> None:
         self._token = token
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._frame = Frame(b"", "")
-        self._made = float("-inf")
+        self._read_at = float("-inf")
 
     async def stream(self, request: Request) -> Response:
-        told = self._told(request) if hasattr(request.state, "cluster") else self._told_once(request)
-        # The last is nginx's: unbuffered, or the events come in heaps.
+        """Respond with the stream."""
+        cluster: ClusterView | None = getattr(request.state, "cluster", None)
+        events = self._until_draining(request, cluster) if cluster else self._once(request)
+        # X-Accel-Buffering makes nginx send each event at once.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
-    async def _told(self, request: Request) -> AsyncIterator[bytes]:
-        """Until this worker leaves: then the browser asks again, and reaches one that stays."""
-        worker_draining = request.state.cluster.worker_draining
+    async def _until_draining(self, request: Request, cluster: ClusterView) -> AsyncIterator[bytes]:
+        """Yield events until this worker drains. The browser then reconnects and reaches another worker."""
         yield self._hello(request, RETRY_MS)
-        news, silent_since = None, float("-inf")
-        while not worker_draining.is_set():
+        stable, sent_at = None, float("-inf")
+        while not cluster.worker_draining.is_set():
             frame = await self._latest(request)
-            if frame.news != news or monotonic() - silent_since >= HEARTBEAT:
+            if frame.stable != stable or monotonic() - sent_at >= HEARTBEAT:
                 yield frame.data
-                news, silent_since = frame.news, monotonic()
+                stable, sent_at = frame.stable, monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
-                    await worker_draining.wait()
+                    await cluster.worker_draining.wait()
 
-    async def _told_once(self, request: Request) -> AsyncIterator[bytes]:
-        """Under plain uvicorn nobody says when to leave, and a stream without an end would hold its shutdown."""
+    async def _once(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield one status. Plain uvicorn does not announce its shutdown, so an endless stream would delay it."""
         yield self._hello(request, RETRY_ALONE_MS)
         yield (await self._latest(request)).data
 
     def _hello(self, request: Request, retry_ms: int) -> bytes:
-        hello = {"worker": answering(request), "token": self._token}
+        hello = {"worker": current_worker(request), "token": self._token}
         return f"retry: {retry_ms}\nevent: hello\n".encode() + _event(hello)
 
     async def _latest(self, request: Request) -> Frame:
-        async with self._one_at_a_time:
-            if monotonic() - self._made >= INTERVAL:
-                seen = await cluster_status(request)
-                if self._token is None:  # in production: why a reload was refused may hold what is not for everybody
-                    for board in seen["hosts"].values():
-                        board["reload_reason"] = ""
-                self._frame = Frame(_event(seen), json.dumps(_news(seen)))
-                self._made = monotonic()
+        async with self._lock:
+            if monotonic() - self._read_at >= INTERVAL:
+                status = await cluster_status(request)
+                if self._token is None:  # in production, where the reason of a refused reload may be confidential
+                    for host in status["hosts"].values():
+                        host["reload_reason"] = ""
+                self._frame = Frame(_event(status), json.dumps(_without_volatile(status)))
+                self._read_at = monotonic()
         return self._frame
 
 
@@ -90,10 +95,10 @@ def _event(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def _news(seen: Any) -> Any:
-    """What was seen without what creeps."""
-    if isinstance(seen, dict):
-        return {name: _news(value) for name, value in seen.items() if name not in CREEPING}
-    if isinstance(seen, list):
-        return [_news(value) for value in seen]
-    return seen
+def _without_volatile(status: Any) -> Any:
+    """Return a copy without the volatile fields."""
+    if isinstance(status, dict):
+        return {name: _without_volatile(value) for name, value in status.items() if name not in VOLATILE}
+    if isinstance(status, list):
+        return [_without_volatile(value) for value in status]
+    return status

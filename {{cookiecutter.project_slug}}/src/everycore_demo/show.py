@@ -1,4 +1,4 @@
-"""`demo`: fires requests at a cluster and shows how many each worker would say there were, beside what Redis says."""
+"""`demo`: sends requests to a server, and prints the count in each worker's memory beside the count in Redis."""
 
 import contextlib
 import http.client
@@ -17,43 +17,60 @@ import click
 from everycore.cli import development, run_redis, run_server
 from everycore_demo.chaos import Chaos
 
-AT_ONCE = 8
-STEPS = 12  # of the visitor whose session is followed
-TIMEOUT = 30.0  # seconds for one answer
-PORT = 8000  # or a free one, if it is taken
+CONCURRENCY = 8  # requests at the same time
+STEPS = 12  # requests of the visitor whose session is followed
+TIMEOUT = 30.0  # seconds for one response
+PORT = 8000  # if it is in use, a free port is chosen
 
-Answer = dict[str, Any]
+Hit = dict[str, Any]  # the JSON of one response of /demo/hit
 
 
-class NoAnswerError(Exception):
-    """A cluster that does not answer as the demo."""
+class NoResponseError(Exception):
+    """The server did not respond as the demo does."""
 
 
 @dataclass
 class Tally:
-    """What came back. `broken` requests got no answer: whether they were counted, only Redis knows."""
+    """The responses of a run.
+
+    Attributes:
+        sent: Number of requests.
+        failed: Number of requests without a response. Redis may have counted them.
+        hits: The responses.
+    """
 
     sent: int = 0
-    broken: int = 0
-    answers: list[Answer] = field(default_factory=list)
+    failed: int = 0
+    hits: list[Hit] = field(default_factory=list)
 
     @property
     def counted(self) -> int:
-        """How far Redis' figure moved, as the answers show it."""
-        totals = [answer["redis"]["hits"] for answer in self.answers]
+        """The increase of the count in Redis, from the first to the last response."""
+        totals = [hit["redis"]["hits"] for hit in self.hits]
         return max(totals) - min(totals) + 1 if totals else 0
 
     @property
     def exact(self) -> bool:
-        """Each answer carries a figure of its own, and together they leave no gap but for the broken ones."""
-        different = len({answer["redis"]["hits"] for answer in self.answers})
-        return different == len(self.answers) > 0 and different <= self.counted <= self.sent
+        """Whether each response has a count of its own, and only failed requests left a gap."""
+        distinct = len({hit["redis"]["hits"] for hit in self.hits})
+        return distinct == len(self.hits) > 0 and distinct <= self.counted <= self.sent
 
 
-def own_server(app: str, requests: int, workers: int, chaos: bool) -> bool:
-    """Run the demo on a cluster made for it; in a terminal, serve on until Ctrl-C. True if all was exact.
+def show_on_own_server(app: str, requests: int, workers: int, chaos: bool) -> bool:
+    """Start a server with a private Redis, and run the demo on it. In a terminal, keep it running until Ctrl-C.
 
-    Raises RedisServerError or NoAnswerError.
+    Args:
+        app: The app, as "module:attribute".
+        requests: Number of requests.
+        workers: Number of workers.
+        chaos: Whether to kill and reload workers during the requests.
+
+    Returns:
+        Whether the shared counts were exact.
+
+    Raises:
+        RedisServerError: There is no Redis server on this machine, or it did not start.
+        NoResponseError: The app does not respond as the demo does.
     """
     with contextlib.ExitStack() as stack:
         environ = {**development(stack.enter_context(run_redis())), "LINGER": "0", "LOG_LEVEL": "warning"}
@@ -70,7 +87,19 @@ def own_server(app: str, requests: int, workers: int, chaos: bool) -> bool:
 
 
 def show(url: str, requests: int, meanwhile: contextlib.AbstractContextManager[object] | None = None) -> bool:
-    """Fire `requests` at the cluster at `url`, print the table, and return whether all was exact."""
+    """Send requests to a running server and print the result.
+
+    Args:
+        url: The URL of the server, such as http://127.0.0.1:8000.
+        requests: Number of requests.
+        meanwhile: Context manager that is entered while the requests are sent.
+
+    Returns:
+        Whether the shared counts were exact.
+
+    Raises:
+        NoResponseError: The server does not respond as the demo does.
+    """
     try:
         get(url, "/readyz")
         with (
@@ -80,79 +109,94 @@ def show(url: str, requests: int, meanwhile: contextlib.AbstractContextManager[o
             tally = fire(url, requests, lambda: bar.update(1))
         steps = follow(url)
     except (OSError, http.client.HTTPException) as error:
-        raise NoAnswerError(f"{url} does not answer as the demo: {error}") from None
+        raise NoResponseError(f"{url} does not respond as the demo does: {error}") from None
     text, exact = report(tally, steps)
     click.echo(text)
     return exact
 
 
 def fire(url: str, requests: int, progress: Callable[[], None]) -> Tally:
-    """Send `requests` hits, AT_ONCE at a time, each over a connection of its own."""
+    """Send requests to /demo/hit, CONCURRENCY at the same time, each over a new connection.
+
+    Args:
+        url: The URL of the server.
+        requests: Number of requests.
+        progress: Called after each request.
+    """
     tally = Tally()
     lock = threading.Lock()
 
-    def one(_: int) -> None:
+    def send(_: int) -> None:
         try:
-            answer = get(url, "/demo/hit")[0]
+            hit = get(url, "/demo/hit")[0]
         except (OSError, http.client.HTTPException):
-            answer = None
+            hit = None
         with lock:
             tally.sent += 1
-            if answer is None:
-                tally.broken += 1
+            if hit is None:
+                tally.failed += 1
             else:
-                tally.answers.append(answer)
+                tally.hits.append(hit)
             progress()
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(one, range(requests)))
+    with ThreadPoolExecutor(CONCURRENCY) as threads:
+        list(threads.map(send, range(requests)))
     return tally
 
 
-def follow(url: str) -> list[Answer]:
-    """One visitor, one request after the other, whoever answers."""
+def follow(url: str) -> list[Hit]:
+    """Return the responses to the requests of one visitor, one after the other. Any worker may handle each of them."""
     steps, cookie = [], ""
     for _ in range(STEPS):
-        answer, cookie = get(url, "/demo/hit", cookie)
-        steps.append(answer)
+        hit, cookie = get(url, "/demo/hit", cookie)
+        steps.append(hit)
     return steps
 
 
-def get(url: str, path: str, cookie: str = "") -> tuple[Answer, str]:
-    """GET over a fresh connection; return the JSON and the session cookie. Raises OSError or HTTPException."""
+def get(url: str, path: str, cookie: str = "") -> tuple[Hit, str]:
+    """Send a GET request over a new connection, and return the decoded JSON and the session cookie.
+
+    Raises:
+        OSError: The server sent no complete response.
+        http.client.HTTPException: The response has another status than 200, or it is not JSON.
+    """
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT)
     try:
         connection.request("GET", path, headers={"Connection": "close", **({"Cookie": cookie} if cookie else {})})
         response = connection.getresponse()
         body = response.read()
         if response.status != http.HTTPStatus.OK:
-            raise http.client.HTTPException(f"{path} answered {response.status} {response.reason}")
+            raise http.client.HTTPException(f"{path} responded with {response.status} {response.reason}")
         return json.loads(body), (response.getheader("Set-Cookie") or cookie).partition(";")[0]
     except ValueError:
-        raise http.client.HTTPException(f"{path} answered no JSON") from None
+        raise http.client.HTTPException(f"the response of {path} is not JSON") from None
     finally:
         connection.close()
 
 
-def report(tally: Tally, steps: list[Answer]) -> tuple[str, bool]:
-    """The table to print, and whether every shared figure was exact.
+def report(tally: Tally, steps: list[Hit]) -> tuple[str, bool]:
+    """Return the text to print, and whether every shared count was exact.
 
-    Each row has what a visitor of that worker would be told: the worker's own count, and the one that all share.
+    A row of the table has the count in one worker's memory, and the count in Redis that all workers share.
+
+    Args:
+        tally: The responses of the run.
+        steps: The responses to the visitor whose session was followed.
     """
-    truth = max((answer["redis"]["hits"] for answer in tally.answers), default=0)
-    workers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
-    for answer in tally.answers:
-        # In containers, several hosts have the same pids.
-        workers[answer["worker"]["host"], answer["worker"]["pid"]].append(answer)
-    lines = [f"{'worker':<8}{'pid':>9}{'visits, by its memory':>25}{'visits, by Redis':>20}"]
-    for (_, pid), answers in sorted(workers.items(), key=lambda item: (item[1][0]["worker"]["slot"], item[0])):
-        memory = max(answer["memory"]["hits"] for answer in answers)
-        lines.append(f"{answers[0]['worker']['slot']:<8}{pid:>9}{memory:>25}{truth:>20}")
-    if tally.broken:
-        lines.append(f"\n{tally.broken} of {tally.sent} requests got no answer: their worker was killed.")
-    verdict = "NOT EXACT" if not tally.exact else "no answered one is missing" if tally.broken else "exact"
-    lines.append(f"\nRedis counted {tally.counted} for {len(tally.answers)} answers: {verdict}")
-    followed = [answer["session"]["hits"] for answer in steps] == list(range(1, STEPS + 1))
+    total = max((hit["redis"]["hits"] for hit in tally.hits), default=0)
+    workers: dict[tuple[str, int], list[Hit]] = defaultdict(list)
+    for hit in tally.hits:
+        # The host is a part of the key, because workers in different containers may have the same pid.
+        workers[hit["worker"]["host"], hit["worker"]["pid"]].append(hit)
+    lines = [f"{'worker':<8}{'pid':>9}{'count in its memory':>23}{'count in Redis':>18}"]
+    for (_, pid), hits in sorted(workers.items(), key=lambda item: (item[1][0]["worker"]["slot"], item[0])):
+        memory = max(hit["memory"]["hits"] for hit in hits)
+        lines.append(f"{hits[0]['worker']['slot']:<8}{pid:>9}{memory:>23}{total:>18}")
+    if tally.failed:
+        lines.append(f"\n{tally.failed} of {tally.sent} requests got no response, because their worker was killed.")
+    result = "NOT EXACT" if not tally.exact else "no response is missing" if tally.failed else "exact"
+    lines.append(f"\nRedis counted {tally.counted} for {len(tally.hits)} responses: {result}")
+    followed = [hit["session"]["hits"] for hit in steps] == list(range(1, STEPS + 1))
     lines.append(f"\nOne visitor's session, followed from worker to worker: {'exact' if followed else 'NOT EXACT'}")
-    lines.append(" → ".join(f"w{answer['worker']['slot']}:{answer['session']['hits']}" for answer in steps))
+    lines.append(" → ".join(f"w{hit['worker']['slot']}:{hit['session']['hits']}" for hit in steps))
     return "\n".join(lines), tally.exact and followed

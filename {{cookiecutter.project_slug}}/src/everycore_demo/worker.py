@@ -1,4 +1,4 @@
-"""Who answers, as the demo's JSON says it."""
+"""The worker that handles a request, as the demo's JSON shows it."""
 
 import os
 import socket
@@ -6,10 +6,15 @@ from typing import Any
 
 from starlette.requests import Request
 
+from everycore.server import ClusterView
 
-def answering(request: Request) -> dict[str, Any]:
-    """The worker that runs this. Under plain uvicorn there is no cluster, and the process is all there is to tell."""
-    cluster = getattr(request.state, "cluster", None)
+
+def current_worker(request: Request) -> dict[str, Any]:
+    """Return host, slot, pid and generation of the worker that runs this code.
+
+    Under plain uvicorn there is one process, shown as slot 0 of generation 0.
+    """
+    cluster: ClusterView | None = getattr(request.state, "cluster", None)
     if cluster is None:
         return {"host": socket.gethostname(), "slot": 0, "pid": os.getpid(), "generation": 0}
     return {

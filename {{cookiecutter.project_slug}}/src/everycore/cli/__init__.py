@@ -1,4 +1,4 @@
-"""The command line: serve, dev, check, status, reload, scale and stop, for any ASGI app."""
+"""The command line for any ASGI app: `serve`, `dev`, `check`, `status`, `reload`, `scale` and `stop`."""
 
 from everycore.cli.commands import commands, fail
 from everycore.cli.control import ClusterControl, ControlError

@@ -1,4 +1,4 @@
-"""What `check` finds: all that serving needs is tried, and nothing of a running primary is disturbed."""
+"""The findings of `check`. It tries everything that `serve` needs, and does not disturb a running primary."""
 
 import asyncio
 import os
@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvicorn
 
 from everycore import manifest
 from everycore.environ import SettingsError
@@ -23,13 +25,19 @@ from everycore.server.settings import ServerSettings
 from everycore.state.settings import StateSettings
 
 ERROR, USAGE = 1, 2
-# The incremental collector of these lets memory grow up to fivefold (cpython #148726); 3.14.5 went back.
+# The first and the last Python whose incremental garbage collector lets memory grow up to fivefold (cpython #148726).
 BAD_PYTHONS = ((3, 14, 0), (3, 14, 4))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """code: what `check` exits with; 0 for what does not keep `serve` from starting."""
+    """One line of `check`.
+
+    Args:
+        text: One sentence or more.
+        code: The exit code of `check`. 0 if `serve` starts in spite of this finding.
+        kind: The word in front of a finding with code 0.
+    """
 
     text: str
     code: int = 0
@@ -40,13 +48,13 @@ class Finding:
 
 
 def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Iterator[Finding]:
-    """Yield every finding, one after the other.
+    """Yield every finding.
 
     Args:
         target: The app, as "module:attribute".
-        settings: The server's.
-        run_dir: Where a running primary would be found.
-        own: The app is the project's own, and needs its Redis.
+        settings: The settings of the server.
+        run_dir: The run directory, in which a running primary is found.
+        own: Whether the app is the project's own, which needs its Redis.
     """
     yield Finding(manifest.describe(), kind="note")
     yield from on_python(sys.version_info[:3])
@@ -56,7 +64,7 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
         yield from on_websockets(preload(target, **without_tls))
     except SettingsError as error:
         yield from (Finding(fault, USAGE) for fault in error.args)
-        own = False  # there is nothing to ask Redis with
+        own = False  # without these settings Redis cannot be asked
     except LoadError as error:
         yield Finding(str(error), WORKER_BOOT_ERROR)
     yield from map(Finding, proxies.check_trusted(settings.forwarded_allow_ips))
@@ -71,8 +79,8 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
             yield from (Finding(fault, USAGE) for fault in error.args)
 
 
-def settings_alone(target: str, error: SettingsError) -> Iterator[Finding]:
-    """Yield the faults of the server's settings, and those that the app finds in its own: all are told at once."""
+def settings_faults(target: str, error: SettingsError) -> Iterator[Finding]:
+    """Yield the faults of the server's settings and of the app's settings, so that one run reports them all."""
     yield from (Finding(fault, USAGE) for fault in error.args)
     try:
         find_app(target)
@@ -83,40 +91,47 @@ def settings_alone(target: str, error: SettingsError) -> Iterator[Finding]:
 
 
 def on_python(version: tuple[int, ...]) -> Iterator[Finding]:
+    """Yield a warning for a Python version that needs too much memory."""
     if BAD_PYTHONS[0] <= version <= BAD_PYTHONS[1]:
         yield Finding(
             f"Python {'.'.join(map(str, version))} may need up to five times the memory (cpython #148726). "
-            "Take 3.14.5 or newer."
+            "Use 3.14.5 or newer."
         )
 
 
 def on_tls(cert: str | None, key: str | None) -> Iterator[Finding]:
-    """Whether they load and belong together. Never asks for a passphrase: a server has nobody who types it."""
+    """Yield an error if the certificate and the key cannot be loaded, or do not belong together.
+
+    A key with a passphrase is an error, because nobody could type the passphrase when the server starts.
+    """
     if not cert:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except ssl.SSLError as error:
-        said = "they are not a certificate and its key in PEM format"
+        cause = "they are not a certificate and its key in PEM format"
         if error.reason == "KEY_VALUES_MISMATCH":
-            said = "the key is not the certificate's"
+            cause = "the key is not the certificate's"
         elif "ENCRYPTED" in Path(key or cert).read_text(errors="replace"):
-            said = "the key has a passphrase"
-        yield Finding(f"TLS_CERT {cert} and TLS_KEY {key or cert} cannot be used: {said}.", WORKER_BOOT_ERROR)
+            cause = "the key has a passphrase"
+        yield Finding(f"TLS_CERT {cert} and TLS_KEY {key or cert} cannot be used: {cause}.", WORKER_BOOT_ERROR)
     except OSError as error:
         missing = next((name for name in (cert, key or cert) if not os.access(name, os.R_OK)), cert)
         yield Finding(f"TLS: {missing} cannot be read: {error.strerror}.", WORKER_BOOT_ERROR)
 
 
-def on_websockets(config: Any) -> Iterator[Finding]:
+def on_websockets(config: uvicorn.Config) -> Iterator[Finding]:
+    """Yield an error if the app has a WebSocket route and no library for WebSockets is installed."""
     if config.ws_protocol_class is None and (path := _websocket_path(config.app)):
         yield Finding(
-            f"the app has a WebSocket at {path}, and no library for it: it would be 404. Install websockets.", ERROR
+            f"the app has a WebSocket route {path}, but no WebSocket library is installed, so it would respond with "
+            "404. Install websockets.",
+            ERROR,
         )
 
 
 def _websocket_path(app: Any) -> str | None:
-    """The path of a route that is a WebSocket's, in an app of Starlette's or FastAPI's, also behind middleware."""
+    """Return the path of a WebSocket route of a Starlette or FastAPI app, also behind middleware, or None."""
     while app is not None and not getattr(app, "routes", None):
         app = getattr(app, "app", None)
     if app is None:
@@ -132,7 +147,10 @@ def _websocket_path(app: Any) -> str | None:
 
 
 def on_run_dir(path: Path) -> Iterator[Finding]:
-    """Without making it: it would be in the way of a primary that is just leaving."""
+    """Yield an error if the run directory cannot be used or made.
+
+    It is not made here, because it could collide with a primary that is just removing it.
+    """
     if path.exists():
         try:
             RunDir(path).prepare()
@@ -140,15 +158,23 @@ def on_run_dir(path: Path) -> Iterator[Finding]:
             yield Finding(str(error), ERROR)
             return
         if not os.access(path, os.W_OK | os.X_OK):
-            yield Finding(f"RUN_DIR {path} cannot be written to. Set RUN_DIR elsewhere.", ERROR)
+            yield Finding(f"RUN_DIR {path} is not writable. Set RUN_DIR to another folder.", ERROR)
         return
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        yield Finding(f"RUN_DIR {path} cannot be made in {parent}. Set RUN_DIR elsewhere.", ERROR)
+        yield Finding(
+            f"RUN_DIR {path} cannot be created: {parent} is not a writable folder. Set RUN_DIR to another folder.",
+            ERROR,
+        )
 
 
 def on_binds(binds: tuple[str, ...], primary: int | None) -> Iterator[Finding]:
-    """Each is bound, all at once, and closed. primary: one that runs and may have them already."""
+    """Yield an error for each address that cannot be bound. All are bound at the same time, and then closed.
+
+    Args:
+        binds: The addresses.
+        primary: The pid of a running primary. An address on which it listens is not tried.
+    """
     with ExitStack() as opened:
         for bind in binds:
             try:
@@ -156,7 +182,8 @@ def on_binds(binds: tuple[str, ...], primary: int | None) -> Iterator[Finding]:
                     yield from _on_descriptor(bind)
                     continue
                 if primary is not None and listens(primary, bind):
-                    yield Finding(f"{bind} is served by the running primary {primary} and was not tried.", kind="note")
+                    text = f"{bind} was not tried, because the running primary {primary} listens on it."
+                    yield Finding(text, kind="note")
                     continue
                 opened.callback(listeners.close, listeners.open_listener(bind))
             except BindError as error:
@@ -164,20 +191,25 @@ def on_binds(binds: tuple[str, ...], primary: int | None) -> Iterator[Finding]:
 
 
 def _on_descriptor(bind: str) -> Iterator[Finding]:
-    """Only looked at: it is somebody else's, who need not have it ready for `check`."""
+    """Yield a warning if a file descriptor is not a listening socket. The process that starts `serve` provides it."""
     try:
         with socket.socket(fileno=os.dup(int(bind.removeprefix("fd://")))) as borrowed:
             if borrowed.type == socket.SOCK_STREAM and borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return
     except (OSError, OverflowError):
         pass
-    yield Finding(f"{bind} is no listening stream socket in this process. Whoever starts `serve` must hand one over.")
+    yield Finding(
+        f"{bind} is not a listening stream socket in this process. The process that starts `serve` must pass one to it."
+    )
 
 
 async def on_redis(settings: StateSettings, rights: bool) -> list[Finding]:
-    """Whether it answers, and advice in production: the Redis of `dev` keeps nothing, and is not meant to.
+    """Return an error if Redis does not respond, and in production warnings about its configuration.
 
-    rights: ask for them too. `serve` does not: what needs no session is served by a Redis that is full, too.
+    Args:
+        settings: The settings of the state.
+        rights: Whether to try the commands of each feature, too. `serve` does not try them, because routes that need no
+            session can be served while Redis is full.
     """
     from everycore.cli.redis_advice import check_server
     from everycore.cli.redis_rights import rehearse
@@ -186,7 +218,7 @@ async def on_redis(settings: StateSettings, rights: bool) -> list[Finding]:
 
     if reason := await connection_error(settings.redis_url, settings.redis_timeout):
         shown = parse(settings.redis_url).shown
-        return [Finding(f"Redis does not answer at REDIS_URL ({shown}): {reason}", ERROR)]
+        return [Finding(f"Redis does not respond at REDIS_URL ({shown}): {reason}", ERROR)]
     async with connect(settings.redis_url, settings.redis_timeout, settings.key_prefix) as redis:
         refusals = await rehearse(redis) if rights else []
         found = [Finding(each.text, ERROR if each.needed else 0) for each in refusals]

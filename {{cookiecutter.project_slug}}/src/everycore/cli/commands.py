@@ -1,4 +1,7 @@
-"""The commands. Each error is one line that says what to do; exit codes: 0 stopped, 1 error, 2 usage, 3 never ready."""
+"""The commands. Each error is one line that says what to do.
+
+Exit codes: 0 stopped as requested, 1 error, 2 usage, 3 no worker became ready.
+"""
 
 import asyncio
 import json
@@ -31,28 +34,34 @@ app_option = click.option(
     "target",
     default=lambda: own_app(),
     required=True,
-    help="An ASGI app or factory, as module:attribute.",
+    help="ASGI app or app factory, as module:attribute.",
 )
 
 
 def own_app() -> str | None:
-    """Return the app that this command line was made for, None for `python -m everycore`."""
+    """Return the app that `commands()` was called with, or None for `python -m everycore`."""
     app: str | None = click.get_current_context().obj
     return app
 
 
 def run_dir(settings: ServerSettings, app: str | None) -> Path:
-    """Return where the primary of an app keeps its scoreboard, by default a folder of its name."""
+    """Return the run directory of an app's primary. The default is named after the app."""
     return settings.run_dir or default_run_dir(app or "everycore")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
+    """Print `error: <message>` to stderr and exit.
+
+    Args:
+        message: One sentence or more, without a newline: what failed, the cause, and what to do.
+        code: The exit code.
+    """
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
 
 def read_settings() -> ServerSettings:
-    """Read the server's settings from the environment, or end with exit code 2."""
+    """Return the server's settings from the environment. Exit with 2 if one of them cannot be used."""
     try:
         return ServerSettings.from_environ()
     except SettingsError as error:
@@ -60,7 +69,7 @@ def read_settings() -> ServerSettings:
 
 
 def refuse(error: SettingsError) -> NoReturn:
-    """End with exit code 2, and a line for each setting that cannot be used."""
+    """Print one line for each setting that cannot be used, and exit with 2."""
     *others, last = error.args
     for fault in others:
         click.echo(f"error: {fault}", err=True)
@@ -68,18 +77,18 @@ def refuse(error: SettingsError) -> NoReturn:
 
 
 def developing() -> bool:
-    """Whether a traceback is wanted. In production it is one line, and the traceback with LOG_LEVEL=debug."""
+    """Return whether an error is shown with its traceback. In production only LOG_LEVEL=debug shows it."""
     return os.environ.get("APP_ENV") == DEVELOPMENT
 
 
 class Commands(click.Group):
-    """Whatever goes wrong in a command unforeseen is one line too."""
+    """A group of commands that prints an unexpected error as one line, too."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-            raise  # click's own ways to end
+            raise  # click handles these itself
         except Exception as error:
             logging.getLogger(__name__).debug("%s failed", ctx.info_name, exc_info=True)
             if developing():
@@ -90,11 +99,12 @@ class Commands(click.Group):
 @click.command()
 @app_option
 @click.option(
-    "--bind", help="HOST:PORT, unix:PATH[?mode=660] or fd://N; several with commas.  [default: 127.0.0.1:8000]"
+    "--bind",
+    help="HOST:PORT, unix:PATH[?mode=660] or fd://N. Separate several with commas.  [default: 127.0.0.1:8000]",
 )
-@click.option("--workers", help="How many, or auto.  [default: auto]")
+@click.option("--workers", help="Number of workers, or auto for one per available CPU.  [default: auto]")
 def serve(target: str, bind: str | None, workers: str | None) -> None:
-    """Run the primary in the foreground."""
+    """Run the server in the foreground."""
     for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
         if value is not None:
             os.environ[name] = value
@@ -109,7 +119,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             if finding.code:
                 fail(finding.text, finding.code)
             logging.getLogger(__name__).warning("%s", finding.text)
-    count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
+    count, reason = (settings.workers, "as configured") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
         logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
         for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
@@ -137,14 +147,16 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
 @click.command()
 @app_option
 def check(target: str) -> None:
-    """Find out whether `serve` would start and serve: settings, app, addresses, Redis. Each fault is a line."""
-    logging.basicConfig(format="warning: %(message)s")  # such as threads that an import started
-    logging.getLogger("everycore.state").setLevel(logging.ERROR)  # an outage is found, and told once
+    """Check settings, app, addresses and Redis as `serve` needs them."""
+    logging.basicConfig(format="warning: %(message)s")  # for example about threads that an import started
+    logging.getLogger("everycore.state").setLevel(
+        logging.ERROR
+    )  # a finding reports an outage, so no warning repeats it
     try:
         settings = ServerSettings.from_environ()
         findings = checks.find(target, settings, run_dir(settings, target), target == own_app())
     except SettingsError as error:
-        findings = checks.settings_alone(target, error)
+        findings = checks.settings_faults(target, error)
     code = 0
     for finding in findings:
         click.echo(str(finding), err=True)
@@ -156,10 +168,13 @@ def check(target: str) -> None:
 
 @click.command()
 @app_option
-@click.option("--bind", default="127.0.0.1:8000", show_default=True)
-@click.option("--workers", default="2", show_default=True)
+@click.option("--bind", default="127.0.0.1:8000", show_default=True, help="HOST:PORT, unix:PATH or fd://N.")
+@click.option("--workers", default="2", show_default=True, help="Number of workers.")
 def dev(target: str, bind: str, workers: str) -> None:
-    """Run for development: reload on change, and an embedded Redis unless REDIS_URL names one."""
+    """Run for development: reload on changes, start a Redis.
+
+    Without REDIS_URL it starts a private Redis that ends with it.
+    """
     from everycore.cli.dev import DevError
     from everycore.cli.dev import dev as run_dev
     from everycore.cli.dev_redis import RedisServerError
@@ -171,44 +186,49 @@ def dev(target: str, bind: str, workers: str) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-@click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@click.option("--watch", is_flag=True, help="Refresh the status every second until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
-    """Show the running cluster, as its scoreboard has it."""
-    with operating() as running:
+    """Show the status of the running server."""
+    with running_server() as server:
         if watch:
-            from everycore.cli.status_view import watch as watch_board
+            from everycore.cli.status_view import watch as watch_status
 
-            watch_board(running.snapshot, running.gone, headline)
+            watch_status(server.snapshot, server.has_ended, headline)
         else:
-            seen = running.snapshot()
-            click.echo(json.dumps(asdict(seen)) if as_json else table(seen))
+            snapshot = server.snapshot()
+            click.echo(json.dumps(asdict(snapshot)) if as_json else table(snapshot))
 
 
 @click.command()
 def reload() -> None:
-    """Load the new code and wait until the old workers are gone; exit 1, with the reason, if a request may be lost."""
-    with operating() as running:
-        running.reload()
+    """Check the new code, then replace all workers.
+
+    The command returns when the old workers have ended. It exits with 1 and the reason if the old code keeps running,
+    or if an old worker failed while it drained.
+    """
+    with running_server() as server:
+        server.reload()
 
 
 @click.command()
 @click.argument("workers", type=click.IntRange(1, MAX_WORKERS))
 def scale(workers: int) -> None:
-    """Have so many WORKERS from now on."""
-    with operating() as running:
-        running.scale(workers)
+    """Set the number of workers."""
+    with running_server() as server:
+        server.scale(workers)
 
 
 @click.command()
 def stop() -> None:
-    """Stop gracefully, and wait for it."""
-    with operating() as running:
-        running.stop()
+    """Stop the server gracefully, and wait until it has ended."""
+    with running_server() as server:
+        server.stop()
 
 
 @contextmanager
-def operating() -> Iterator[ClusterControl]:
+def running_server() -> Iterator[ClusterControl]:
+    """Yield the running server of this app. Print a failure of its control as one line, and exit with 1."""
     try:
         yield ClusterControl(run_dir(read_settings(), own_app()))
     except ControlError as error:
@@ -216,10 +236,13 @@ def operating() -> Iterator[ClusterControl]:
 
 
 def commands(app: str | None = None) -> click.Group:
-    """Return the command line. An app adds commands of its own with `@main.command()`.
+    """Return the command line. An app adds its own commands with `@main.command()`.
 
     Args:
-        app: What `--app` is by default, as "module:attribute".
+        app: Default of `--app`, as "module:attribute". Without it every command that runs an app requires `--app`.
+
+    Returns:
+        The group of the commands. Call it to run the command that `sys.argv` names.
     """
     return Commands(
         "everycore",

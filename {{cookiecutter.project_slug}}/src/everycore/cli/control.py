@@ -1,4 +1,4 @@
-"""What an operator asks of a running primary: signals to its pid, and answers from its scoreboard."""
+"""Control of a running server: signals to its primary, and the scoreboard to see their effect."""
 
 import os
 import pwd
@@ -17,96 +17,135 @@ POLL_INTERVAL = 0.02  # seconds
 
 
 class ControlError(Exception):
-    """What was asked did not happen; the message says why and what to do."""
+    """The request could not be carried out. The message says why and what to do."""
 
 
 class ClusterControl:
-    """The primary that holds `run_dir`. Raises ControlError if there is none."""
+    """Control of the primary that holds the lock of a run directory.
+
+    Args:
+        run_dir: The run directory.
+
+    Attributes:
+        pid: The pid of the primary.
+
+    Raises:
+        ControlError: No primary is running with this run directory, or it belongs to another user.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = RunDir(run_dir)
         owner = self._run_dir.owner()
         if owner is None:
-            raise ControlError(_why_none(run_dir))
+            raise ControlError(_why_no_primary(run_dir))
         self.pid = owner
         try:
-            board = Scoreboard.read(self._run_dir.board)
+            self._scoreboard = Scoreboard.read(self._run_dir.board)
         except (OSError, ScoreboardError) as error:
             raise ControlError(f"the scoreboard {self._run_dir.board} cannot be read: {error}") from None
-        self.snapshot = board.snapshot
 
-    def gone(self) -> bool:
+    def snapshot(self) -> Snapshot:
+        """Return the scoreboard at this moment."""
+        return self._scoreboard.snapshot()
+
+    def has_ended(self) -> bool:
+        """Return whether the primary has ended."""
         return self._run_dir.owner() != self.pid
 
     def kill(self, pid: int) -> None:
-        """Send SIGKILL to a worker. Raises ControlError for a pid that is no worker's."""
+        """Send SIGKILL to a worker.
+
+        Args:
+            pid: The pid of the worker.
+
+        Raises:
+            ControlError: No worker has this pid.
+        """
         if pid not in [worker.pid for worker in self.snapshot().workers]:
             raise ControlError(f"no worker has the pid {pid}.")
-        with suppress(ProcessLookupError):  # it has just ended by itself
+        with suppress(ProcessLookupError):  # the worker has just ended
             os.kill(pid, signal.SIGKILL)
 
-    def ask_to_reload(self) -> None:
-        """Ask for a reload, and do not wait for it."""
+    def request_reload(self) -> None:
+        """Request a reload and do not wait for it.
+
+        Raises:
+            ControlError: The primary has ended, or it belongs to another user.
+        """
         self._send(signal.SIGHUP)
 
     def reload(self) -> None:
-        """Ask for a reload and wait until the old generation is gone.
+        """Request a reload and wait until the old workers have ended.
 
-        Raises ControlError if the old generation serves on, or if one of its workers failed while it drained.
+        Raises:
+            ControlError: The old generation keeps running, or one of its workers failed while it drained.
         """
         before = self.snapshot().generation
-        asked = time.monotonic()
+        requested = time.monotonic()
         self._send(signal.SIGHUP)
 
-        def done() -> bool:
-            seen = self.snapshot()
-            if seen.reload_age_s > time.monotonic() - asked:
-                return False  # told before we asked
-            if seen.reload == "refused":
-                raise ControlError(f"reload refused: {seen.reload_reason} Generation {before} serves on.")
-            refuse_to_wait_for(seen)
-            return seen.reload == "done" and seen.generation > before and not draining(seen)
+        def is_done() -> bool:
+            now = self.snapshot()
+            if now.reload_age_s > time.monotonic() - requested:
+                return False  # this status is older than the request
+            if now.reload == "refused":
+                raise ControlError(f"reload refused: {now.reload_reason} Generation {before} keeps running.")
+            raise_if_generation_fails(now)
+            return now.reload == "done" and now.generation > before and not draining(now)
 
-        def tell(seen: Snapshot) -> str:
-            left = f", {draining(seen)} old workers drain" if seen.reload == "done" and draining(seen) else ""
-            return f"generation {seen.generation}, reload: {seen.reload}{left}"
+        def progress(now: Snapshot) -> str:
+            left = (
+                f", {counted(draining(now), 'old worker')} draining" if now.reload == "done" and draining(now) else ""
+            )
+            return f"generation {now.generation}, reload: {now.reload}{left}"
 
-        self._wait(done, tell)
-        seen = self.snapshot()
-        if seen.reload == "done" and seen.reload_reason:
+        self._wait(is_done, progress)
+        after = self.snapshot()
+        if after.reload == "done" and after.reload_reason:
             raise ControlError(
-                f"generation {seen.generation} serves, but {seen.reload_reason}: its requests in flight are lost. "
-                "See the log."
+                f"generation {after.generation} is running, but {after.reload_reason}: its requests in flight are "
+                "lost. See the log."
             )
 
     def scale(self, wanted: int) -> None:
-        """Ask for `wanted` workers and wait until so many are ready.
+        """Set the number of workers and wait until they are ready.
 
-        One signal at a time, each seen on the board before the next: the kernel merges what comes together.
+        Each signal is sent when the scoreboard shows the effect of the one before, because the kernel merges signals of
+        one kind.
+
+        Args:
+            wanted: The number of workers.
+
+        Raises:
+            ControlError: The primary has ended, or a worker does not start.
         """
 
-        def heard(before: int) -> Callable[[], bool]:
+        def has_changed(before: int) -> Callable[[], bool]:
             return lambda: self.snapshot().wanted != before
 
-        def tell(seen: Snapshot) -> str:
-            return f"{ready(seen)} of {counted(wanted, 'worker')} ready"
+        def progress(now: Snapshot) -> str:
+            return f"{ready(now)} of {counted(wanted, 'worker')} ready"
 
-        while (now := self.snapshot().wanted) != wanted:
-            self._send(signal.SIGTTIN if now < wanted else signal.SIGTTOU)
-            self._wait(heard(now), tell)
+        while (current := self.snapshot().wanted) != wanted:
+            self._send(signal.SIGTTIN if current < wanted else signal.SIGTTOU)
+            self._wait(has_changed(current), progress)
 
-        def done() -> bool:
-            seen = self.snapshot()
-            refuse_to_wait_for(seen)
-            return ready(seen) == wanted
+        def is_done() -> bool:
+            now = self.snapshot()
+            raise_if_generation_fails(now)
+            return ready(now) == wanted
 
-        self._wait(done, tell)
+        self._wait(is_done, progress)
 
     def stop(self) -> None:
-        """Ask for a graceful stop and wait for its end."""
-        if not self.snapshot().draining:  # a second signal would end it at once
+        """Request a graceful stop and wait until the primary has ended.
+
+        Raises:
+            ControlError: The primary belongs to another user.
+        """
+        if not self.snapshot().draining:  # a second signal would end the server at once
             self._send(signal.SIGTERM)
-        self._wait(self.gone, lambda seen: f"draining: {counted(len(seen.workers), 'worker')} left")
+        self._wait(self.has_ended, lambda now: f"draining: {counted(len(now.workers), 'worker')} left")
 
     def _send(self, number: signal.Signals) -> None:
         try:
@@ -115,46 +154,46 @@ class ClusterControl:
             user = _owner(self._run_dir.path)
             raise ControlError(f"primary {self.pid} belongs to {user}. {_run_as(user)}") from None
         except ProcessLookupError:
-            raise ControlError(f"primary {self.pid} is gone.") from None
+            raise ControlError(f"primary {self.pid} has ended.") from None
 
-    def _wait(self, condition: Callable[[], bool], tell: Callable[[Snapshot], str]) -> None:
-        """Until `condition` holds; what `tell` says of the board is shown whenever it changes."""
-        told = ""
+    def _wait(self, condition: Callable[[], bool], progress: Callable[[Snapshot], str]) -> None:
+        """Wait until a condition holds, and print the progress to stderr when it changes."""
+        shown = ""
         while not condition():
-            if self.gone() and not condition():  # it may have gone since the line before
-                raise ControlError(f"primary {self.pid} is gone.")
-            if (now := tell(self.snapshot())) != told:
-                told = now
-                print(told, file=sys.stderr)
+            if self.has_ended() and not condition():  # it may have ended after the first look at the condition
+                raise ControlError(f"primary {self.pid} has ended.")
+            if (current := progress(self.snapshot())) != shown:
+                shown = current
+                print(shown, file=sys.stderr)
             time.sleep(POLL_INTERVAL)
 
 
-def _why_none(run_dir: Path) -> str:
-    """Nobody holds the lock, or it cannot be looked at, or the primary is another user's with a folder of its own."""
+def _why_no_primary(run_dir: Path) -> str:
+    """Return why no primary was found: none is running, or it is another user's."""
     try:
         (run_dir / "lock").open("r+b").close()
     except PermissionError:
         user = _owner(run_dir)
-        return f"RUN_DIR {run_dir} belongs to {user}, and you may not look into it. {_run_as(user)}"
+        return f"RUN_DIR {run_dir} belongs to {user}, and you may not read it. {_run_as(user)}"
     except OSError:
-        pass  # there is none
-    said = f"no primary is running with RUN_DIR {run_dir}."
+        pass  # there is no such file
+    none = f"no primary is running with RUN_DIR {run_dir}."
     name, _, uid = run_dir.name.rpartition("-")
-    others = (
-        [path for path in run_dir.parent.glob(f"{name}-*") if _is_anothers(path)] if uid == str(os.getuid()) else []
-    )
+    if uid != str(os.getuid()):
+        return f"{none} Start one with: serve"
+    others = [path for path in run_dir.parent.glob(f"{name}-*") if _is_of_another_user(path)]
     if not others:
-        return f"{said} Start one with: serve"
+        return f"{none} Start one with: serve"
     settings = ", ".join(f"RUN_DIR={path} of {_owner(path)}" for path in sorted(others))
-    return f"{said} Other users have one: {settings}. Set that RUN_DIR, and run this as that user or as root."
+    return f"{none} Other users have one: {settings}. Set that RUN_DIR, and run this as that user or as root."
 
 
 def _run_as(user: str) -> str:
     return f"Run this as {user}{'' if user == 'root' else ', or as root'}."
 
 
-def _is_anothers(path: Path) -> bool:
-    """Whether it is the default RUN_DIR of another user. Its files are not opened: they are not to be trusted."""
+def _is_of_another_user(path: Path) -> bool:
+    """Return whether this is the default RUN_DIR of another user. Its files are not trusted, so none is opened."""
     try:
         owner = path.lstat().st_uid
     except OSError:
@@ -163,7 +202,7 @@ def _is_anothers(path: Path) -> bool:
 
 
 def _owner(path: Path) -> str:
-    """The user's name, or the number of one that has none here."""
+    """Return the name of the user who owns a path, or their number if they have no name on this machine."""
     try:
         uid = path.stat().st_uid
     except OSError:
@@ -174,40 +213,39 @@ def _owner(path: Path) -> str:
         return f"user {uid}"
 
 
-def refuse_to_wait_for(seen: Snapshot) -> None:
-    """Raise ControlError if a new generation does not start: nobody knows when it will."""
-    if seen.reload == "starting" and seen.reload_reason:
-        raise ControlError(f"{seen.reload_reason}. It will be tried again: see status and the log.")
+def raise_if_generation_fails(snapshot: Snapshot) -> None:
+    """Raise ControlError if the workers of a new generation fail to start, because they may never be ready."""
+    if snapshot.reload == "starting" and snapshot.reload_reason:
+        raise ControlError(f"{snapshot.reload_reason}. The primary will retry: see status and the log.")
 
 
-def draining(seen: Snapshot) -> int:
-    """How many workers of older generations are left."""
-    return sum(worker.generation < seen.generation for worker in seen.workers)
+def draining(snapshot: Snapshot) -> int:
+    """Return the number of workers of older generations."""
+    return sum(worker.generation < snapshot.generation for worker in snapshot.workers)
 
 
-def ready(seen: Snapshot) -> int:
-    """How many workers of the newest generation serve."""
-    current = [worker for worker in seen.workers if worker.generation == seen.generation]
-    return sum(worker.state in ("ready", "retiring") for worker in current)
+def ready(snapshot: Snapshot) -> int:
+    """Return the number of workers of the newest generation that serve."""
+    return sum(worker.serving for worker in snapshot.workers if worker.generation == snapshot.generation)
 
 
-def headline(seen: Snapshot) -> str:
-    """The whole cluster, and how its last reload went."""
-    state = "draining" if seen.draining else "serving" if ready(seen) else "no worker ready"
+def headline(snapshot: Snapshot) -> str:
+    """Return the state of the whole server, and the outcome of its last reload."""
+    state = "draining" if snapshot.draining else "serving" if ready(snapshot) else "no worker ready"
     lines = [
-        f"primary {seen.primary}, up {seen.age_s:.0f} s, {state}, generation {seen.generation}, "
-        f"{counted(seen.wanted, 'worker')} wanted, {counted(seen.requests, 'request')}, "
-        f"{counted(seen.deaths, 'worker')} gone"
+        f"primary {snapshot.primary}, up {snapshot.age_s:.0f} s, {state}, generation {snapshot.generation}, "
+        f"{counted(snapshot.wanted, 'worker')} wanted, {counted(snapshot.requests, 'request')}, "
+        f"{counted(snapshot.deaths, 'worker')} ended"
     ]
-    if seen.reload != "none":
-        reason = f": {seen.reload_reason}" if seen.reload_reason else ""
-        lines.append(f"last reload {seen.reload} {seen.reload_age_s:.0f} s ago{reason}")
+    if snapshot.reload != "none":
+        reason = f": {snapshot.reload_reason}" if snapshot.reload_reason else ""
+        lines.append(f"last reload {snapshot.reload} {snapshot.reload_age_s:.0f} s ago{reason}")
     return "\n".join(lines)
 
 
-def table(seen: Snapshot) -> str:
-    """The board for people."""
-    lines = [headline(seen)]
+def table(snapshot: Snapshot) -> str:
+    """Return the scoreboard as text: the headline, and a line for each worker."""
+    lines = [headline(snapshot)]
     lines.append(
         f"{'worker':<8}{'pid':>9}{'gen':>5}  {'state':<9}{'age s':>8}{'conns':>7}{'in flight':>11}"
         f"{'requests':>10}{'MiB':>7}{'lag ms':>8}"
@@ -215,6 +253,6 @@ def table(seen: Snapshot) -> str:
     lines += [
         f"{row.slot:<8}{row.pid:>9}{row.generation:>5}  {row.state:<9}{row.age_s:>8.0f}{row.connections:>7}"
         f"{row.in_flight:>11}{row.requests:>10}{row.rss_bytes / 2**20:>7.0f}{row.lag_ms:>8.1f}"
-        for row in seen.workers
+        for row in snapshot.workers
     ]
     return "\n".join(lines)

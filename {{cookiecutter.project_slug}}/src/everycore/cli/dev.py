@@ -1,4 +1,4 @@
-"""`dev`: a Redis, embedded unless REDIS_URL names one, two workers, and a reload whenever a file of the app changes."""
+"""`dev`: a private Redis unless REDIS_URL names one, two workers, and a reload when a file of the app changes."""
 
 import importlib.util
 import os
@@ -8,10 +8,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from everycore.cli.dev_redis import run_redis, stop
-from everycore.cli.local_server import STOP_DEADLINE, development, serve_command
+from everycore.cli.dev_redis import run_redis
+from everycore.cli.local_server import development, serve_command
 
-LOOK_AGAIN_MS = 300  # at the cluster, between changes
+POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
+MAX_SHOWN = 5  # changed files that one line names
 
 
 class DevError(Exception):
@@ -19,59 +20,60 @@ class DevError(Exception):
 
 
 def dev(app: str, arguments: list[str]) -> int:
-    """Run `serve` until it ends or Ctrl-C, and return its exit code.
+    """Run `serve` until it ends, and return its exit code.
+
+    SIGINT and SIGTERM are forwarded: the server drains and ends. A second one ends it at once.
 
     Args:
-        app: As "module:attribute". A change of any file beside its package reloads it.
-        arguments: Of `serve`.
+        app: The app, as "module:attribute". A change of any file beside its package reloads it.
+        arguments: Arguments of `serve`.
 
     Raises:
         DevError: A library is missing.
-        RedisServerError: There is no Redis, and none could be started.
+        RedisServerError: REDIS_URL is not set, and no Redis could be started.
     """
     try:
         from watchfiles import watch
     except ModuleNotFoundError:
-        raise DevError("dev needs watchfiles: install the dev dependencies (make setup).") from None
+        raise DevError("dev needs watchfiles. Install the dev dependencies: make setup") from None
     source = source_of(app)
     given = os.environ.get("REDIS_URL")
     with nullcontext(given) if given else run_redis() as redis_url:
         if not given:
             print(f"Redis: {redis_url}", file=sys.stderr)
-        # Held back until the primary hears: before, it has no handler, and a file saved now would end it.
+        # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
+        # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        process = subprocess.Popen(serve_command(app, *arguments), env=environment(redis_url))
+        process = subprocess.Popen(serve_command(app, *arguments), env=environment(redis_url), start_new_session=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        if not has_terminal():
-            signal.signal(signal.SIGHUP, lambda *_: process.send_signal(signal.SIGHUP))
-        try:
-            watching = False
-            for changes in watch(source, rust_timeout=LOOK_AGAIN_MS, yield_on_timeout=True, raise_interrupt=True):
-                if not watching:
-                    print(f"Watching {source}", file=sys.stderr)
-                    watching = True
-                if process.poll() is not None:
-                    return process.returncode
-                if changes:
-                    names = sorted({os.path.relpath(path, source) for _, path in changes})
-                    print(f"changed: {', '.join(names[:5])}", file=sys.stderr)
-                    process.send_signal(signal.SIGHUP)
-        except KeyboardInterrupt:
-            pass  # the cluster heard it too, and drains
-        return stop_unless_interrupted_again(process)
-    return 0
+        for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
+            signal.signal(number, lambda received, _: process.send_signal(received))
+        watching = False
+        for changes in watch(source, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
+            if not watching:
+                print(f"Watching {source}", file=sys.stderr)
+                watching = True
+            if process.poll() is not None:
+                break
+            if changes:
+                names = sorted({os.path.relpath(path, source) for _, path in changes})
+                print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
+                process.send_signal(signal.SIGHUP)
+        return process.wait()
 
 
 def source_of(app: str) -> Path:
-    """Return the folder that holds the top package of an app, or its module: the engine and the demo are beside it."""
+    """Return the folder that contains the app's top-level package or module. The engine and the demo are in it, too."""
     spec = importlib.util.find_spec(app.partition(":")[0].partition(".")[0])
     where = Path(spec.origin or ".") if spec else Path.cwd()
     return where.parent.parent if where.name == "__init__.py" else where.parent
 
 
 def has_terminal() -> bool:
-    """Whether HUP may mean that it was closed. Without one, as in a container, HUP asks for a reload, as of `serve`."""
+    """Return whether this process has a terminal.
+
+    With a terminal, SIGHUP means that it was closed. Without one, as in a container, SIGHUP requests a reload.
+    """
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:  # ENXIO, tty(4)
@@ -80,17 +82,9 @@ def has_terminal() -> bool:
 
 
 def environment(redis_url: str) -> dict[str, str]:
-    """What the user has set holds, but for what makes it `dev`. Breakpoints look like hangs: off, unless asked for."""
+    """Return the environment of the server: the variables of this process, with those that make it `dev`.
+
+    HANG_TIMEOUT is off by default, because a worker that stops at a breakpoint looks like one that hangs.
+    """
     own = development(redis_url)
     return {**own, "HANG_TIMEOUT": "0", **os.environ, "APP_ENV": own["APP_ENV"], "REDIS_URL": redis_url}
-
-
-def stop_unless_interrupted_again(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the drain; a second Ctrl-C reaches the cluster as well, and ends it at once."""
-    while True:
-        try:
-            return process.wait(STOP_DEADLINE)
-        except KeyboardInterrupt:
-            continue
-        except subprocess.TimeoutExpired:
-            return stop(process, 1.0)

@@ -1,4 +1,4 @@
-"""A server of our own on this machine, for commands and tests that need one: the real command in a real process."""
+"""A server on this machine for a command or a test: the real `serve` in a process of its own."""
 
 import importlib.util
 import os
@@ -15,12 +15,19 @@ from pathlib import Path
 from everycore.cli.control import ClusterControl
 from everycore.cli.dev_redis import stop, tied_to_parent
 
-STOP_DEADLINE = 45.0  # seconds; more than a drain may take
+STOP_DEADLINE = 45.0  # seconds; longer than a drain by default
 
 
 @dataclass
 class LocalServer:
-    """A running `serve`: where it answers, its primary, and its run directory."""
+    """A running `serve`.
+
+    Attributes:
+        url: Where it responds, such as http://127.0.0.1:8000.
+        process: Its primary.
+        run_dir: Its run directory.
+        log: File with its stderr, or None if it shares that of this process.
+    """
 
     url: str
     process: subprocess.Popen[bytes]
@@ -29,23 +36,35 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
+        """The pid of the primary."""
         return self.process.pid
 
     @property
     def control(self) -> ClusterControl:
-        """What `status`, `reload`, `scale` and `stop` do. Raises ControlError while no primary is running."""
+        """What `status`, `reload`, `scale` and `stop` use.
+
+        Raises:
+            ControlError: No primary is running.
+        """
         return ClusterControl(self.run_dir)
 
 
 def development(redis_url: str) -> dict[str, str]:
-    """Return the environment of a server for development: with a new secret, so that old cookies mean nothing."""
+    """Return the variables that make a server one for development.
+
+    Args:
+        redis_url: The Redis of the server.
+
+    Returns:
+        APP_ENV, REDIS_URL and a new SECRET_KEY. The key is random, so cookies of an earlier server are not valid.
+    """
     return {"APP_ENV": "development", "REDIS_URL": redis_url, "SECRET_KEY": secrets.token_urlsafe(32)}
 
 
 def serve_command(app: str, *arguments: str) -> list[str]:
-    """Return the command that serves `app` in this interpreter, and ends with its parent.
+    """Return the command that serves `app` with this interpreter and ends with its parent.
 
-    It is the command line of the app's own package, if that has one.
+    The command is that of the app's own package if it has a `__main__.py`, or else that of everycore.
     """
     package = app.partition(":")[0].partition(".")[0]
     found = importlib.util.find_spec(package)
@@ -58,19 +77,23 @@ def serve_command(app: str, *arguments: str) -> list[str]:
 def run_server(
     app: str, environ: Mapping[str, str], *arguments: str, port: int = 0, log: Path | None = None
 ) -> Iterator[LocalServer]:
-    """Run `serve` for the `with` block.
+    """Run `serve` for the `with` block, and stop it gracefully at the end.
 
-    The socket is bound here and inherited, so requests may be sent at once: they queue until a worker is ready.
+    The server inherits a listening socket, so a client may connect at once. Its requests are queued until a worker is
+    ready.
 
     Args:
-        app: As "module:attribute".
-        environ: Laid over this process's own environment.
-        arguments: Of `serve`.
-        port: 0 takes a free one.
-        log: Takes the stderr of the server.
+        app: The app, as "module:attribute".
+        environ: Variables to add to the environment of this process.
+        arguments: Arguments of `serve`.
+        port: Port to listen on. 0 chooses a free one.
+        log: File to append the server's stderr to.
+
+    Yields:
+        The running server.
 
     Raises:
-        OSError: The port is taken.
+        OSError: The port is in use.
     """
     with (
         tempfile.TemporaryDirectory(prefix="run-") as run_dir,
@@ -84,7 +107,7 @@ def run_server(
             pass_fds=[listener.fileno()],
             stderr=stderr,
         )
-        listener.close()  # or the clients of a dead server would hang instead of being refused
+        listener.close()  # if it stayed open here, a client of a dead server would hang instead of being refused
         try:
             yield LocalServer(url, process, Path(run_dir), log)
         finally:
@@ -92,7 +115,7 @@ def run_server(
 
 
 def _listener(port: int) -> socket.socket:
-    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on accepted connections.
+    # asyncio sets TCP_NODELAY on accepted connections only if the protocol is given, not if it is 0.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""Writes an app's own settings into the files that list settings: `make settings`.
+"""`make settings`: write an app's own settings into the files that list settings.
 
-Each of these files has two comments, and the lines between them are written here. A file without the comments, or one
-that is not there, is left alone.
+Each of these files has two comments, and this module writes the lines between them. It does not touch a file without
+the comments.
 """
 
 import importlib
@@ -25,17 +25,24 @@ ASSIGNMENT = re.compile(r" *(?:# ?)?([A-Z][A-Z0-9_]*)[=:]|.*\bname: ([A-Z][A-Z0-
 
 @dataclass(frozen=True)
 class OwnSetting:
-    """A setting that the app adds to the engine's. `default` is as a variable has it, None if there is none."""
+    """A setting that the app adds to those of the engine.
+
+    Args:
+        name: The name of its variable.
+        default: Its default as the text of a variable, or None if it has no default.
+        secret: Whether its value is secret.
+    """
 
     name: str
     default: str | None
     secret: bool
 
     def assignment(self) -> str:
+        """Return the line of an environment file, as a comment if there is no value to show."""
         return f"# {self.name}=" if self.default is None or self.secret else f"{self.name}={self.default}"
 
     def secret_reference(self) -> str:
-        """Return an entry of a container's `env` that names a key of the Kubernetes secret `web`."""
+        """Return an entry of a container's `env` that refers to a key of the Kubernetes secret `web`."""
         reference = ("valueFrom:", "  secretKeyRef:", "    name: web", f"    key: {self.name}")
         return "\n".join(f"{' ' * 12}{line}" for line in (f"- name: {self.name}", *(f"  {line}" for line in reference)))
 
@@ -45,9 +52,9 @@ class Listing:
     """A file that lists settings.
 
     Args:
-        path: From the project's root.
-        line: What it says of a setting, None if it does not list that one.
-        edited: Its values are the owner's: a line that is there stays.
+        path: Path from the root of the project.
+        line: Returns the lines for a setting, or None if the file does not list that setting.
+        edited: Whether the owner edits the values. A line that exists is then kept.
     """
 
     path: str
@@ -72,7 +79,7 @@ LISTINGS = (
 
 @click.command()
 @click.argument("target", metavar="MODULE:CLASS")
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file is not up to date.")
+@click.option("--check", is_flag=True, help="Write nothing. Exit with 1 if a file is not up to date.")
 def main(target: str, check: bool) -> None:
     """Write the settings of a class into .env.example, docker-compose.yml and deploy/kubernetes."""
     settings = own_settings(find_class(target))
@@ -89,23 +96,23 @@ def main(target: str, check: bool) -> None:
                 path.write_text(after)
                 click.echo(f"{path}: {', '.join(changes)}")
     if check and outdated:
-        fail("the settings are not the same everywhere. Run: make settings")
+        fail("the files above are not up to date. Run: make settings")
 
 
 def find_class(target: str) -> type[EnvironSettings]:
-    """Import the class that "module:class" names, or end with exit code 2."""
+    """Return the class that "module:class" names. Exit with 2 if it cannot be used."""
     module, _, name = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        fail(f"the settings {target!r} cannot be imported: {error}. The Makefile names them, in SETTINGS.", 2)
+        fail(f"the settings {target!r} cannot be imported: {error}. Correct SETTINGS in the Makefile.", 2)
     if not (isinstance(found, type) and issubclass(found, EnvironSettings)):
-        fail(f"{target!r} is no class of settings: it must be derived from everycore.web.AppSettings.", 2)
+        fail(f"{target!r} is not a settings class. Derive it from everycore.web.AppSettings.", 2)
     return found
 
 
 def own_settings(cls: type[EnvironSettings]) -> list[OwnSetting]:
-    """Return the settings of a class that no class of everycore has."""
+    """Return the settings of a class, without those that it inherits from everycore."""
     bases = [base for base in cls.__mro__ if base.__module__.startswith("everycore.")]
     engine = {name for base in bases if issubclass(base, EnvironSettings) for name in base.names()}
     return [
@@ -116,7 +123,7 @@ def own_settings(cls: type[EnvironSettings]) -> list[OwnSetting]:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a default as its variable would be written."""
+    """Return a default as the text of its variable, or None if there is no default."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -127,7 +134,13 @@ def as_text(value: Any) -> str | None:
 
 
 def updated(text: str, settings: list[OwnSetting], listing: Listing) -> tuple[str, list[str]]:
-    """Return the text of a file with its block up to date, and what that changes."""
+    """Return the text of a file with its block up to date, and a phrase for each change.
+
+    Args:
+        text: The present text of the file.
+        settings: The app's own settings.
+        listing: How the file lists settings.
+    """
     block = BLOCK.search(text)
     if not block:
         return text, []
@@ -137,12 +150,12 @@ def updated(text: str, settings: list[OwnSetting], listing: Listing) -> tuple[st
         if found := ASSIGNMENT.match(line):
             name = found[1] or found[2]
             if name not in wanted:
-                changes.append(f"{name} is no setting any more")
+                changes.append(f"{name} is not a setting")
             else:
                 lines.append(line if listing.edited else wanted[name])
             seen.add(name)
         elif listing.edited or line.lstrip()[:1] in ("", "#"):
-            lines.append(line)  # a comment of the owner's
+            lines.append(line)  # the owner's comment
     for name, line in wanted.items():
         if name not in seen:
             lines.append(line)

@@ -1,7 +1,4 @@
-"""`status --watch`: the running cluster in a terminal, for people without a browser.
-
-rich is imported by this room alone. It draws boards and knows no process.
-"""
+"""`status --watch`: the status of the running server in a terminal."""
 
 import time
 from collections.abc import Callable
@@ -14,33 +11,46 @@ from rich.text import Text
 
 from everycore.server.scoreboard import Snapshot, WorkerRow
 
-EVERY = 1.0  # seconds
+INTERVAL = 1.0  # seconds
 COLORS = {"ready": "green", "retiring": "yellow", "draining": "yellow", "starting": "cyan"}
-HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, shown in red
-BAR = 12  # characters
+HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which a worker is shown in red
+BAR_WIDTH = 12  # characters
 
 
-def watch(snapshot: Callable[[], Snapshot], gone: Callable[[], bool], headline: Callable[[Snapshot], str]) -> None:
-    """Draw `snapshot()` each second until `gone()` or Ctrl-C. headline: what is said above the table."""
+def watch(snapshot: Callable[[], Snapshot], has_ended: Callable[[], bool], headline: Callable[[Snapshot], str]) -> None:
+    """Draw the status every second until the server has ended or Ctrl-C.
+
+    Args:
+        snapshot: Returns the scoreboard at this moment.
+        has_ended: Returns whether the server has ended.
+        headline: Returns the text above the table.
+    """
     console = Console()
-    before, looked = snapshot(), time.monotonic() - EVERY
+    before, taken = snapshot(), time.monotonic() - INTERVAL
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
-        while not gone():
-            seen, now = snapshot(), time.monotonic()
-            drawn = render(seen, before, now - looked, headline(seen))
+        while not has_ended():
+            current, now = snapshot(), time.monotonic()
+            drawn = render(current, before, now - taken, headline(current))
             if console.is_terminal:
                 live.update(drawn, refresh=True)
             else:
                 console.print(drawn)
-            before, looked = seen, now
-            time.sleep(EVERY)
+            before, taken = current, now
+            time.sleep(INTERVAL)
 
 
-def render(seen: Snapshot, before: Snapshot, seconds: float, headline: str) -> Group:
-    """The board, and what was answered in the `seconds` since `before`."""
-    answered = {worker.pid: worker.requests for worker in before.workers}
-    rates = [max(0, worker.requests - answered.get(worker.pid, 0)) / seconds for worker in seen.workers]
-    most = max(rates, default=0) or 1.0
+def render(current: Snapshot, before: Snapshot, seconds: float, headline: str) -> Group:
+    """Return the table of all workers.
+
+    Args:
+        current: The scoreboard to show.
+        before: An earlier scoreboard, from which the rates are computed.
+        seconds: The time between the two.
+        headline: The text above the table.
+    """
+    requests = {worker.pid: worker.requests for worker in before.workers}
+    rates = [max(0, worker.requests - requests.get(worker.pid, 0)) / seconds for worker in current.workers]
+    highest = max(rates, default=0) or 1.0
     table = Table(box=None, expand=False, padding=(0, 1, 0, 0))
     for name in ("worker", "pid", "gen"):
         table.add_column(name, justify="right")
@@ -48,9 +58,9 @@ def render(seen: Snapshot, before: Snapshot, seconds: float, headline: str) -> G
     for name in ("age s", "conns", "busy", "MiB", "lag ms", "req/s"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for worker, rate in zip(seen.workers, rates, strict=True):
-        table.add_row(*_cells(worker), f"{rate:.0f}", Text("█" * round(BAR * rate / most), "green"))
-    total = max(0, seen.requests - before.requests) / seconds
+    for worker, rate in zip(current.workers, rates, strict=True):
+        table.add_row(*_cells(worker), f"{rate:.0f}", Text("█" * round(BAR_WIDTH * rate / highest), "green"))
+    total = max(0, current.requests - before.requests) / seconds
     return Group(Text(headline), table, Text(f"{total:.0f} requests/s", style="bold"))
 
 

@@ -8,11 +8,12 @@ import sys
 if sys.platform == "win32":
     raise ImportError("everycore forks its workers, which Windows cannot do. Use Docker, or WSL.")
 
+from everycore.server.children import State
 from everycore.server.listeners import BindError
 from everycore.server.loading import LoadError
 from everycore.server.policy import Policy
 from everycore.server.run_dir import RunDirError
-from everycore.server.scoreboard import Snapshot, WorkerRow
+from everycore.server.scoreboard import Reload, Snapshot, WorkerRow
 from everycore.server.serve import serve
 from everycore.server.settings import ServerSettings
 from everycore.server.view import ClusterView
@@ -22,9 +23,11 @@ __all__ = [
     "ClusterView",
     "LoadError",
     "Policy",
+    "Reload",
     "RunDirError",
     "ServerSettings",
     "Snapshot",
+    "State",
     "WorkerRow",
     "serve",
 ]

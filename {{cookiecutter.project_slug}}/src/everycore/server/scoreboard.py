@@ -40,6 +40,7 @@ MAX_COUNT = 2**48  # a plausible count of one worker; 30,000 a second reach it a
 MAX_SNAPSHOT_TRIES = 1000  # a try takes some microseconds, and a primary clears a row in less
 
 STATE_NAMES = {state.value: state.name.lower() for state in State}
+SERVING_NAMES = frozenset(STATE_NAMES[state] for state in ACCEPTING)
 REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # the reason for the state of the last reload, in UTF-8
 REASON_BYTES = 512
 SIZE = REASON_AT + REASON_BYTES
@@ -79,6 +80,11 @@ class WorkerRow:
     lag_ms: float
     counters: list[int]
     gauges: list[int]
+
+    @property
+    def serving(self) -> bool:
+        """Whether the worker accepts connections: it is ready, or retiring, which waits for its replacement."""
+        return self.state in SERVING_NAMES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everycore.environ import EnvironSettings, parse_items, parse_more_than_none, setting
+from everycore.environ import EnvironSettings, parse_items, parse_positive_seconds, setting
 from everycore.server.policy import Policy
 from everycore.server.proxies import ANYBODY, LOCAL, UNIX
 
@@ -88,7 +88,7 @@ class ServerSettings(EnvironSettings):
     header_timeout: float = 10.0
     body_timeout: float = 60.0
     write_timeout: float = 60.0
-    keep_alive: float = setting(5.0, parse_more_than_none, "a number of seconds, more than 0")
+    keep_alive: float = setting(5.0, parse_positive_seconds, "a number of seconds, more than 0")
     graceful_timeout: float = 30.0
     drain_delay: float = 0.0
     linger: float = 5.0

@@ -1,7 +1,7 @@
-"""Fixtures for pytest: `client`, `redis`, `serve`, `load` and `eventually`.
+"""Fixtures for pytest: `client`, `redis`, `serve`, `load`, `eventually`, `certificate` and `missing`.
 
-`pyproject.toml` loads them with `-p everycore.testing` and names the app in `everycore_app`. Redis is a private server
-for the tests; the one of REDIS_URL or `.env` is never used.
+`pyproject.toml` loads them with `-p everycore.testing` and names the app in `everycore_app`. The tests use a private
+Redis, never the one of REDIS_URL or `.env`.
 """
 
 from everycore.testing.fixtures import client, eventually, load, pytest_addoption, redis, redis_url, serve

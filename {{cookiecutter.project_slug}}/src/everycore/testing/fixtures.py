@@ -1,4 +1,4 @@
-"""The fixtures. Each ends what it started, also when its test fails."""
+"""The fixtures. Each ends what it started, also if its test fails."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,36 +18,43 @@ from everycore.testing.waiting import wait_until
 
 
 class TestServer(LocalServer):
-    """A running server in a test."""
+    """A running server in a test. `serve` returns it."""
 
-    __test__ = False  # not a class of tests, in spite of its name
+    __test__ = False  # without this, pytest would collect the class because of its name
 
     def __init__(self, running: LocalServer) -> None:
         super().__init__(running.url, running.process, running.run_dir, running.log)
         self._visitors: list[Visitor] = []
 
     def client(self) -> Visitor:
-        """Return a new visitor. It is closed when the test ends."""
+        """Return a new visitor without cookies. It is closed when the test ends."""
         self._visitors.append(Visitor(self.url))
         return self._visitors[-1]
 
     def close_clients(self) -> None:
+        """Close the connections of all visitors."""
         for visitor in self._visitors:
             visitor.close()
 
     def wait_until_ready(self) -> None:
-        """Return when every wanted worker is ready. Fails the test if the server ends before."""
+        """Return when all workers are ready.
 
-        def ready() -> bool:
+        Raises:
+            AssertionError: The server ended, or a worker was not ready in time.
+        """
+
+        def is_ready() -> bool:
             assert self.process.poll() is None, "the server ended; its log is below"
-            seen = self.control.snapshot()
-            states = [row.state for row in seen.workers if row.generation == seen.generation]
-            return seen.wanted > 0 and states == ["ready"] * seen.wanted  # 0 until the primary has begun
+            snapshot = self.control.snapshot()
+            states = [row.state for row in snapshot.workers if row.generation == snapshot.generation]
+            # `wanted` is 0 until the primary has started its first worker.
+            return snapshot.wanted > 0 and states == ["ready"] * snapshot.wanted
 
-        wait_until(ready)
+        wait_until(is_ready)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option `everycore_app` to pytest's configuration."""
     parser.addini("everycore_app", 'the app that `client` and `serve` run, as "module:attribute"')
 
 
@@ -60,7 +67,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture
 def redis(redis_url: str) -> Iterator[Redis]:
-    """Return a client of the tests' Redis, which is empty when the test begins."""
+    """Return a client of the tests' Redis. The Redis is empty when the test starts."""
     with Redis.from_url(redis_url) as client:
         client.flushall()
         yield client
@@ -70,9 +77,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
 def client(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> Iterator[TestClient]:
-    """Return a client of the app in this process, with its lifespan running and its Redis empty.
+    """Return a client of the app in this process. The app's lifespan runs, and its Redis is empty.
 
-    There is no server: `request.state.cluster` is absent, as it is under plain uvicorn.
+    There is no server, so `request.state.cluster` is absent, as under plain uvicorn.
     """
     for name, value in development(redis_url).items():
         monkeypatch.setenv(name, value)
@@ -81,11 +88,19 @@ def client(
 
 
 @pytest.fixture
-def serve(redis: Redis, redis_url: str, tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Callable[..., Any]]:
-    """Start servers: `serve(workers=2, LINGER="0")` returns when all workers are ready.
+def serve(
+    redis: Redis, redis_url: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> Iterator[Callable[..., TestServer]]:
+    """Start servers: `serve(workers=2, LINGER="0")` returns a `TestServer` when all its workers are ready.
 
-    Positional arguments are those of the command `serve`, keywords are environment variables. `app` names another app
-    than `everycore_app`. With `wait=False` it returns at once.
+    The returned function takes:
+
+    Args:
+        arguments: Arguments of the command `serve`.
+        workers: Number of workers; by default that of the command.
+        app: The app to serve instead of `everycore_app`, as "module:attribute".
+        wait: Whether to wait until the workers are ready.
+        environ: Environment variables of the server.
     """
     logs: list[Path] = []
     with ExitStack() as stack:
@@ -99,19 +114,19 @@ def serve(redis: Redis, redis_url: str, tmp_path: Path, pytestconfig: pytest.Con
             target = app or pytestconfig.getini("everycore_app")
             running = run_server(target, {**development(redis_url), **environ}, *arguments, log=logs[-1])
             server = TestServer(stack.enter_context(running))
-            stack.callback(server.close_clients)  # before the server stops, which waits for open connections
+            stack.callback(server.close_clients)  # runs before the server stops, because a stop waits for connections
             if wait:
                 server.wait_until_ready()
             return server
 
         yield start
     for log in logs:
-        print(log.read_text())  # pytest shows it if the test failed
+        print(log.read_text())  # pytest shows it if the test fails
 
 
 @pytest.fixture
 def load() -> Iterator[Callable[..., Load]]:
-    """Start load: `load(server.url, "/", clients=4, keep_alive=True)`."""
+    """Start load: `load(server.url, "/", clients=4, keep_alive=True)` returns a `Load`. It stops when the test ends."""
     started: list[Load] = []
 
     def start(*arguments: Any, **options: Any) -> Load:
@@ -119,11 +134,11 @@ def load() -> Iterator[Callable[..., Load]]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.stop()
+    for each in started:
+        each.stop()
 
 
 @pytest.fixture
 def eventually() -> Callable[..., Any]:
-    """Wait until a condition holds: `eventually(lambda: ...)` returns its value, or fails at the deadline."""
+    """Wait until a condition holds: `eventually(lambda: ...)` returns its value, or fails the test at the deadline."""
     return wait_until

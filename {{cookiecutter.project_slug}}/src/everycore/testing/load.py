@@ -1,4 +1,4 @@
-"""Load on a running server, with every outcome counted by name."""
+"""Load on a running server. Every outcome is counted."""
 
 import http.client
 import threading
@@ -9,10 +9,17 @@ from everycore.testing.waiting import DEADLINE
 
 
 class Load:
-    """Clients in threads that send GETs until `stop`, and count what became of each in `seen`.
+    """Clients in threads that send GET requests until `stop`.
 
-    The outcomes are "ok", the status of any other response, "refused", "timeout", "reset on fresh" and
-    "reset on reused"; "sent" counts all requests.
+    Args:
+        url: The URL of the server, such as http://127.0.0.1:8000.
+        path: The path to request.
+        clients: Number of threads.
+        keep_alive: Whether a client reuses its connection. If not, it connects for each request.
+
+    Attributes:
+        seen: Number of requests by outcome. The outcomes are "ok", the status of any other response, "refused",
+            "timeout", "reset on fresh" and "reset on reused" (connections). "sent" counts all requests.
     """
 
     def __init__(self, url: str, path: str = "/", clients: int = 4, keep_alive: bool = False) -> None:
@@ -20,28 +27,28 @@ class Load:
         self.path = path
         self.keep_alive = keep_alive
         self.seen: Counter[str] = Counter()
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> Counter[str]:
-        """End the load and return what was seen."""
-        self._over.set()
+        """End the load and return the number of requests by outcome."""
+        self._stopping.set()
         for thread in self._threads:
             thread.join()
         return self.seen
 
     def _run(self) -> None:
         connection = http.client.HTTPConnection(self.host, timeout=DEADLINE)
-        while not self._over.is_set():
+        while not self._stopping.is_set():
             self.seen["sent"] += 1
-            self.seen[self._one(connection)] += 1
+            self.seen[self._send(connection)] += 1
             if not self.keep_alive:
                 connection.close()
         connection.close()
 
-    def _one(self, connection: http.client.HTTPConnection) -> str:
+    def _send(self, connection: http.client.HTTPConnection) -> str:
         fresh = connection.sock is None
         try:
             connection.request("GET", self.path)

@@ -1,6 +1,6 @@
-"""What tests want from the machine: parts that may be missing, and signals that are heard.
+"""Requirements of tests on the machine: programs that may be missing, and signals that must not be ignored.
 
-It imports nothing of this package: the template's own tests have it, too.
+Does not import any other module of everycore, because the template's own tests load this file alone.
 """
 
 import os
@@ -8,28 +8,33 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
-LEFT_OUT = "left out"  # a property of a test that passed, for what something inside it has left out
+LEFT_OUT = "left out"  # property of a test that passed although a part of it was skipped
 
 
 def missing(what: str) -> NoReturn:
-    """Skip the test, or where CI=true fail it. what: the part that is missing, and how to install it, in one line."""
+    """Skip the test because a part of the machine is missing. With CI=true the test fails instead.
+
+    Args:
+        what: What is missing, and how to install it, in one line.
+    """
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 @pytest.fixture(name="missing")
-def a_missing_part() -> Any:
-    """Leave the test because a part is missing: `missing("no openssl. Install it: apt install openssl")`."""
+def a_missing_part() -> Callable[[str], NoReturn]:
+    """Skip the test because a part is missing: `missing("no openssl. Install it: apt install openssl")`."""
     return missing
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """For localhost and 127.0.0.1, signed by itself; its key, key.pem, is beside it."""
+    """Return the path of a self-signed certificate for localhost. Its key is key.pem in the same folder."""
     openssl = shutil.which("openssl") or missing("no openssl for a certificate. Install it: apt install openssl")
     path = tmp_path / "cert.pem"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
@@ -39,10 +44,10 @@ def certificate(tmp_path: Path) -> Path:
 
 
 def pytest_sessionstart() -> None:
-    """Have what tests start hear Ctrl-C and a hang-up, also where this process was told to ignore them.
+    """Make Ctrl-C and a hang-up reach the processes that tests start.
 
-    A shell's `&`, nohup and some CI runners start it so, a child inherits it, and Python leaves it. What has a handler
-    in this process has the default in a child. This handler does nothing: the tests themselves go on.
+    A shell's `&`, nohup and some CI runners start this process with these signals ignored, and its children inherit
+    that. A signal with a handler in this process has its default in a child, so an empty handler is installed.
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -50,13 +55,14 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line for each part that was missing, with the number of tests that wanted it."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line for each part that was missing, with the number of tests that need it."""
     left_out: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         left_out[report.longrepr[2].removeprefix("Skipped: ")] += 1
     for report in terminalreporter.stats.get("passed", []):
-        left_out.update(dict.fromkeys((what for name, what in report.user_properties if name == LEFT_OUT), 1))
+        parts = {what for name, what in report.user_properties if name == LEFT_OUT}
+        left_out.update(parts)
     if left_out:
         terminalreporter.section(f"{LEFT_OUT} on this machine")
     for what, tests in left_out.most_common():

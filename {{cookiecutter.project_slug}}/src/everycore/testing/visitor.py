@@ -1,4 +1,4 @@
-"""One visitor of a running server: keeps cookies, and sees which worker answered."""
+"""A visitor of a running server: it keeps cookies, and reports which worker responded."""
 
 import http.client
 import json
@@ -12,7 +12,14 @@ from everycore.testing.waiting import DEADLINE
 
 @dataclass(frozen=True)
 class Answer:
-    """One response. `worker` is the slot of the worker that answered, None where the app does not say."""
+    """One response.
+
+    Attributes:
+        status: The status code.
+        headers: The headers by name. Of a header that is repeated, only the last one.
+        text: The body, decoded as UTF-8.
+        worker: The slot of the worker that responded, or None if the response has no `X-Worker`, as in production.
+    """
 
     status: int
     headers: dict[str, str]
@@ -20,15 +27,19 @@ class Answer:
     worker: int | None
 
     def json(self) -> Any:
-        """Return the body as JSON. Raises ValueError."""
+        """Return the decoded JSON of the body.
+
+        Raises:
+            ValueError: The body is not JSON.
+        """
         return json.loads(self.text)
 
 
 class Visitor:
-    """Sends requests over a kept-alive connection, and follows no redirect.
+    """Sends requests over a keep-alive connection. It does not follow redirects.
 
     Args:
-        url: Of the server, such as http://127.0.0.1:8000.
+        url: The URL of the server, such as http://127.0.0.1:8000.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,13 +48,16 @@ class Visitor:
         self._cookies: SimpleCookie = SimpleCookie()
 
     def get(self, path: str, *, fresh_connection: bool = False, headers: dict[str, str] | None = None) -> Answer:
-        """Send a GET.
+        """Send a GET request.
 
         Args:
-            path: And a query, if there is one.
-            fresh_connection: Connect again, and leave the other connections open. The workers share connections evenly,
-                so a dozen requests reach each of them.
-            headers: Besides the cookies.
+            path: The path, with the query.
+            fresh_connection: Whether to open a new connection and leave the others open. The workers share connections
+                evenly, so a dozen requests reach each worker.
+            headers: Headers to send besides the cookies.
+
+        Raises:
+            OSError, http.client.HTTPException: The server sent no complete response.
         """
         return self._send("GET", path, None, headers or {}, fresh_connection)
 
@@ -55,11 +69,22 @@ class Visitor:
         fresh_connection: bool = False,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Send a form."""
+        """Send a form in a POST request.
+
+        Args:
+            path: The path, with the query.
+            data: The fields of the form.
+            fresh_connection: Whether to open a new connection, as for `get`.
+            headers: Headers to send besides the cookies.
+
+        Raises:
+            OSError, http.client.HTTPException: The server sent no complete response.
+        """
         form = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
         return self._send("POST", path, urlencode(data or {}), form, fresh_connection)
 
     def close(self) -> None:
+        """Close all connections."""
         for connection in self._connections:
             connection.close()
 

@@ -1,4 +1,4 @@
-"""ASGI parts for any Starlette app: health, metrics and status, security headers, limits, answers to errors."""
+"""ASGI parts for any Starlette app: health, metrics, status, security headers, request limits, error responses."""
 
 from everycore.environ import SettingsError, parse_bool, setting
 from everycore.web.cluster import cluster_status

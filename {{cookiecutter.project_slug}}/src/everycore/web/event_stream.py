@@ -1,4 +1,4 @@
-"""Server-sent events from a stream in Redis, which another worker continues where this one stopped.
+"""Server-sent events from a stream in Redis. When a worker drains, another worker continues after the last event.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -14,37 +14,42 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from everycore.server import ClusterView
 from everycore.state.stream import Event, Stream
 
-RETRY_MS = 200  # after which a browser connects again, when a response has ended
-KEEP_ALIVE = 15.0  # seconds of silence, after which a comment is sent: proxies close a connection that is silent
+RETRY_MS = 200  # delay before the browser reconnects when a response has ended
+KEEP_ALIVE = 15.0  # seconds without an event, after which a comment is sent: proxies close idle connections
 
-# The last one is nginx's: without it events arrive in bunches.
+# X-Accel-Buffering makes nginx send each event at once.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def event_stream(request: Request, stream: Stream) -> Response:
-    """Answer with the events of a stream, each with its id and its value as JSON.
+    """Return a response that sends the events of a stream, each with its id and its value as JSON.
 
-    The response starts after the id in `Last-Event-ID`, which a browser sends when it connects again, and without one
-    it starts with what is new. It ends when its worker drains: the browser connects again, reaches another worker, and
-    goes on there without a gap or a repeat. It ends in an outage of Redis too.
+    The response starts after the event that `Last-Event-ID` names. A browser sends this header when it reconnects.
+    Without the header, the response starts with the next new event. The response ends when its worker drains: the
+    browser reconnects, reaches another worker, and continues without a gap or a repeated event. It also ends when Redis
+    becomes unavailable.
 
     Args:
-        request: Its `Last-Event-ID` says where to start.
-        stream: One object for each worker, made in the lifespan: its readers share one waiting connection.
+        request: A request, perhaps with `Last-Event-ID`.
+        stream: The stream. Create one object per worker in the lifespan, because its readers share one connection.
+
+    Returns:
+        A response of type `text/event-stream`.
 
     Raises:
-        HTTPException: 400 if `Last-Event-ID` is no id of an event.
-        RedisError: Redis is unavailable, and no id was sent to start from.
+        HTTPException: 400 if `Last-Event-ID` is not the id of an event.
+        RedisError: Redis is unavailable, and the request has no `Last-Event-ID`.
     """
     after = request.headers.get("last-event-id") or await stream.last_id()
     events = cast("AsyncGenerator[Event, None]", stream.read(after))
     try:
-        first = asyncio.ensure_future(anext(events))  # raises at once for what is no id
+        first = asyncio.ensure_future(anext(events))  # fails at once if the id is not valid
         await asyncio.sleep(0)
         if first.done() and isinstance(first.exception(), ValueError):
-            raise HTTPException(400, f"Last-Event-ID {after!r} is no id of an event.")
+            raise HTTPException(400, f"Last-Event-ID is {after!r}; it must be the id of an event.")
     except BaseException:
         await events.aclose()
         raise
@@ -54,10 +59,10 @@ async def event_stream(request: Request, stream: Stream) -> Response:
 async def _lines(
     request: Request, events: AsyncGenerator[Event, None], after: str, pending: asyncio.Future[Event]
 ) -> AsyncIterator[bytes]:
-    cluster = getattr(request.state, "cluster", None)
+    cluster: ClusterView | None = getattr(request.state, "cluster", None)
     draining = asyncio.ensure_future((cluster.worker_draining if cluster else asyncio.Event()).wait())
     try:
-        # With its id, so that a client that has seen no event yet comes back to the right place.
+        # The id lets a client that has received no event yet reconnect at the same position.
         yield f"retry: {RETRY_MS}\nid: {after}\n\n".encode()
         while not draining.done():
             await asyncio.wait((pending, draining), timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)

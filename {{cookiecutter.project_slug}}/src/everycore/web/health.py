@@ -1,23 +1,26 @@
-"""For probes: `/healthz` says the process is alive, `/readyz` that it should get traffic."""
+"""Probes: `/healthz` reports that the process is alive, `/readyz` that it should get traffic."""
 
 from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from everycore.server import ClusterView
+
 
 def routes() -> list[Route]:
+    """Return the routes `/healthz` and `/readyz`."""
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
 
 
 async def healthz(request: Request) -> Response:
-    """Touches nothing: a restart would not mend Redis."""
+    """Respond with 200. It does not ask Redis, because a restart of this process would not repair Redis."""
     return PlainTextResponse("ok")
 
 
 async def readyz(request: Request) -> Response:
-    """503 while Redis does not answer, and from the moment the cluster was told to stop."""
-    cluster = getattr(request.state, "cluster", None)
+    """Respond with 200, or with 503 while Redis is unavailable or after the server was asked to stop."""
+    cluster: ClusterView | None = getattr(request.state, "cluster", None)
     checks = {"serving": cluster is None or not cluster.stopping, "redis": True}
     try:
         await request.state.redis.ping()

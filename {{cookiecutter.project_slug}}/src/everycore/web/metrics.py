@@ -1,21 +1,22 @@
-"""`/metrics`: the board for Prometheus, the same figures whichever worker answers.
+"""`/metrics`: the scoreboard in the format of Prometheus. Each worker returns the same metrics.
 
-Nothing runs backwards when a worker dies, because the board keeps the counters of the dead. Figures of one worker have
-its slot as their label and not its pid: a successor continues them. In a reload a slot has two workers for a moment;
-their figures are added up, and of times the longest counters.
+No counter decreases when a worker dies, because the scoreboard keeps the counters of dead workers. A worker's metrics
+have its slot as their label, not its pid, so its replacement continues the series. During a reload a slot has two
+workers for a moment: their values are added, and of two times the longer one is shown.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from redis.asyncio import Redis, RedisCluster
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from everycore.server import ClusterView, Reload, Snapshot, State, WorkerRow
 from everycore.state.cache.cache import Cache
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.web.operator_auth import require_ops_token
@@ -23,7 +24,7 @@ from everycore.web.settings import AppSettings
 
 
 class Counter(IntEnum):
-    """Places of what only grows."""
+    """Position of each counter in a worker's row of the scoreboard. A counter never decreases."""
 
     REDIS_COMMANDS = 0
     REDIS_WRITES = 1
@@ -36,7 +37,7 @@ class Counter(IntEnum):
 
 
 class Gauge(IntEnum):
-    """Places of what goes up and down."""
+    """Position of each gauge in a worker's row of the scoreboard."""
 
     REDIS_WAITING = 0
     REDIS_LATENCY_NS = 1
@@ -44,96 +45,104 @@ class Gauge(IntEnum):
     CACHE_BYTES = 3
 
 
-def collect_metrics(redis: Any, cache: Cache) -> tuple[list[int], list[int]]:
-    """Counts and gauges of this worker, each in its place. A Redis Cluster's client counters nothing: zeros."""
+def collect_metrics(redis: Redis | RedisCluster, cache: Cache) -> tuple[list[int], list[int]]:
+    """Return the counters and the gauges of this worker, each at its position.
+
+    Args:
+        redis: The worker's client. Only a `PipelinedRedis` counts; for any other client the Redis metrics are 0.
+        cache: The worker's cache.
+    """
     counters, gauges = [0] * len(Counter), [0] * len(Gauge)
     if isinstance(redis, PipelinedRedis):
-        link = redis.stats
-        counters[Counter.REDIS_COMMANDS], counters[Counter.REDIS_WRITES] = link.commands, link.writes
-        counters[Counter.REDIS_CONNECTIONS], counters[Counter.REDIS_ERRORS] = link.connections, link.errors
-        gauges[Gauge.REDIS_WAITING], gauges[Gauge.REDIS_LATENCY_NS] = link.waiting, int(link.latency * 1e9)
-    kept = cache.stats
-    counters[Counter.CACHE_NEAR_HITS], counters[Counter.CACHE_REDIS_HITS] = kept.near_hits, kept.redis_hits
-    counters[Counter.CACHE_MISSES], counters[Counter.CACHE_COMPUTES] = kept.misses, kept.computes
-    gauges[Gauge.CACHE_ENTRIES], gauges[Gauge.CACHE_BYTES] = kept.entries, kept.bytes
+        client = redis.stats
+        counters[Counter.REDIS_COMMANDS], counters[Counter.REDIS_WRITES] = client.commands, client.writes
+        counters[Counter.REDIS_CONNECTIONS], counters[Counter.REDIS_ERRORS] = client.connections, client.errors
+        gauges[Gauge.REDIS_WAITING], gauges[Gauge.REDIS_LATENCY_NS] = client.waiting, int(client.latency * 1e9)
+    cached = cache.stats
+    counters[Counter.CACHE_NEAR_HITS], counters[Counter.CACHE_REDIS_HITS] = cached.near_hits, cached.redis_hits
+    counters[Counter.CACHE_MISSES], counters[Counter.CACHE_COMPUTES] = cached.misses, cached.computes
+    gauges[Gauge.CACHE_ENTRIES], gauges[Gauge.CACHE_BYTES] = cached.entries, cached.bytes
     return counters, gauges
 
 
-STATES = ("starting", "ready", "retiring", "draining")
-RELOADS = ("none", "checking", "starting", "done", "refused")
+STATES = tuple(state.name.lower() for state in State)
+RELOADS = tuple(outcome.name.lower() for outcome in Reload)
 
+# Name, position and help text of each counter.
 COUNTERS = (
     ("redis_commands", Counter.REDIS_COMMANDS, "Commands sent to Redis on the workers' shared connections."),
-    ("redis_writes", Counter.REDIS_WRITES, "Writes they were sent in; commands per write are the size of a batch."),
-    ("redis_connections", Counter.REDIS_CONNECTIONS, "Shared connections to Redis that were opened."),
-    ("redis_errors", Counter.REDIS_ERRORS, "Commands that ended in an error of Redis or of the connection."),
-    ("cache_near_hits", Counter.CACHE_NEAR_HITS, "Cached values answered from a worker's memory."),
-    ("cache_redis_hits", Counter.CACHE_REDIS_HITS, "Cached values answered by Redis."),
-    ("cache_misses", Counter.CACHE_MISSES, "Cached values that had to be computed, or waited for."),
-    ("cache_computes", Counter.CACHE_COMPUTES, "Computations begun for the cache, in the background too."),
+    ("redis_writes", Counter.REDIS_WRITES, "Socket writes with these commands; commands per write is the batch size."),
+    ("redis_connections", Counter.REDIS_CONNECTIONS, "Shared connections to Redis that the workers opened."),
+    ("redis_errors", Counter.REDIS_ERRORS, "Commands that failed with an error of Redis or of the connection."),
+    ("cache_near_hits", Counter.CACHE_NEAR_HITS, "Cached values read from a worker's memory."),
+    ("cache_redis_hits", Counter.CACHE_REDIS_HITS, "Cached values read from Redis."),
+    ("cache_misses", Counter.CACHE_MISSES, "Reads of the cache that had to compute the value, or wait for it."),
+    ("cache_computes", Counter.CACHE_COMPUTES, "Computations started for the cache, refreshes included."),
 )
 
-# Each with how a slot's workers make one figure, and how a worker has it.
-GAUGES: tuple[tuple[str, Callable[[Iterable[float]], float], Callable[[Any], float], str], ...] = (
+# Name of each gauge, function that combines the workers of one slot, value of one worker, and help text.
+GAUGES: tuple[tuple[str, Callable[[Iterable[float]], float], Callable[[WorkerRow], float], str], ...] = (
     ("connections", sum, lambda row: row.connections, "Open connections."),
-    ("requests_in_flight", sum, lambda row: row.in_flight, "Requests being answered."),
-    ("resident_memory_bytes", sum, lambda row: row.rss_bytes, "Resident memory, with what workers share."),
-    ("loop_lag_seconds", max, lambda row: row.lag_ms / 1000, "How late the event loop's last tick came."),
-    ("heartbeat_age_seconds", max, lambda row: row.heartbeat_age_s, "Time since the event loop last turned."),
-    ("redis_waiting", sum, lambda row: row.gauges[Gauge.REDIS_WAITING], "Commands without an answer from Redis."),
+    ("requests_in_flight", sum, lambda row: row.in_flight, "Requests that are being handled."),
+    ("resident_memory_bytes", sum, lambda row: row.rss_bytes, "Resident memory, shared pages included."),
+    ("loop_lag_seconds", max, lambda row: row.lag_ms / 1000, "Delay of the event loop's last tick."),
+    ("heartbeat_age_seconds", max, lambda row: row.heartbeat_age_s, "Time since the worker's last heartbeat."),
+    ("redis_waiting", sum, lambda row: row.gauges[Gauge.REDIS_WAITING], "Commands that await a response of Redis."),
     (
         "redis_latency_seconds",
         max,
         lambda row: row.gauges[Gauge.REDIS_LATENCY_NS] / 1e9,
-        "From a command to its answer, at the last look.",
+        "Time from a command to its response, at the last measurement.",
     ),
     ("cache_entries", sum, lambda row: row.gauges[Gauge.CACHE_ENTRIES], "Cached values kept in memory."),
-    ("cache_bytes", sum, lambda row: row.gauges[Gauge.CACHE_BYTES], "What they take, about."),
+    ("cache_bytes", sum, lambda row: row.gauges[Gauge.CACHE_BYTES], "Approximate memory of these values."),
 )
 
 
 def routes(settings: AppSettings) -> list[Route]:
+    """Return the route `/metrics`."""
     return [Route("/metrics", metrics, middleware=require_ops_token(settings))]
 
 
 async def metrics(request: Request) -> Response:
-    """Empty under plain uvicorn: there is no board."""
+    """Respond with the metrics of this host. Under plain uvicorn there is no scoreboard, so the response is empty."""
     registry = CollectorRegistry()
-    cluster = getattr(request.state, "cluster", None)
+    cluster: ClusterView | None = getattr(request.state, "cluster", None)
     if cluster is not None:
-        registry.register(BoardCollector(cluster.snapshot()))
+        registry.register(SnapshotCollector(cluster.snapshot()))
     headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}
     return Response(generate_latest(registry), headers=headers)
 
 
-class BoardCollector(Collector):
-    """One snapshot, as Prometheus has it."""
+class SnapshotCollector(Collector):
+    """Converts one snapshot of the scoreboard into the metrics of Prometheus."""
 
-    def __init__(self, seen: Any) -> None:
-        self._seen = seen
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        seen = self._seen
-        yield GaugeMetricFamily("cluster_uptime_seconds", "Since the primary started; reloads go on.", seen.age_s)
-        yield GaugeMetricFamily("cluster_generation", "Grows by one with each reload.", seen.generation)
-        yield GaugeMetricFamily("cluster_draining", "1 once the cluster was told to stop.", seen.draining)
-        yield GaugeMetricFamily("cluster_workers_wanted", "Workers there should be.", seen.wanted)
-        yield CounterMetricFamily("cluster_requests", "Requests answered, by workers that are gone too.", seen.requests)
-        yield CounterMetricFamily("cluster_workers_gone", "Workers that ended, for whatever reason.", seen.deaths)
-        states = [row.state for row in seen.workers]
-        yield _shares("cluster_workers", "Workers by their state.", "state", STATES, states)
-        yield _shares("cluster_last_reload", "1 at how far the last reload came.", "outcome", RELOADS, [seen.reload])
-        for name, place, text in COUNTERS:
-            yield CounterMetricFamily(f"cluster_{name}", text, seen.counters[place])
-        for name, combined, figure, text in GAUGES:
+        """Yield the metrics of the host, then those of each slot."""
+        host, workers = self._snapshot, self._snapshot.workers
+        yield GaugeMetricFamily("cluster_uptime_seconds", "Time since the primary started.", host.age_s)
+        yield GaugeMetricFamily("cluster_generation", "Generation; each reload adds one.", host.generation)
+        yield GaugeMetricFamily("cluster_draining", "1 after the server was asked to stop.", host.draining)
+        yield GaugeMetricFamily("cluster_workers_wanted", "Number of workers that should run.", host.wanted)
+        yield CounterMetricFamily("cluster_requests", "Requests handled, dead workers included.", host.requests)
+        yield CounterMetricFamily("cluster_workers_gone", "Workers that have ended, for any reason.", host.deaths)
+        yield _counts("cluster_workers", "Workers by state.", "state", STATES, [row.state for row in workers])
+        outcome = "1 for the outcome of the last reload."
+        yield _counts("cluster_last_reload", outcome, "outcome", RELOADS, [host.reload])
+        for name, position, text in COUNTERS:
+            yield CounterMetricFamily(f"cluster_{name}", text, host.counters[position])
+        for name, combine, value, text in GAUGES:
             family = GaugeMetricFamily(f"cluster_worker_{name}", text, labels=["slot"])
-            for slot in sorted({row.slot for row in seen.workers}):
-                value = combined(figure(row) for row in seen.workers if row.slot == slot)
-                family.add_metric([str(slot)], value)
+            for slot in sorted({row.slot for row in workers}):
+                family.add_metric([str(slot)], combine(value(row) for row in workers if row.slot == slot))
             yield family
 
 
-def _shares(name: str, text: str, label: str, known: tuple[str, ...], found: list[str]) -> Metric:
+def _counts(name: str, text: str, label: str, known: tuple[str, ...], found: list[str]) -> Metric:
+    """Return a gauge that has, for each known label value, how often it was found."""
     family = GaugeMetricFamily(name, text, labels=[label])
     for each in known:
         family.add_metric([each], found.count(each))

@@ -1,7 +1,4 @@
-"""Who may see what is for operators only: in production those who know OPS_TOKEN, in development everybody.
-
-This room knows no route.
-"""
+"""Access to routes for operators: in production for clients with OPS_TOKEN, in development for every client."""
 
 from hmac import compare_digest
 
@@ -13,12 +10,19 @@ from everycore.web.settings import AppSettings
 
 
 def require_ops_token(settings: AppSettings) -> list[Middleware]:
-    """The middleware of a route that is for operators."""
+    """Return the middleware for a route that only operators may use: `Route(..., middleware=require_ops_token(...))`.
+
+    Args:
+        settings: The token, and whether this is production. In development the list is empty.
+    """
     return [Middleware(BearerTokenMiddleware, token=settings.ops_token)] if settings.production else []
 
 
 class BearerTokenMiddleware:
-    """Wants `Authorization: Bearer TOKEN` (RFC 6750): 401 without it, 403 for everybody as long as there is none."""
+    """Requires `Authorization: Bearer <token>` (RFC 6750).
+
+    It responds with 401 if the token is missing or wrong, and with 403 if no token is configured.
+    """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self.app = app
@@ -27,11 +31,11 @@ class BearerTokenMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.token is None:
             await PlainTextResponse("OPS_TOKEN is not set.", 403)(scope, receive, send)
-        elif compare_digest(_bearer(scope["headers"]), self.token):  # how long it takes tells nothing of the token
+        elif compare_digest(_bearer(scope["headers"]), self.token):  # its duration reveals nothing about the token
             await self.app(scope, receive, send)
         else:
-            answer = PlainTextResponse("For operators only.", 401, {"WWW-Authenticate": "Bearer"})
-            await answer(scope, receive, send)
+            response = PlainTextResponse("For operators only.", 401, {"WWW-Authenticate": "Bearer"})
+            await response(scope, receive, send)
 
 
 def _bearer(headers: list[tuple[bytes, bytes]]) -> bytes:

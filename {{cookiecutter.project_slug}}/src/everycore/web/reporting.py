@@ -1,6 +1,6 @@
-"""Every second each worker writes its metrics to the scoreboard, and one worker of each host publishes that to Redis.
+"""Every second each worker writes its metrics to the scoreboard, and one worker per host publishes it to Redis.
 
-The publishing worker is the first one with a recent heartbeat, so the next one takes over from a worker that died.
+The publishing worker is the first one with a recent heartbeat. If it dies, the next one publishes.
 """
 
 import asyncio
@@ -20,20 +20,19 @@ from everycore.web.metrics import collect_metrics
 
 INTERVAL = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which the next worker publishes for the host
-SERVING = ("ready", "retiring")
 
 logger = logging.getLogger(__name__)
 
 
 def host_id(cluster: ClusterView) -> str:
-    """Return the host and its primary's pid: several servers may run on one host."""
+    """Return the host's name and its primary's pid, because several servers may run on one host."""
     return f"{cluster.host}:{cluster.primary}"
 
 
 class Reporting:
-    """Reports while the lifespan of the app inside runs. It touches no request.
+    """Middleware that reports while the lifespan of the app inside it runs. It does nothing for a request.
 
-    Without `cluster` in the lifespan's state, as under plain uvicorn, or without `redis`, it does nothing.
+    It reports nothing if the lifespan's state has no `cluster`, as under plain uvicorn, or no `redis` or `cache`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,7 +55,7 @@ class Reporting:
         async def receive_and_stop() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown" and task is not None:
-                stopping.set()  # not a cancel: Python 3.11 may lose it (see run_as_leader)
+                stopping.set()  # the task is not cancelled, because Python 3.11 may lose a cancellation
                 await task
             return message
 
@@ -68,13 +67,13 @@ async def _report(state: dict[str, Any], stopping: asyncio.Event) -> None:
     hosts = HostRegistry(state["redis"])
     while not stopping.is_set():
         cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"]))
-        seen = cluster.snapshot()
-        if reporter_pid(seen.workers) == cluster.pid:
+        snapshot = cluster.snapshot()
+        if reporter_pid(snapshot.workers) == cluster.pid:
             try:
-                await hosts.announce(host_id(cluster), json.dumps(asdict(seen)))
+                await hosts.announce(host_id(cluster), json.dumps(asdict(snapshot)))
             except RedisError:
                 pass  # the client has logged that Redis is unavailable
-            except Exception:  # whatever it was: without this task nobody would know of this worker
+            except Exception:  # any error: if this task ended, the worker's metrics would stand still
                 logger.exception("publishing host status failed")
         with suppress(TimeoutError):
             async with asyncio.timeout(INTERVAL):
@@ -83,6 +82,10 @@ async def _report(state: dict[str, Any], stopping: asyncio.Event) -> None:
 
 
 def reporter_pid(workers: Sequence[WorkerRow]) -> int | None:
-    """Return the pid of the worker that publishes for its host: the lowest slot that lives, and is not draining."""
+    """Return the pid of the worker that publishes for its host, or None if no worker has a recent heartbeat.
+
+    Args:
+        workers: The rows of the scoreboard, sorted by slot. A worker that serves is preferred to one that drains.
+    """
     alive = [worker for worker in workers if worker.heartbeat_age_s < HEARTBEAT_TIMEOUT]
-    return min(alive, key=lambda worker: worker.state not in SERVING).pid if alive else None
+    return min(alive, key=lambda worker: not worker.serving).pid if alive else None

@@ -1,6 +1,6 @@
-"""Rooms for WebSockets: what one visitor sends reaches all others in the room, whichever worker has them.
+"""Rooms for WebSockets: a message of one member reaches all members of the room, on any worker and host.
 
-All rooms of a worker share its one connection for `broadcast`.
+All rooms of a worker share one connection to Redis, that of `broadcast`.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from everycore.state.broadcast import MISSED, Broadcast
 from everycore.state.presence import Presence
 
-MISSED_MESSAGE = {"missed": True}  # what a visitor gets after an outage: messages may have been lost
+MISSED_MESSAGE = {"missed": True}  # sent to a member after an outage, because messages may have been lost
 
 
 class Room:
-    """A visitor's place in a room, made by `join_room`."""
+    """A room that a member has joined. `join_room` creates it."""
 
     def __init__(self, name: str, broadcast: Broadcast, presence: Presence) -> None:
         self.name = name
@@ -27,7 +27,10 @@ class Room:
         self._presence = presence
 
     async def send(self, message: Any) -> None:
-        """Send a JSON value to everybody in the room, this visitor too.
+        """Send a message to all members of the room, including this one.
+
+        Args:
+            message: A JSON-serializable value.
 
         Raises:
             TypeError: The value is not JSON-serializable.
@@ -36,20 +39,27 @@ class Room:
         await self._broadcast.send(f"room:{self.name}", message)
 
     async def members(self) -> list[str]:
-        """Return the names of who is in the room, sorted, each once. Raises RedisError."""
+        """Return the sorted names of the members of the room, each name once.
+
+        Raises:
+            RedisError: Redis is unavailable.
+        """
         return await self._presence.members(self.name)
 
 
 @asynccontextmanager
 async def join_room(websocket: WebSocket, name: str, member: str) -> AsyncIterator[Room]:
-    """Join a room for the `async with` block: each message of the room is sent to the WebSocket as JSON.
+    """Join a room for the `async with` block, and send each message of the room to the WebSocket as JSON.
 
-    `{"missed": true}` is sent where messages may have been lost, as after an outage of Redis.
+    `{"missed": true}` is sent if messages may have been lost, for example after Redis was unavailable.
 
     Args:
-        websocket: It has been accepted.
-        name: Of the room.
-        member: The visitor's name, for `members`. One name may join several times.
+        websocket: A WebSocket that has been accepted.
+        name: Name of the room.
+        member: Name of the member, for `members`. The same name may join several times.
+
+    Yields:
+        The room.
 
     Raises:
         RedisError: Redis is unavailable.
@@ -74,7 +84,8 @@ async def join_room(websocket: WebSocket, name: str, member: str) -> AsyncIterat
 
 
 async def _forward(messages: AsyncIterator[Any], websocket: WebSocket) -> None:
-    with suppress(WebSocketDisconnect, RuntimeError):  # it was closed: the handler is told by its own next receive
+    # If the WebSocket was closed, the next receive of the handler raises, so the error is not needed here.
+    with suppress(WebSocketDisconnect, RuntimeError):
         async for message in messages:
             await websocket.send_json(MISSED_MESSAGE if message is MISSED else message)
 
@@ -82,5 +93,5 @@ async def _forward(messages: AsyncIterator[Any], websocket: WebSocket) -> None:
 async def _announce(presence: Presence, name: str, member: str, connection: str) -> None:
     while True:
         await asyncio.sleep(presence.ttl / 3)
-        with suppress(RedisError):  # an outage has its line in the log; the next one may succeed
+        with suppress(RedisError):  # the client has logged that Redis is unavailable; the next try may succeed
             await presence.announce(name, member, connection)

@@ -1,4 +1,4 @@
-"""The settings of a web app: those of the state, and what requests it takes. An app's own class adds its fields."""
+"""Settings of a web app: those of the state, and which requests it accepts. An app's own class adds its fields."""
 
 import re
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ MIN_TOKEN_LENGTH = 16  # characters
 
 
 def parse_token(text: str) -> str | None:
-    """Return the text without the spaces around it, None for nothing else."""
+    """Return the text without the spaces around it, or None if it has nothing else."""
     return text.strip() or None
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
-    """Return the names of a list with commas.
+    """Return the host names of a comma-separated list.
 
     Raises:
-        ValueError: One of them is no host name.
+        ValueError: An item is not a host name.
     """
     names = parse_items(text)
     if not all(re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in names):
@@ -30,7 +30,13 @@ def parse_hosts(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AppSettings(StateSettings):
-    """What `everycore.web` and `everycore.state` need to know of an app."""
+    """Settings of `everycore.web` and `everycore.state`. Derive the settings of an app from this class.
+
+    Attributes:
+        ops_token: Token that `/metrics` and `/cluster` require in production, or None.
+        allowed_hosts: Host names that requests may have. `*` allows every name.
+        max_body: Largest body of a request, in bytes. 0 disables the limit.
+    """
 
     ops_token: str | None = setting(None, parse_token, "text", secret=True)
     allowed_hosts: tuple[str, ...] = setting(("*",), parse_hosts, "host names without ports, such as a.com,*.b.com")

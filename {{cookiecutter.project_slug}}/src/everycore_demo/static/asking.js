@@ -1,19 +1,19 @@
-// Asks at a small, constant rate, so that a failure would show while something is broken.
+// Sends requests at a small, constant rate, so that a failure shows while something is broken.
 
-import { element, number, say } from "./dom.js";
+import { element, number, setText } from "./dom.js";
 
-const EVERY_MS = 50;
-const AT_ONCE = 4; // the stream and the controls need a connection each, and a browser has six
-const PATIENCE_MS = 10_000;
+const INTERVAL_MS = 50;
+const CONCURRENCY = 4; // a browser has six connections to a host, and the stream and the controls need one each
+const TIMEOUT_MS = 10_000;
 
 export const tally = { answered: 0, failed: 0, slowest: 0 };
 let inFlight = 0;
 
-async function once() {
+async function send() {
   const began = performance.now();
   inFlight += 1;
   try {
-    const signal = AbortSignal.timeout(PATIENCE_MS);
+    const signal = AbortSignal.timeout(TIMEOUT_MS);
     const response = await fetch("demo/cached?key=asking&ms=0&close", { cache: "no-store", credentials: "omit", signal });
     await response.arrayBuffer();
     tally[response.ok ? "answered" : "failed"] += 1;
@@ -26,15 +26,15 @@ async function once() {
 }
 
 function show() {
-  say(element("asked-ok"), number(tally.answered));
-  say(element("asked-failed"), number(tally.failed));
-  say(element("asked-slowest"), number(Math.round(tally.slowest)));
+  setText(element("asked-ok"), number(tally.answered));
+  setText(element("asked-failed"), number(tally.failed));
+  setText(element("asked-slowest"), number(Math.round(tally.slowest)));
   element("asked-failed").classList.toggle("bad", tally.failed > 0);
 }
 
 setInterval(() => {
-  if (element("ask").checked && !document.hidden && inFlight < AT_ONCE) once();
-}, EVERY_MS);
+  if (element("ask").checked && !document.hidden && inFlight < CONCURRENCY) send();
+}, INTERVAL_MS);
 
 element("ask").addEventListener("change", () => {
   if (element("ask").checked) Object.assign(tally, { answered: 0, failed: 0, slowest: 0 });

@@ -1,16 +1,16 @@
-// One card for each worker, by host and slot; they come and go as the workers do.
+// One card for each worker, sorted by host and slot.
 
-import { age, copy, element, make, number, plural, say } from "./dom.js";
+import { age, copy, createElement, element, number, plural, setText } from "./dom.js";
 
-const GONE_MS = 1500; // so long the card of a dead worker is seen to leave
-export const SILENT_S = 1; // a worker beats ten times a second
+const ENDED_MS = 1500; // how long the card of an ended worker stays
+export const SILENT_S = 1; // a worker writes a heartbeat ten times a second
 const SAMPLE_MS = 500;
 const SAMPLES = 40; // 20 seconds of requests per second
 
 const hosts = new Map(); // name: { root, parts, cards }
 
-export function show(picture) {
-  const names = Object.keys(picture.hosts);
+export function show(status) {
+  const names = Object.keys(status.hosts);
   element("hosts").classList.toggle("several", names.length > 1);
   for (const [name, host] of hosts) {
     if (names.includes(name)) continue;
@@ -19,20 +19,20 @@ export function show(picture) {
   }
   for (const name of names) {
     if (!hosts.has(name)) hosts.set(name, hostNamed(name));
-    update(hosts.get(name), picture.hosts[name]);
+    update(hosts.get(name), status.hosts[name]);
   }
 }
 
 export function showAlone(worker) {
-  const text = `There is no cluster here: one process, pid ${worker.pid}, answers everything. Its memory is the only one, so it`
-    + " counts right until it is restarted. The commands dev and serve start a cluster.";
-  element("hosts").replaceChildren(make("p", "panel", text));
+  const text = `This server is one process (pid ${worker.pid}) without a primary. Its counter in memory is correct until it`
+    + " restarts. The commands dev and serve start several workers.";
+  element("hosts").replaceChildren(createElement("p", "panel", text));
   hosts.clear();
 }
 
 function hostNamed(name) {
   const { root, parts } = copy("host-template");
-  say(parts.name, name);
+  setText(parts.name, name);
   if (!hosts.size) element("hosts").replaceChildren();
   element("hosts").append(root);
   return { root, parts, list: root.querySelector(".slots"), cards: new Map() };
@@ -40,18 +40,18 @@ function hostNamed(name) {
 
 function update(host, board) {
   const ready = board.workers.filter((worker) => worker.state === "ready").length;
-  say(host.parts.summary, [
+  setText(host.parts.summary, [
     `${ready} of ${plural(board.wanted, "worker")} ready`,
     `generation ${board.generation}`,
-    `${plural(board.requests, "request")} answered`,
-    `${plural(board.deaths, "worker")} gone so far`,
+    `${plural(board.requests, "request")} handled`,
+    `${plural(board.deaths, "worker")} ended`,
     `up ${age(board.age_s)}`,
     ...reloading(board),
   ].join(" · "));
   const pids = new Set(board.workers.map((worker) => worker.pid));
-  for (const [pid, card] of host.cards) if (!pids.has(pid)) leave(host, pid, card);
+  for (const [pid, card] of host.cards) if (!pids.has(pid)) removeCard(host, pid, card);
   board.workers.forEach((worker) => {
-    if (!host.cards.has(worker.pid)) host.cards.set(worker.pid, enter(host, worker));
+    if (!host.cards.has(worker.pid)) host.cards.set(worker.pid, addCard(host, worker));
     fill(host.cards.get(worker.pid), worker);
   });
 }
@@ -63,12 +63,12 @@ function reloading(board) {
   return board.reload === "refused" ? [`reload refused: ${board.reload_reason}`] : [];
 }
 
-function enter(host, worker) {
+function addCard(host, worker) {
   const { root, parts } = copy("card-template");
   root.dataset.pid = worker.pid;
-  say(parts.name, `Worker ${worker.slot}`);
-  say(parts.who, `pid ${worker.pid} · generation ${worker.generation}`);
-  slotOf(host, worker.slot).prepend(root); // an old one that drains is below its successor
+  setText(parts.name, `Worker ${worker.slot}`);
+  setText(parts.process, `pid ${worker.pid} · generation ${worker.generation}`);
+  slotOf(host, worker.slot).prepend(root); // a draining worker is below its replacement
   return { root, parts, line: root.querySelector("polyline"), samples: [], at: 0, requests: 0 };
 }
 
@@ -76,33 +76,33 @@ function slotOf(host, slot) {
   const slots = [...host.list.children];
   const found = slots.find((other) => Number(other.dataset.slot) === slot);
   if (found) return found;
-  const made = make("li", "slot");
-  made.dataset.slot = slot;
-  host.list.insertBefore(made, slots.find((other) => Number(other.dataset.slot) > slot) ?? null);
-  return made;
+  const added = createElement("li", "slot");
+  added.dataset.slot = slot;
+  host.list.insertBefore(added, slots.find((other) => Number(other.dataset.slot) > slot) ?? null);
+  return added;
 }
 
-function leave(host, pid, card) {
+function removeCard(host, pid, card) {
   host.cards.delete(pid);
   card.root.dataset.state = "gone";
-  say(card.parts.state, "gone");
+  setText(card.parts.state, "ended");
   setTimeout(() => {
     const slot = card.root.parentElement;
     card.root.remove();
     if (!slot.childElementCount) slot.remove();
-  }, GONE_MS);
+  }, ENDED_MS);
 }
 
 function fill(card, worker) {
-  const silent = worker.beat_age_s > SILENT_S && worker.state !== "starting";
+  const silent = worker.heartbeat_age_s > SILENT_S && worker.state !== "starting";
   card.root.dataset.state = silent ? "silent" : worker.state;
-  say(card.parts.state, silent ? `silent for ${age(worker.beat_age_s)}` : worker.state);
-  say(card.parts.requests, number(worker.requests));
-  say(card.parts.connections, worker.connections);
-  say(card.parts.flight, worker.in_flight);
-  say(card.parts.lag, `${worker.lag_ms < 10 ? worker.lag_ms.toFixed(1) : number(Math.round(worker.lag_ms))} ms`);
-  say(card.parts.memory, `${(worker.rss_bytes / 2 ** 20).toFixed(0)} MiB`);
-  say(card.parts.age, age(worker.age_s));
+  setText(card.parts.state, silent ? "no heartbeat" : worker.state);
+  setText(card.parts.requests, number(worker.requests));
+  setText(card.parts.connections, worker.connections);
+  setText(card.parts.flight, worker.in_flight);
+  setText(card.parts.lag, `${worker.lag_ms < 10 ? worker.lag_ms.toFixed(1) : number(Math.round(worker.lag_ms))} ms`);
+  setText(card.parts.memory, `${(worker.rss_bytes / 2 ** 20).toFixed(0)} MiB`);
+  setText(card.parts.age, age(worker.age_s));
   sample(card, worker.requests);
 }
 
@@ -111,7 +111,7 @@ function sample(card, requests) {
   if (now - card.at < SAMPLE_MS) return;
   const rate = card.at ? Math.max(0, ((requests - card.requests) * 1000) / (now - card.at)) : 0;
   Object.assign(card, { at: now, requests, samples: [...card.samples, rate].slice(-SAMPLES) });
-  say(card.parts.rate, number(Math.round(rate)));
+  setText(card.parts.rate, number(Math.round(rate)));
   const top = Math.max(20, ...card.samples);
   const first = SAMPLES - card.samples.length;
   const points = card.samples.map((value, index) => `${((first + index) * 100) / (SAMPLES - 1)},${19 - (18 * value) / top}`);

@@ -1,23 +1,23 @@
-// What the other modules need of the document, and of people's way to read figures.
+// Helpers for the document, and for numbers as text.
 
 export const element = (id) => document.getElementById(id);
 
-export function make(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
+export function createElement(name, className, text = "") {
+  const created = document.createElement(name);
+  created.className = className;
+  created.textContent = text;
+  return created;
 }
 
-// A copy of a template's content, and its parts by what they are.
+// Returns a copy of a template's content, and its parts by their data-is attribute.
 export function copy(template) {
   const root = element(template).content.firstElementChild.cloneNode(true);
   const parts = Object.fromEntries([...root.querySelectorAll("[data-is]")].map((part) => [part.dataset.is, part]));
   return { root, parts };
 }
 
-// Written only when it differs: five times a second nothing should be laid out anew for nothing.
-export function say(part, text) {
+// Writes only a text that differs, because each write makes the browser lay out the page again.
+export function setText(part, text) {
   if (part.textContent !== String(text)) part.textContent = text;
 }
 

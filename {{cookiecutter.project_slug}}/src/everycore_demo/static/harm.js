@@ -1,55 +1,55 @@
-// The controls: each does its harm, then watches until all is well again, and says how long that took.
+// The controls. Each interrupts something, waits until all workers are ready again, and shows how long that took.
 
 import { tally } from "./asking.js";
 import { SILENT_S } from "./cards.js";
-import { element, make, plural, say } from "./dom.js";
+import { createElement, element, plural, setText } from "./dom.js";
 import { ask } from "./fire.js";
 
-const HEALED_WITHIN_MS = 30_000;
-const AGAIN_MS = 200;
+const RECOVERY_TIMEOUT_MS = 30_000;
+const RETRY_MS = 200;
 
 let token = null;
-let own; // the board of the host that tells
-let watching = []; // what to try on each picture
+let own; // the status of the host that sends it
+let pending = []; // functions to call with each status; they return true when they are done
 
 export function allow(given) {
   token = given;
 }
 
-export function watch(picture) {
-  own = picture.hosts[picture.host];
-  // Behind a balancer another host would get what is meant for this one.
-  element("harm").hidden = !(token && own) || Object.keys(picture.hosts).length > 1;
+export function watch(status) {
+  own = status.hosts[status.host];
+  // With several hosts behind a load balancer, a control could reach another host than the one it is meant for.
+  element("harm").hidden = !(token && own) || Object.keys(status.hosts).length > 1;
   if (own) strip();
-  watching = watching.filter((done) => !done());
+  pending = pending.filter((isDone) => !isDone());
 }
 
-// The workers once more, small, where the eyes are while something is broken.
+// Shows the workers again as a short list beside the controls.
 function strip() {
-  const chips = own.workers.map(({ slot, pid, state, beat_age_s: silence }) => {
-    const chip = make("li", "", `${slot}: pid ${pid} `);
+  const chips = own.workers.map(({ slot, pid, state, heartbeat_age_s: silence }) => {
+    const chip = createElement("li", "", `${slot}: pid ${pid} `);
     chip.dataset.state = silence > SILENT_S ? "silent" : state;
-    chip.append(make("b", "", chip.dataset.state));
+    chip.append(createElement("b", "", chip.dataset.state === "silent" ? "no heartbeat" : state));
     return chip;
   });
   element("strip").replaceChildren(...chips);
 }
 
 const ready = () => own.workers.filter((worker) => worker.state === "ready");
-const whole = () => ready().length === own.wanted && own.workers.length === own.wanted;
+const isComplete = () => ready().length === own.wanted && own.workers.length === own.wanted;
 
-// What shows that all is well after each; it is given what was there before.
-const HEALED = {
-  kill: (before) => whole() && !own.workers.some(({ pid }) => pid === before.pid),
-  reload: (before) => whole() && own.generation > before.generation,
-  more: (before) => whole() && own.wanted > before.wanted,
-  fewer: (before) => whole() && own.wanted < before.wanted,
+// By control: whether the server has recovered from it, compared with the status before.
+const RECOVERED = {
+  kill: (before) => isComplete() && !own.workers.some(({ pid }) => pid === before.pid),
+  reload: (before) => isComplete() && own.generation > before.generation,
+  more: (before) => isComplete() && own.wanted > before.wanted,
+  fewer: (before) => isComplete() && own.wanted < before.wanted,
 };
 
-const seen = (after) => `${plural(own.wanted, "worker")} ready and nobody else: seen within ${after}.`;
+const recovered = (after) => `${plural(own.wanted, "worker")} ready after ${after}.`;
 
-async function send(verb, parameters) {
-  const response = await fetch(`demo/control/${verb}?${new URLSearchParams(parameters)}`, {
+async function send(control, parameters) {
+  const response = await fetch(`demo/control/${control}?${new URLSearchParams(parameters)}`, {
     method: "POST",
     headers: { "X-Control-Token": token },
   });
@@ -58,7 +58,7 @@ async function send(verb, parameters) {
   return done;
 }
 
-async function harm(verb) {
+async function harm(control) {
   const began = performance.now();
   const failed = tally.failed;
   const oldest = ready().sort((a, b) => b.age_s - a.age_s)[0];
@@ -66,36 +66,36 @@ async function harm(verb) {
   const after = () => `${((performance.now() - began) / 1000).toFixed(1)} s`;
   const lost = () => (element("ask").checked ? ` ${plural(tally.failed - failed, "request")} failed.` : "");
   try {
-    const done = await send(verb, verb === "kill" ? { pid: before.pid } : {});
-    say(element("harmed"), done);
-    if (verb === "pause") say(element("harmed"), `${done} ${await outage(began)}${lost()}`);
-    if (!(verb in HEALED)) return;
-    watching.push(() => {
-      if (performance.now() - began > HEALED_WITHIN_MS) return true;
-      if (!HEALED[verb](before)) return false;
-      say(element("harmed"), `${done} ${seen(after())}${lost()}`);
+    const done = await send(control, control === "kill" ? { pid: before.pid } : {});
+    setText(element("harmed"), done);
+    if (control === "pause") setText(element("harmed"), `${done} ${await outage(began)}${lost()}`);
+    if (!(control in RECOVERED)) return;
+    pending.push(() => {
+      if (performance.now() - began > RECOVERY_TIMEOUT_MS) return true;
+      if (!RECOVERED[control](before)) return false;
+      setText(element("harmed"), `${done} ${recovered(after())}${lost()}`);
       return true;
     });
   } catch (error) {
-    say(element("harmed"), `Not done: ${error.message}.`);
+    setText(element("harmed"), `Failed: ${error.message}.`);
   }
 }
 
-// Asks for what needs Redis until it is right again.
+// Sends a request that needs Redis until it succeeds.
 async function outage(began) {
   const after = () => `${((performance.now() - began) / 1000).toFixed(1)} s`;
   const refused = [];
-  while (performance.now() - began < HEALED_WITHIN_MS) {
+  while (performance.now() - began < RECOVERY_TIMEOUT_MS) {
     try {
       await ask("demo/hit?close");
-      const told = refused.length ? `A request that needs it was told "${refused[0].text}" after ${refused[0].after}. ` : "";
-      return `${told}Right again after ${after()}.`;
+      const failure = refused.length ? `A request that needs Redis got "${refused[0].text}" after ${refused[0].after}. ` : "";
+      return `${failure}Available again after ${after()}.`;
     } catch (error) {
       refused.push({ text: error.message, after: after() });
-      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
   }
-  return "It is not right again yet.";
+  return `It is still unavailable after ${after()}.`;
 }
 
 for (const button of document.querySelectorAll("[data-verb]")) {

@@ -1,34 +1,34 @@
-// The stream: pictures of the cluster as they come. It outlives the worker that sends it.
+// The stream of statuses. It reconnects when the worker that sends it ends or is blocked.
 
-const SILENCE_MS = 2000; // a worker says something each second: one that does not is stuck, and another is asked
-const LOOK_MS = 250;
+const SILENCE_MS = 2000; // a worker sends an event at least once a second: after this time it counts as blocked
+const CHECK_MS = 250;
 
-// Calls `hello` when a worker begins to tell, `picture` for each picture, and `link` with "live" or "lost".
-export function follow({ hello, picture, link }) {
+// Calls `hello` with the first event of a worker, `status` with each status, and `connection` with "live" or "lost".
+export function follow({ hello, status, connection }) {
   let source;
-  let heard;
+  let received;
 
-  function hear(event, tell) {
-    heard = performance.now();
-    link("live");
-    tell(JSON.parse(event.data));
+  function receive(event, handle) {
+    received = performance.now();
+    connection("live");
+    handle(JSON.parse(event.data));
   }
 
   function open() {
     source?.close();
-    heard = performance.now();
+    received = performance.now();
     source = new EventSource("demo/events");
-    source.addEventListener("hello", (event) => hear(event, hello));
-    source.addEventListener("message", (event) => hear(event, picture));
+    source.addEventListener("hello", (event) => receive(event, hello));
+    source.addEventListener("message", (event) => receive(event, status));
   }
 
   setInterval(() => {
-    if (document.hidden || performance.now() - heard < SILENCE_MS) return;
-    link("lost");
+    if (document.hidden || performance.now() - received < SILENCE_MS) return;
+    connection("lost");
     open();
-  }, LOOK_MS);
+  }, CHECK_MS);
 
-  // A browser has six connections to a host for all its tabs: one that nobody sees must hold none of them.
+  // A browser has six connections to a host for all its tabs, so a hidden tab must not keep one.
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) source.close();
     else open();

@@ -1,30 +1,30 @@
-// The demo page: puts the live picture, the firing and the controls together.
+// The demo page: connects the live status, the requests and the controls.
 
 import "./asking.js";
 import { show, showAlone } from "./cards.js";
-import { element, say } from "./dom.js";
+import { element, setText } from "./dom.js";
 import { fire } from "./fire.js";
 import { allow, watch } from "./harm.js";
 import { follow } from "./live.js";
 
-const LINK = { live: "Live", lost: "Lost; asking again" };
+const CONNECTION = { live: "Live", lost: "Connection lost, reconnecting" };
 
 let worker;
 
 follow({
-  hello(told) {
-    worker = told.worker;
-    allow(told.token);
-    say(element("teller"), `Worker ${worker.slot} (pid ${worker.pid}) tells this page just now.`);
+  hello(event) {
+    worker = event.worker;
+    allow(event.token);
+    setText(element("source"), `Worker ${worker.slot} (pid ${worker.pid}) sends the status to this page now.`);
   },
-  picture(seen) {
-    if (Object.keys(seen.hosts).length) show(seen);
+  status(status) {
+    if (Object.keys(status.hosts).length) show(status);
     else showAlone(worker);
-    watch(seen);
+    watch(status);
   },
-  link(state) {
-    element("link").dataset.is = state;
-    say(element("link"), LINK[state]);
+  connection(state) {
+    element("connection").dataset.is = state;
+    setText(element("connection"), CONNECTION[state]);
   },
 });
 
