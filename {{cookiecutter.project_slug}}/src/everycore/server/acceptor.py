@@ -20,6 +20,7 @@ UNACKED_AT, UNACKED_END = 24, 28
 UNKNOWN_QUEUE = 4  # as many may wait where the kernel does not tell
 NOT_TOLD = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
+LINE_INTERVAL = 10.0  # seconds between two lines that say so
 ATTACH_GRACE = 1.0  # seconds; a plain connection takes a moment, and must not be cancelled half-way
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Acceptor:
 
     `own_connections()` counts this worker's open connections and puts the number on the scoreboard;
     `total_connections()` returns how many workers accept, and how many connections they hold together.
+    With `max_connections` of its own open, it leaves new ones in the queue until some have ended.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class Acceptor:
         attach: Callable[[socket.socket], Awaitable[object]],
         own_connections: Callable[[], int],
         total_connections: Callable[[], tuple[int, int]],
+        max_connections: int = sys.maxsize,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
         self._attach = attach
         self._own_connections = own_connections
         self._total_connections = total_connections
+        self._max_connections = max_connections
+        self._next_line = 0.0  # when the log may say again that accepting pauses
         self._kernel_counts = False  # it has told of a queue at least once
         self.attaching: dict[socket.socket, asyncio.Task[None]] = {}
 
@@ -57,6 +62,7 @@ class Acceptor:
         In a reload the primary and the new workers still hold the sockets, and take what is queued. At the
         `last` stop nobody else will: so what is queued is accepted first, and what comes later is refused.
         """
+        self._max_connections = sys.maxsize  # clients in the queue would be reset
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             while last and self._accept(listener):
@@ -106,19 +112,31 @@ class Acceptor:
                 break
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one connection; False if none was there to take."""
+        """Accept one connection; False if none was there to take, or accepting pauses."""
+        if self._own_connections() >= self._max_connections:
+            self._pause_without_files(listener, f"{self._max_connections} connections are open")
+            return False
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
-        except OSError as error:  # out of files or memory: others may have some, and ours come back
-            logger.error("cannot accept: %s. Trying again in %g s.", error.strerror, OUT_OF_FILES_PAUSE)
-            self._pause(listener, OUT_OF_FILES_PAUSE, self._watch)
+        except OSError as error:  # out of files or memory: siblings may have some, and some become free here
+            self._pause_without_files(listener, str(error.strerror))
             return False
         connection.setblocking(False)
         task = self._loop.create_task(self._hand_over(connection))
         self.attaching[connection] = task
         return True
+
+    def _pause_without_files(self, listener: socket.socket, reason: str) -> None:
+        if self._loop.time() >= self._next_line:
+            self._next_line = self._loop.time() + LINE_INTERVAL
+            logger.error(
+                "cannot accept: %s. Clients wait; trying again every %g s. Raise the limit of open files.",
+                reason,
+                OUT_OF_FILES_PAUSE,
+            )
+        self._pause(listener, OUT_OF_FILES_PAUSE, self._watch)
 
     async def _hand_over(self, connection: socket.socket) -> None:
         try:

@@ -14,6 +14,7 @@ from everycore.server.loading import LoadError, preload
 from everycore.server.logging import counted, flush_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
+from everycore.server.process import raise_open_files
 from everycore.server.resources import Resources, children_of
 from everycore.server.run_dir import RunDir
 from everycore.server.signals import SignalQueue
@@ -50,6 +51,8 @@ def _begin(
     if sockets := systemd.listen_fds(os.environ):
         logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
         binds = [f"fd://{fd}" for fd in sockets]
+    if raised := raise_open_files():
+        logger.info("limit of open files raised from %d to %d", *raised)
     config = preload(target, **options)
     signals = SignalQueue()  # from here on others can find us
     resources = Resources.acquire(run_dir, binds)

@@ -8,15 +8,12 @@ import asyncio
 import faulthandler
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import monotonic, monotonic_ns
 
 import uvicorn
@@ -28,6 +25,7 @@ from everycore.server.children import State
 from everycore.server.connections import ShutDown, is_idle, is_in_handshake
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
+from everycore.server.process import ResidentMemory, max_connections, prefer_as_oom_victim
 from everycore.server.request_timeouts import RequestTimeouts
 from everycore.server.scoreboard import Scoreboard
 from everycore.server.view import ClusterView
@@ -62,6 +60,7 @@ def run(config: uvicorn.Config, context: WorkerContext) -> int:
     """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
     set_process_name(f"worker={context.slot} gen={context.generation}")
     faulthandler.enable()  # SIGABRT prints every thread's stack
+    prefer_as_oom_victim()
     parent_death.drain_when_parent_dies(context.parent_pipe)
     set_uvicorn_level(context.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
     os.register_at_fork(after_in_child=partial(_close, context.listeners))
@@ -90,6 +89,7 @@ class Worker(uvicorn.Server):
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
         )
         self._shut_down = ShutDown()
+        self.memory = ResidentMemory()
         self._ticked = 0
         self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
         self._set_state(State.STARTING)
@@ -102,7 +102,11 @@ class Worker(uvicorn.Server):
         # Only now: before, there is nothing to drain, and SIGTERM ends a startup that may take long.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         self.acceptor = Acceptor(
-            self.context.listeners, self._attach, self._connections, self.context.board.total_connections
+            self.context.listeners,
+            self._attach,
+            self._connections,
+            self.context.board.total_connections,
+            max_connections(),
         )
         self._write_heartbeat()
         self._sample_memory()
@@ -179,7 +183,7 @@ class Worker(uvicorn.Server):
         row[scoreboard.HEARTBEAT] = now
 
     def _sample_memory(self) -> None:
-        self.row[scoreboard.RSS] = _resident_bytes()
+        self.row[scoreboard.RSS] = self.memory.read()
 
     def _retire_when_due(self) -> None:
         """Ask for a successor, and serve on until the primary has one ready."""
@@ -248,9 +252,3 @@ class Worker(uvicorn.Server):
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-
-def _resident_bytes() -> int:
-    if sys.platform == "linux":
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
