@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OOM_SCORE = 300  # of 1000: enough for the kernel to choose a worker before the primary, whose memory is larger
+OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 STATM = "/proc/self/statm"
 RESERVE_PART, MAX_RESERVE = 10, 64  # a tenth of the open files, at most 64
 
@@ -40,11 +41,8 @@ def max_connections() -> int:
 
 def prefer_as_oom_victim() -> None:
     """When memory is short, the kernel should kill this process, a worker, and not the primary."""
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, ValueError):  # no /proc, or it is read-only
-        own = Path("/proc/self/oom_score_adj")
-        own.write_text(str(min(1000, int(own.read_text()) + OOM_SCORE)))
+    with suppress(OSError, ValueError):  # not Linux, no /proc, or it is read-only
+        OOM_SCORE_ADJ.write_text(str(min(1000, int(OOM_SCORE_ADJ.read_text()) + OOM_SCORE)))
 
 
 class ResidentMemory:
