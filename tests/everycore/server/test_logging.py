@@ -13,18 +13,19 @@ HOSTILE = 'x", "status": 200, "who": "y\n12:00:00 INFO    primary pid=1  stopped
 STEERING = set("\r\x1b\x7f\x9b\u2028\u202e")
 
 
-def written(capsys: Any, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def written(capfd: Any, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two lines, one of the access log and one of `logging`, each with all that a client may send."""
     monkeypatch.setattr(engine_logging, "_terminal", terminal)
+    engine_logging._writer.cache_clear()
     write_access_line(HOSTILE, HOSTILE, 404, 1.0, HOSTILE)
     error = ValueError(HOSTILE)
     record = logging.LogRecord("app", logging.ERROR, "app.py", 1, "failed: %s", (HOSTILE,), (ValueError, error, None))
     formatted = _Formatter().format(record)
-    return [str(capsys.readouterr().err).removesuffix("\n"), formatted]
+    return [str(capfd.readouterr().err).removesuffix("\n"), formatted]
 
 
-def test_json_keeps_what_a_client_sent_in_its_field(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    access, message = written(capsys, False, monkeypatch)
+def test_json_keeps_what_a_client_sent_in_its_field(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    access, message = written(capfd, False, monkeypatch)
     line = json.loads(access)
     assert (line["method"], line["path"], line["client"], line["status"]) == (HOSTILE, HOSTILE, HOSTILE, 404)
     assert line["who"] == "primary"
@@ -32,8 +33,8 @@ def test_json_keeps_what_a_client_sent_in_its_field(capsys: Any, monkeypatch: py
     assert not {"\n", "\r", "\x1b", "\x9b", "\u2028"} & set(access + message)
 
 
-def test_text_lets_nothing_steer_a_terminal_or_look_like_a_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    access, message = written(capsys, True, monkeypatch)
+def test_text_lets_nothing_steer_a_terminal_or_look_like_a_line(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    access, message = written(capfd, True, monkeypatch)
     assert not STEERING & set(access + message)
     assert "\n" not in access
     first, *others = message.split("\n")

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from everycore.environ import SettingsError
 from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError
-from everycore.server.logging import configure, counted
+from everycore.server.logging import configure, counted, release_streams
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
@@ -47,7 +47,9 @@ def run_dir(settings: ServerSettings, app: str | None) -> Path:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    with suppress(OSError):  # the exit code holds also where the message cannot be written
+        click.echo(f"error: {message}", err=True)
+    release_streams()
     sys.exit(code)
 
 
