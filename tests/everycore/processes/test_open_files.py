@@ -73,7 +73,9 @@ def test_workers_out_of_files_answer_all_in_turn(
     assert cluster.process.wait(20) == 0
 
 
-def test_worker_without_files_for_seconds_lives(puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any) -> None:
+def test_worker_without_files_for_seconds_lives(
+    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any
+) -> None:
     """Nothing that a worker does by itself each second opens a file."""
     cluster = puppets("--workers", "1")
     (pid,) = eventually(lambda: ready(cluster))

@@ -1,6 +1,7 @@
 """What a process asks of the kernel, where the kernel refuses."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -37,5 +38,5 @@ def test_resident_memory_without_its_file_is_still_known(tmp_path: Path) -> None
 
 
 def test_max_connections_keeps_a_reserve() -> None:
-    soft, _ = process.resource.getrlimit(process.resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft * 0.5 < max_connections() < soft - min(soft // 10, 64)

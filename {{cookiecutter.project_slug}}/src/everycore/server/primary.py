@@ -13,13 +13,22 @@ from time import monotonic
 
 import uvicorn
 
-from everycore.server import scoreboard, signals
-from everycore.server.children import ACCEPTING, NEVER, Child, Children, HangDetector, State, describe_exit, exited_as_requested
+from everycore.server import scoreboard, worker
+from everycore.server.children import (
+    ACCEPTING,
+    NEVER,
+    Child,
+    Children,
+    HangDetector,
+    State,
+    describe_exit,
+    exited_as_requested,
+)
 from everycore.server.logging import counted
 from everycore.server.policy import DeathLog, Policy, SpawnSchedule
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
-from everycore.server.signals import SignalQueue
+from everycore.server.signals import IGNORED_SIGNALS, SignalQueue, log_ignored
 from everycore.server.systemd import Service, ServiceNotifier
 from everycore.server.worker import WorkerContext
 
@@ -97,6 +106,8 @@ class Primary:
                 self.scale(self.children.wanted + 1)
             case signal.SIGTTOU:
                 self.scale(self.children.wanted - 1)
+            case _ if number in IGNORED_SIGNALS:
+                log_ignored(number)
 
     def stop_gracefully(self) -> None:
         logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
@@ -144,7 +155,7 @@ class Primary:
             self.read_worker_states()  # it may have become ready since the last look
             if child := self.children.reap(pid):
                 self.handle_worker_exit(child, status, now)
-                self.board.absorb_dead_row(child.row)  # last: a reader that finds no row finds on the board how it ended
+                self.board.absorb_dead_row(child.row)  # last: who finds no row finds how it ended
 
     def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
         lived = now - child.since
@@ -203,15 +214,20 @@ class Primary:
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
             if child.deadline is not None and now >= child.deadline:
-                if child.state is not State.DRAINING:  # what failed in a drain is one line, when the worker is dead
-                    logger.error("%s is killed: it outlived its deadline", child)
-                child.deadline = None
-                self.send(child, signal.SIGKILL)
+                if child.aborted:
+                    child.deadline = None
+                    self.send(child, signal.SIGKILL)
+                else:
+                    self.abort(child, now, "did not exit within its drain deadline")
             elif not child.aborted and now >= self.hang_detector.deadline(child):
-                logger.error("%s is aborted: no heartbeat in time; its stacks follow", child)
-                child.aborted = True
-                child.deadline = now + self.policy.abort_grace
-                self.send(child, signal.SIGABRT)
+                self.abort(child, now, "is aborted: no heartbeat in time")
+
+    def abort(self, child: Child, now: float, reason: str) -> None:
+        """Have it print its stacks and end; SIGKILL follows if it does not."""
+        logger.error("%s %s; its stacks follow", child, reason)
+        child.aborted = True
+        child.deadline = now + self.policy.abort_grace
+        self.send(child, signal.SIGABRT)
 
     def spawn_missing_workers(self, now: float) -> None:
         if self.config is None:
@@ -231,7 +247,7 @@ class Primary:
         self.schedule.record_spawn(slot, now)
         try:
             row = self.children.free_row(scoreboard.ROWS)
-            pid = signals.fork(config, lambda: self.after_fork_in_child(slot, row))
+            pid = worker.fork(config, lambda: self.after_fork_in_child(slot, row))
         except OSError as error:
             logger.error("worker=%d cannot be forked: %s. Trying again in %g s.", slot, error.strerror, FORK_RETRY)
             self.schedule.postpone(slot, now + FORK_RETRY)
@@ -249,7 +265,7 @@ class Primary:
     def drain_surplus_workers(self, now: float) -> None:
         for child in self.children.surplus_children():
             child.state = State.DRAINING
-            child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit)
+            child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit - self.policy.abort_grace)
             self.send(child, signal.SIGTERM)
 
     # The loop's own needs

@@ -1,5 +1,6 @@
 """What a process asks of the kernel about itself: open files, memory, and its place in an out-of-memory kill."""
 
+import faulthandler
 import os
 import resource
 import sys
@@ -37,6 +38,12 @@ def max_connections() -> int:
     except OSError:
         used = MAX_RESERVE
     return max(1, soft - used - min(soft // RESERVE_PART, MAX_RESERVE))
+
+
+def enable_stack_dumps() -> None:
+    """Let SIGABRT, and a crash in C code, print the stacks of all threads."""
+    with suppress(RuntimeError, AttributeError, OSError, ValueError):  # there is no stderr to print them to
+        faulthandler.enable()
 
 
 def prefer_as_oom_victim() -> None:

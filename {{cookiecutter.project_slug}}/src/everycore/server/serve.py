@@ -11,10 +11,10 @@ from everycore.server.children import Children
 from everycore.server.handover import ReexecState
 from everycore.server.listeners import describe
 from everycore.server.loading import LoadError, preload
-from everycore.server.logging import counted, flush_streams
+from everycore.server.logging import counted, flush_streams, release_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
-from everycore.server.process import raise_open_files
+from everycore.server.process import enable_stack_dumps, raise_open_files
 from everycore.server.resources import Resources, children_of
 from everycore.server.run_dir import RunDir
 from everycore.server.signals import SignalQueue
@@ -37,12 +37,14 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         primary = _take_over(reexec_state, target, workers, policy, run_dir=RunDir(run_dir), options=options)
     else:
         primary = _begin(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
+    enable_stack_dumps()  # here and not in the worker alone: a child may hang between its fork and its start
     flush_streams()
     try:
         return primary.run()
     finally:
         primary.resources.release()
         logger.info("stopped")
+        release_streams()
 
 
 def _begin(
