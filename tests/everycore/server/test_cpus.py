@@ -31,11 +31,11 @@ def test_half_a_cpu_is_one_worker_in_either_version(tmp_path: Path) -> None:
 def test_without_a_smaller_quota_the_affinity_decides(tmp_path: Path, text: str) -> None:
     count, reason = available_cpus(v2(tmp_path, text))
     assert count == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert "available_cpus" in reason
+    assert "available" in reason
 
 
 def test_v1_spells_no_limit_as_minus_one(tmp_path: Path) -> None:
-    assert "available_cpus" in available_cpus(v1(tmp_path, -1))[1]
+    assert "available" in available_cpus(v1(tmp_path, -1))[1]
 
 
 def test_a_service_managers_quota_is_found_in_the_process_own_cgroup_or_above_it(tmp_path: Path) -> None:
@@ -45,3 +45,14 @@ def test_a_service_managers_quota_is_found_in_the_process_own_cgroup_or_above_it
     v2(own, "max 100000")
     v2(own.parent, "50000 100000")
     assert available_cpus(tmp_path, tmp_path / "ours") == (1, "the cgroup allows 0.5 CPUs")
+
+
+def test_auto_with_python_cpu_count_is_that_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "7")
+    assert available_cpus(v2(tmp_path, "50000 100000")) == (7, "PYTHON_CPU_COUNT is 7")
+
+
+@pytest.mark.parametrize("value", ["default", "0", "-1", ""])
+def test_auto_without_a_number_of_cpus_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PYTHON_CPU_COUNT", value)
+    assert available_cpus(v2(tmp_path, "50000 100000")) == (1, "the cgroup allows 0.5 CPUs")

@@ -49,6 +49,7 @@ def preload(
         server_header=False,
         access_log=False,  # ours is cheaper and tells the milliseconds
         proxy_headers=False,  # ours are stricter
+        workers=1,  # or uvicorn reads WEB_CONCURRENCY, and fails at "auto"
         **options,
     )
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from everycore.server import handover, parent_death, systemd
+from everycore.server import handover, parent_death, scoreboard, systemd
 from everycore.server.children import Children
 from everycore.server.handover import ReexecState
 from everycore.server.listeners import describe
@@ -85,5 +85,14 @@ def _take_over(
         primary.reloader.fail(refusal)
     else:
         primary.reloader.handed_over = True
+        _log_number(children.wanted, resources.board.header[scoreboard.WANTED], workers)
         logger.info("reload: generation %d takes over from %s", children.generation, counted(len(children), "worker"))
     return primary
+
+
+def _log_number(wanted: int, before: int, configured: int) -> None:
+    """Say in a reload when the number of workers changes, or is kept though the settings or the CPUs say another."""
+    if wanted != before:
+        logger.info("reload: %s instead of %d", counted(wanted, "worker"), before)
+    elif wanted != configured:
+        logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", counted(wanted, "worker"), configured)
