@@ -37,7 +37,7 @@ class Resources:
         except BindError:
             for opened in listeners:
                 close(opened)
-            run_dir.remove()
+            run_dir.remove(lock)
             os.close(lock)
             raise
         wakeup_pipe = os.pipe()
@@ -84,7 +84,7 @@ class Resources:
 
     def release(self) -> None:
         self.close_listeners()
-        self.run_dir.remove()
+        self.run_dir.remove(self.lock)
 
 
 def children_of(reexec_state: ReexecState) -> list[Child]:

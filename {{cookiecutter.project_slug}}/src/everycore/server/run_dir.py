@@ -91,7 +91,19 @@ class RunDir:
                 return None
             time.sleep(POLL_INTERVAL)
 
-    def remove(self) -> None:
+    def remove(self, lock: int) -> None:
+        """Remove what belongs to the holder of `lock`.
+
+        The directory may have been removed under this primary (by logind's RemoveIPC, for one), and made again by
+        another one.
+        """
+        try:
+            ours = os.path.samestat(self._lock.stat(), os.fstat(lock))
+        except OSError:
+            return
+        if not ours:
+            logger.warning("RUN_DIR %s belongs to another primary: it is left as it is", self.path)
+            return
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may hold what others put there
