@@ -61,7 +61,7 @@ def test_check_with_several_faults_names_each(cli: Any, tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert "ok" not in ended.stdout
     for said in (
-        "is taken by",
+        "is in use by",
         "'nonsense' is not HOST:PORT",
         "203.0.113.1:80 cannot",
         "RUN_DIR",

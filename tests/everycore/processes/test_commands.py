@@ -56,7 +56,7 @@ def test_a_redis_url_that_is_none_is_one_line(cli: Any) -> None:
 def test_a_taken_port_is_one_line(cli: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(cli("serve", "--bind", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port} is taken")
+        refused(cli("serve", "--bind", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port} is in use")
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])

@@ -33,7 +33,7 @@ def test_dev_reloads_on_change_and_ends_with_ctrl_c(cli: Any, get: Any, eventual
         assert get(f"http://127.0.0.1:{port}", "/")[0] == 200
         eventually(lambda: "Watching " in started.read_text())
         os.utime(touched)
-        eventually(lambda: "generation 2 takes over" in started.read_text())
+        eventually(lambda: "generation 2 starting" in started.read_text())
         eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
         assert process.wait(20) == 0
@@ -56,7 +56,7 @@ def test_dev_takes_the_redis_that_is_named_and_without_a_terminal_a_hup_as_a_rel
         assert get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200
         assert "Redis: " not in started.read_text()  # it would name the one that it brought
         process.send_signal(signal.SIGHUP)
-        eventually(lambda: "generation 2 is complete" in started.read_text())
+        eventually(lambda: "reload: complete, generation 2" in started.read_text())
         process.terminate()
         assert process.wait(20) == 0
     finally:

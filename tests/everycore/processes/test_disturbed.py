@@ -66,7 +66,7 @@ def changing(puppets: Any, ready: Any, eventually: Any, tmp_path: Path, request:
 
 
 def test_a_stop_while_new_workers_start_is_clean(changing: Changing, clean_stop: Any) -> None:
-    changing.reload_into(NEVER_STARTS, "generation 2 takes over")
+    changing.reload_into(NEVER_STARTS, "generation 2 starting")
     clean_stop(changing.cluster)
 
 
@@ -75,7 +75,7 @@ def test_a_check_that_was_killed_refuses_the_reload_and_the_next_one_goes_throug
 ) -> None:
     changing.reload(HANGS)
     os.kill(changing.check(), signal.SIGKILL)
-    eventually(lambda: changing.said("reload refused: the check was killed by SIGKILL. Generation 1 serves on."))
+    eventually(lambda: changing.said("reload failed: the check was killed by SIGKILL; generation 1 keeps running"))
     assert tell(changing.cluster)
     changing.reload(SERVES)
     eventually(lambda: snapshot(changing.cluster).generation == 2)
@@ -89,7 +89,7 @@ def test_a_second_reload_during_a_check_is_not_forgotten(
     check = changing.check()
     changing.reload(SERVES + "version = 2\n")
     os.kill(check, signal.SIGKILL)
-    eventually(lambda: changing.said("generation 2 takes over"))
+    eventually(lambda: changing.said("generation 2 starting"))
     eventually(lambda: tell(changing.cluster, "import changing; answer = changing.version") == "2")
     clean_stop(changing.cluster)
 
@@ -102,7 +102,7 @@ def test_new_workers_that_do_not_start_leave_the_old_ones_serving_until_better_c
     cluster = changing.cluster
     old = set(ready(cluster))
     fires = [load(cluster.url, "/", clients=2, keep_alive=keep_alive) for keep_alive in (True, False)]
-    changing.reload_into(code, "generation 2 takes over")
+    changing.reload_into(code, "generation 2 starting")
     if code is FAILS_TO_START:
         eventually(lambda: changing.said("gen=2", times=4))
     assert all(Path(f"/proc/{pid}").exists() for pid in old)
@@ -128,7 +128,7 @@ def test_a_new_worker_killed_while_it_starts_is_replaced(
     )
     cluster = changing.cluster
     old = ready(cluster)
-    changing.reload_into(waits, "generation 2 takes over")
+    changing.reload_into(waits, "generation 2 starting")
 
     def starting() -> set[int]:
         return {row.pid for row in snapshot(cluster).workers if row.state == "starting"}
@@ -168,7 +168,7 @@ def test_the_primarys_own_code_is_checked_and_reloaded_too(
     eventually(lambda: len(ready(cluster)) == 2)
     primary.write_text("raise RuntimeError('half a deploy')\n")
     cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "Generation 1 serves on" in cluster.log.read_text())
+    eventually(lambda: "generation 1 keeps running" in cluster.log.read_text())
     assert "half a deploy" in cluster.log.read_text()
     assert tell(cluster)
     primary.write_text(code.replace('"%s ready after', '"new words: %s ready after'))

@@ -166,7 +166,7 @@ def test_drain_with_failing_shutdown_costs_one_connection(
         assert b" 101 " in client.recv(200)
         answer = in_flight(cluster, others=1)
         cluster.process.terminate()
-        eventually(lambda: "could not be shut down" in cluster.log.read_text())
+        eventually(lambda: "failed to shut down" in cluster.log.read_text())
         (tmp_path / "released").touch()
         assert answer.result()[1] == b"done"
         assert cluster.process.wait(20) == 0

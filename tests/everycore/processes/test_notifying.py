@@ -99,7 +99,7 @@ def test_a_refused_reload_is_ready_again_and_says_that_it_was_refused(
     path.write_text("def broken(:")
     cluster.process.send_signal(signal.SIGHUP)
     said = eventually(lambda: manager.heard_after("RELOADING=1"))
-    assert said == ["READY=1\nSTATUS=1 worker, generation 1; the last reload was refused, the log says why"]
+    assert said == ["READY=1\nSTATUS=1 worker, generation 1; last reload failed, see the log"]
     path.write_text(APP)
     cluster.process.send_signal(signal.SIGHUP)
     eventually(lambda: "READY=1\nSTATUS=1 worker, generation 2" in manager.heard_after("RELOADING=1"))

@@ -103,7 +103,7 @@ def test_a_new_generation_that_cannot_start_leaves_the_old_one_serving_until_it_
     app.write_text(FAILS_TO_START)
     ended = cli("reload", **run_dir)
     assert ended.returncode == 1
-    assert "exited with code 3; the old generation serves on" in ended.stderr
+    assert "exited with code 3; the old generation keeps running" in ended.stderr
     assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 1"}
     assert status(cli, run_dir)["reload"] == "starting"
     app.write_text(APP.format(version=3))
@@ -176,10 +176,10 @@ def test_a_refused_reload_while_an_earlier_one_starts_does_not_hide_that_it_is_c
 ) -> None:
     app.write_text(APP.format(version=2).replace("async def home", "import time; time.sleep(0)\n\nasync def home"))
     cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "generation 2 takes over" in cluster.log.read_text())
+    eventually(lambda: "generation 2 starting" in cluster.log.read_text())
     app.write_text("def broken(:")
     assert cli("reload", **run_dir).returncode == 1
-    eventually(lambda: "generation 2 is complete" in cluster.log.read_text())
+    eventually(lambda: "reload: complete, generation 2" in cluster.log.read_text())
     assert {get(cluster.url, "/")[1] for _ in range(20)} == {b"version 2"}
     assert status(cli, run_dir)["reload"] == "refused"
 

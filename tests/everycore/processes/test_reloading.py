@@ -44,7 +44,7 @@ def test_new_code_is_served_and_broken_code_is_refused_with_its_reason(
     eventually(lambda: all(get(cluster.url, "/")[1] == b"version 2" for _ in range(10)))
     path.write_text("def broken(:")
     cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "Generation 2 serves on" in cluster.log.read_text())
+    eventually(lambda: "generation 2 keeps running" in cluster.log.read_text())
     assert "SyntaxError: invalid syntax" in cluster.log.read_text()
     assert {get(cluster.url, "/")[1] for _ in range(50)} == {b"version 2"}
     path.write_text(APP.format(version=3))

@@ -91,7 +91,7 @@ def test_a_socket_of_the_manager_is_used_instead_of_bind_and_hidden_from_the_app
     arguments = ["--app", "seeing:app", "--bind", "unix:/no/such/folder/app.sock"]
     service = activate(held, *arguments, PYTHONPATH=importable(str(tmp_path)))
     assert get(url_of(held), "/")[1] == b"nothing to take"
-    assert "has opened the sockets (LISTEN_FDS): BIND is not used" in service.log.read_text()
+    assert "opened the sockets (LISTEN_FDS); BIND is not used" in service.log.read_text()
 
 
 def test_who_comes_while_it_is_stopped_is_served_by_the_next_start(
@@ -170,7 +170,7 @@ def test_a_start_that_fails_at_its_second_address_leaves_no_path_of_its_first(cl
         taken = "{}:{}".format(*held.getsockname())
         ended = cli("serve", "--bind", f"unix:{folder}/app.sock,{taken}")
         assert ended.returncode == 1
-        assert f"{taken} is taken" in ended.stderr
+        assert f"{taken} is in use" in ended.stderr
         assert os.listdir(folder) == []
 
 

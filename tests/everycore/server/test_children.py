@@ -20,35 +20,35 @@ def full(wanted: int) -> Children:
     return children
 
 
-def test_an_empty_cluster_misses_every_slot() -> None:
+def test_children_none_misses_every_slot() -> None:
     assert Children(3).missing_slots() == [0, 1, 2]
 
 
-def test_a_full_cluster_misses_nothing_and_has_nothing_to_spare() -> None:
+def test_children_full_has_no_missing_and_no_surplus() -> None:
     children = full(3)
     assert children.missing_slots() == []
     assert children.surplus_children() == []
 
 
-def test_a_starting_worker_holds_its_slot() -> None:
+def test_starting_worker_holds_its_slot() -> None:
     children = Children(1)
     started(children, 0, State.STARTING)
     assert children.missing_slots() == []
 
 
-def test_a_dead_workers_slot_is_missing_again() -> None:
+def test_dead_worker_leaves_its_slot_missing() -> None:
     children = full(2)
     children.reap(101)
     assert children.missing_slots() == [1]
 
 
-def test_a_stranger_is_reaped_without_a_trace() -> None:
+def test_reap_of_an_unknown_pid_changes_nothing() -> None:
     children = full(1)
     assert children.reap(4711) is None
     assert len(children) == 1
 
 
-def test_a_new_generation_misses_every_slot_and_spares_the_old_until_it_is_ready() -> None:
+def test_old_generation_serves_until_the_new_one_is_ready() -> None:
     children = full(2)
     children.generation += 1
     assert children.missing_slots() == [0, 1]
@@ -59,7 +59,7 @@ def test_a_new_generation_misses_every_slot_and_spares_the_old_until_it_is_ready
     assert [child.pid for child in children.surplus_children()] == [100]
 
 
-def test_a_retired_worker_serves_until_its_successor_is_ready() -> None:
+def test_retiring_worker_serves_until_it_is_replaced() -> None:
     children = full(1)
     children.retiring(100)
     assert children.missing_slots() == [0]
@@ -76,21 +76,21 @@ def test_scaling_down_drains_the_highest_slots() -> None:
     assert children.missing_slots() == []
 
 
-def test_stopping_is_wanting_none() -> None:
+def test_zero_wanted_drains_all() -> None:
     children = full(2)
     children.wanted = 0
     assert len(children.surplus_children()) == 2
     assert children.missing_slots() == []
 
 
-def test_a_draining_worker_is_not_asked_twice_and_holds_no_slot() -> None:
+def test_draining_worker_is_no_surplus_and_holds_no_slot() -> None:
     children = full(1)
     next(iter(children)).state = State.DRAINING
     assert children.surplus_children() == []
     assert children.missing_slots() == [0]
 
 
-def test_a_late_ready_does_not_call_a_draining_worker_back() -> None:
+def test_draining_worker_stays_draining_when_ready() -> None:
     children = full(1)
     child = next(iter(children))
     child.state = State.DRAINING
@@ -98,7 +98,7 @@ def test_a_late_ready_does_not_call_a_draining_worker_back() -> None:
     assert child.state is State.DRAINING
 
 
-def test_rows_are_reused_from_the_lowest_and_run_out() -> None:
+def test_free_row_is_the_lowest_or_an_error() -> None:
     children = full(2)
     assert children.free_row(3) == 2
     children.reap(100)
@@ -107,7 +107,7 @@ def test_rows_are_reused_from_the_lowest_and_run_out() -> None:
         full(3).free_row(3)
 
 
-def test_a_beat_counts_from_its_own_time() -> None:
+def test_heartbeat_counts_from_its_own_time() -> None:
     child = Child(pid=1, slot=0, generation=1, row=0, since=0.0)
     child.record_heartbeat(7_000_000_000, now=9.0)
     child.record_heartbeat(7_000_000_000, now=20.0)
@@ -115,7 +115,7 @@ def test_a_beat_counts_from_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("nonsense", [0, 1, 6_000_000_000, 2**64 - 1])
-def test_nonsense_where_the_beat_should_be_kills_nobody_and_protects_nobody(nonsense: int) -> None:
+def test_corrupt_heartbeat_counts_as_one_received_now(nonsense: int) -> None:
     child = Child(pid=1, slot=0, generation=1, row=0, since=0.0)
     child.record_heartbeat(7_000_000_000, now=9.0)
     child.record_heartbeat(nonsense, now=30.0)

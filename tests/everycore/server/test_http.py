@@ -1,4 +1,4 @@
-"""What leaves in one piece, what is never held back, and what a closed connection is spared."""
+"""The transport that sends the head and the body of a response together."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,19 +14,19 @@ HEAD, BODY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", b"ok"
 
 
 class Recorder:
-    """A transport that keeps what it was given, piece by piece."""
+    """A transport that keeps each write."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.writes: list[bytes] = []
         self.closed = False
 
     def write(self, data: bytes) -> None:
         assert not self.closed, "uvloop raises for this"
-        assert data, "asyncio's own loop tries for ever to send nothing"
-        self.pieces.append(bytes(data))
+        assert data, "asyncio's own loop would retry an empty write forever"
+        self.writes.append(bytes(data))
 
     def writelines(self, lines: tuple[bytes, ...]) -> None:
-        assert all(lines), "asyncio's own loop tries for ever to send nothing"
+        assert all(lines), "asyncio's own loop would retry an empty write forever"
         self.write(b"".join(lines))
 
     def close(self) -> None:
@@ -39,74 +39,74 @@ class Recorder:
         return f"the {name}"
 
 
-def joining(recorder: Recorder) -> CoalescingTransport:
+def coalescing(recorder: Recorder) -> CoalescingTransport:
     return CoalescingTransport(cast("asyncio.Transport", recorder))
 
 
-async def test_a_head_and_its_body_leave_in_one_piece() -> None:
+async def test_transport_sends_head_and_body_in_one_write() -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     for _ in range(2):  # pipelined requests
         transport.write(HEAD)
         transport.write(BODY)
     await asyncio.sleep(0)
-    assert recorder.pieces == [HEAD + BODY, HEAD + BODY]
+    assert recorder.writes == [HEAD + BODY, HEAD + BODY]
 
 
-async def test_a_head_without_a_body_leaves_in_the_same_tick() -> None:
+async def test_transport_sends_a_lone_head_in_the_same_tick() -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     transport.write(HEAD)
-    assert recorder.pieces == []
+    assert recorder.writes == []
     await asyncio.sleep(0)
-    assert recorder.pieces == [HEAD]
+    assert recorder.writes == [HEAD]
     transport.write(BODY)
-    assert recorder.pieces == [HEAD, BODY]
+    assert recorder.writes == [HEAD, BODY]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_transport_takes_all_that_is_like_bytes(kind: Callable[[bytes], bytes]) -> None:
+async def test_transport_accepts_every_bytes_like_type(kind: Callable[[bytes], bytes]) -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     transport.write(HEAD)
     for _ in range(3):
         transport.write(kind(BODY))
-    assert recorder.pieces == [HEAD + BODY, BODY, BODY]
+    assert recorder.writes == [HEAD + BODY, BODY, BODY]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_transport_writes_nothing_empty(kind: Callable[[bytes], bytes]) -> None:
+async def test_transport_drops_empty_writes(kind: Callable[[bytes], bytes]) -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     transport.write(kind(b""))
     transport.write(HEAD)
     transport.write(kind(b""))
     transport.write(kind(b""))
     await asyncio.sleep(0)
-    assert recorder.pieces == [HEAD]
+    assert recorder.writes == [HEAD]
 
 
-async def test_a_head_leaves_before_the_connection_is_closed() -> None:
+async def test_transport_close_sends_the_head_first() -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     transport.write(HEAD)
     transport.close()
     await asyncio.sleep(0)
-    assert recorder.pieces == [HEAD]
+    assert recorder.writes == [HEAD]
     assert recorder.closed
 
 
-async def test_a_client_that_left_meanwhile_gets_nothing() -> None:
+async def test_transport_sends_nothing_to_a_closed_connection() -> None:
     recorder = Recorder()
-    transport = joining(recorder)
+    transport = coalescing(recorder)
     transport.write(HEAD)
     recorder.close()
     await asyncio.sleep(0)
     transport.close()
-    assert recorder.pieces == []
+    assert recorder.writes == []
 
 
-async def test_all_else_is_the_plain_transports() -> None:
-    transport = joining(Recorder())
+async def test_transport_passes_other_attributes_through() -> None:
+    transport = coalescing(Recorder())
     assert transport.get_extra_info("peername") == "the peername"
     assert not transport.is_closing()

@@ -1,4 +1,4 @@
-"""What `--app` may name, and what is said when it cannot be loaded."""
+"""What `--app` may name, and the errors when that cannot be loaded."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 
 @pytest.mark.parametrize("write", ["async def app(scope, receive, send): ...\n"], indirect=True)
-def test_a_bare_asgi_function_is_an_app(write: str) -> None:
+def test_preload_asgi_function_is_the_app(write: str) -> None:
     assert preload(f"{write}:app").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
@@ -26,41 +26,43 @@ FACTORY = "async def app(scope, receive, send): ...\ndef create():\n    return a
 
 
 @pytest.mark.parametrize("write", [FACTORY], indirect=True)
-def test_a_factory_is_called(write: str) -> None:
+def test_preload_calls_a_factory(write: str) -> None:
     assert preload(f"{write}:create").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
 @pytest.mark.parametrize("write", ["value = 1 / 0\n"], indirect=True)
-def test_a_module_that_fails_is_told_with_its_line(write: str) -> None:
+def test_preload_failing_module_is_named_with_its_line(write: str) -> None:
     with pytest.raises(LoadError, match=r"ZeroDivisionError: division by zero \(.*\.py, line 1\)$"):
         preload(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["raise SystemExit(0)\n"], indirect=True)
-def test_a_module_that_exits_does_not_take_the_primary_along(write: str) -> None:
+def test_preload_module_that_exits_is_a_load_error(write: str) -> None:
+    """The primary does not exit with it."""
     with pytest.raises(LoadError, match="SystemExit"):
         preload(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["import no_such_dependency\n"], indirect=True)
-def test_a_missing_dependency_is_not_mistaken_for_a_missing_app(write: str) -> None:
+def test_preload_missing_dependency_is_named(write: str) -> None:
+    """It is not mistaken for a missing app."""
     with pytest.raises(LoadError, match=r"does not import: .*no_such_dependency"):
         preload(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["app = 3\n"], indirect=True)
-@pytest.mark.parametrize(("attribute", "said"), [("app", "its type is int"), ("other", "has no attribute 'other'")])
-def test_what_is_no_app_is_refused(write: str, attribute: str, said: str) -> None:
-    with pytest.raises(LoadError, match=said):
+@pytest.mark.parametrize(("attribute", "message"), [("app", "its type is int"), ("other", "has no attribute 'other'")])
+def test_preload_attribute_that_is_no_app_is_refused(write: str, attribute: str, message: str) -> None:
+    with pytest.raises(LoadError, match=message):
         preload(f"{write}:{attribute}")
 
 
 @pytest.mark.parametrize("target", ["", "app", ":app", "module:"])
-def test_the_form_is_explained(target: str) -> None:
+def test_preload_malformed_target_explains_the_form(target: str) -> None:
     with pytest.raises(LoadError, match="module:attribute"):
         preload(target)
 
 
-def test_a_module_that_is_not_there_says_where_it_looked() -> None:
+def test_preload_missing_module_names_the_directory() -> None:
     with pytest.raises(LoadError, match="there is no module 'no_such_app' in /"):
         preload("no_such_app.main:app")

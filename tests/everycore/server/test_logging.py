@@ -24,7 +24,7 @@ def written(capfd: Any, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> list
     return [str(capfd.readouterr().err).removesuffix("\n"), formatted]
 
 
-def test_json_keeps_what_a_client_sent_in_its_field(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_line_keeps_hostile_text_in_its_field(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     access, message = written(capfd, False, monkeypatch)
     line = json.loads(access)
     assert (line["method"], line["path"], line["client"], line["status"]) == (HOSTILE, HOSTILE, HOSTILE, 404)
@@ -33,7 +33,8 @@ def test_json_keeps_what_a_client_sent_in_its_field(capfd: Any, monkeypatch: pyt
     assert not {"\n", "\r", "\x1b", "\x9b", "\u2028"} & set(access + message)
 
 
-def test_text_lets_nothing_steer_a_terminal_or_look_like_a_line(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_line_escapes_controls_and_newlines(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile text must neither steer the terminal nor look like a line of the log."""
     access, message = written(capfd, True, monkeypatch)
     assert not STEERING & set(access + message)
     assert "\n" not in access

@@ -74,15 +74,16 @@ def test_death_log_many_deaths_get_a_line_in_ten_seconds() -> None:
     assert log.record(1000.0) == 1
 
 
-def test_the_kill_comes_after_the_worker_kept_its_own_deadline() -> None:
+def test_drain_limit_is_after_the_graceful_timeout() -> None:
     assert Policy(graceful_timeout=7.0).drain_limit > 7.0
 
 
-def test_recycling_is_off_unless_asked_for() -> None:
+def test_recycling_is_off_by_default() -> None:
     assert Recycling(Policy(), resident=0).reason(requests=10**9, resident=10**12) is None
 
 
-def test_a_worker_asks_for_a_successor_near_its_number_of_requests_but_not_all_at_the_same() -> None:
+def test_recycling_after_max_requests_has_jitter() -> None:
+    """Workers that share the load must not all be replaced at once."""
     draws = [Recycling(Policy(max_requests=1000), resident=0) for _ in range(50)]
     asked = [next(n for n in range(2000) if one.reason(n, 0)) for one in draws]
     assert min(asked) >= 900
@@ -90,7 +91,7 @@ def test_a_worker_asks_for_a_successor_near_its_number_of_requests_but_not_all_a
     assert len(set(asked)) > 10
 
 
-def test_memory_counts_from_what_a_worker_had_when_it_was_ready() -> None:
+def test_recycling_memory_counts_from_ready() -> None:
     recycling = Recycling(Policy(max_growth=100), resident=1000)
     assert recycling.reason(requests=0, resident=1100) is None
     assert recycling.reason(requests=0, resident=1101)

@@ -1,18 +1,19 @@
-"""Whom the forwarded header fields make the client, without a socket."""
+"""The client and the scheme that the forwarded header fields set, without a socket."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from everycore.server.proxies import ProxyHeaders, RootPath, advice
+from everycore.server.proxies import ProxyHeaders, RootPath, check_trusted
 
 PROXY, STRANGER, CLIENT = "10.0.0.1", "198.51.100.9", "203.0.113.7"
 TCP_SERVER, UNIX_SERVER = ("10.0.0.9", 8000), ("/run/app.sock", None)
+UNSET = cast("Any", None)  # `passed_on` sets the app of a middleware
 
 
 def passed_on(app: Any, **scope: Any) -> dict[str, Any]:
-    """The scope that the app behind gets."""
+    """Return the scope that the wrapped app gets."""
     seen: dict[str, Any] = {}
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -24,10 +25,10 @@ def passed_on(app: Any, **scope: Any) -> dict[str, Any]:
 
 
 def client(trusted: str, *lines: str, peer: str | None = PROXY, server: Any = TCP_SERVER) -> Any:
-    """Host and port of the client, as the app sees it when `peer` sends these lines of X-Forwarded-For."""
+    """Return the client that the app sees when `peer` sends these lines of X-Forwarded-For."""
     fields = [(b"x-forwarded-for", line.encode("latin-1")) for line in lines]
     address = (peer, 40000) if peer else None
-    seen = passed_on(ProxyHeaders(None, trusted.split(",")), client=address, server=server, headers=fields)
+    seen = passed_on(ProxyHeaders(UNSET, trusted.split(",")), client=address, server=server, headers=fields)
     return seen["client"]
 
 
@@ -36,10 +37,10 @@ def client(trusted: str, *lines: str, peer: str | None = PROXY, server: Any = TC
     [
         ("10.0.0.1", [CLIENT], CLIENT),
         ("10.0.0.1", [f"1.2.3.4, {CLIENT}"], CLIENT),
-        ("10.0.0.1", ["1.2.3.4", CLIENT], CLIENT),  # a proxy that adds a line of its own
+        ("10.0.0.1", ["1.2.3.4", CLIENT], CLIENT),  # this proxy adds a second line
         ("10.0.0.1", [f"1.2.3.4,{CLIENT}", "10.0.0.1"], CLIENT),
         ("10.0.0.0/8", [f"1.2.3.4, {CLIENT}, 10.9.9.9,10.1.2.3"], CLIENT),
-        ("10.0.0.0/8", ["10.9.9.9, 10.1.2.3"], "10.9.9.9"),  # nobody but proxies: the one that began it
+        ("10.0.0.0/8", ["10.9.9.9, 10.1.2.3"], "10.9.9.9"),  # proxies only: the first one is the client
         ("10.0.0.1,2001:db8::/32", [f"{CLIENT}, 2001:DB8:0:0::5"], CLIENT),
         ("10.0.0.1", ["2001:db8::7"], "2001:db8::7"),
         ("10.0.0.1", ["::ffff:203.0.113.7"], CLIENT),
@@ -63,7 +64,7 @@ def test_client_is_the_rightmost_untrusted_address(trusted: str, lines: list[str
         (f"\t{CLIENT} ", (CLIENT, 0)),
     ],
 )
-def test_client_with_a_port_or_brackets_is_read(item: str, found: tuple[str, int]) -> None:
+def test_client_with_a_port_or_brackets_is_parsed(item: str, found: tuple[str, int]) -> None:
     assert client("10.0.0.1", item) == found
 
 
@@ -88,7 +89,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("item", GARBAGE)
-def test_client_that_is_no_address_is_not_believed(item: str) -> None:
+def test_client_that_is_no_address_is_ignored(item: str) -> None:
     assert client("10.0.0.0/8", f"{CLIENT}, {item}") == (PROXY, 40000)
     assert client("10.0.0.0/8", f"{CLIENT}, {item}, 10.2.2.2") == ("10.2.2.2", 0)
     assert client("*", f"{CLIENT}, {item}") == (PROXY, 40000)
@@ -105,17 +106,17 @@ def test_client_that_is_no_address_is_not_believed(item: str) -> None:
         ("unix", TCP_SERVER, None),  # of a connection that was reset
     ],
 )
-def test_unix_peer_is_trusted_by_its_word(trusted: str, server: Any, found: Any) -> None:
+def test_unix_peer_is_trusted_by_unix_or_star(trusted: str, server: Any, found: Any) -> None:
     assert client(trusted, CLIENT, peer=None, server=server) == found
 
 
-def test_peer_in_another_form_is_the_same_peer() -> None:
+def test_peer_in_another_notation_is_the_same_peer() -> None:
     assert client("10.0.0.1", CLIENT, peer="::ffff:10.0.0.1")[0] == CLIENT
     assert client("fe80::1", CLIENT, peer="fe80::1%eth0")[0] == CLIENT
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "scheme"),
+    ("values", "kind", "scheme"),
     [
         (["https"], "http", "https"),
         (["HTTPS"], "http", "https"),
@@ -126,25 +127,25 @@ def test_peer_in_another_form_is_the_same_peer() -> None:
         ([""], "http", "http"),
     ],
 )
-def test_scheme_is_the_last_one_that_the_proxy_sent(said: list[str], kind: str, scheme: str) -> None:
-    fields = [(b"x-forwarded-proto", value.encode()) for value in said]
-    app = ProxyHeaders(None, [PROXY])
+def test_scheme_is_the_last_one_that_the_proxy_sent(values: list[str], kind: str, scheme: str) -> None:
+    fields = [(b"x-forwarded-proto", value.encode()) for value in values]
+    app = ProxyHeaders(UNSET, [PROXY])
     assert passed_on(app, type=kind, client=(PROXY, 1), headers=fields)["scheme"] == scheme
     assert passed_on(app, type=kind, client=(STRANGER, 1), headers=fields)["scheme"] == "http"
 
 
-def test_headers_of_an_untrusted_peer_are_not_looked_at() -> None:
+def test_headers_of_an_untrusted_peer_are_not_read() -> None:
     class Unread:
         def __iter__(self) -> Any:
             raise AssertionError("read")
 
-    seen = passed_on(ProxyHeaders(None, [PROXY]), client=(STRANGER, 1), headers=Unread())
+    seen = passed_on(ProxyHeaders(UNSET, [PROXY]), client=(STRANGER, 1), headers=Unread())
     assert seen["client"] == (STRANGER, 1)
 
 
-def test_advice_is_given_beside_a_star_alone() -> None:
-    assert advice(["127.0.0.1", "unix", "10.0.0.0/8"]) == []
-    (sentence,) = advice(["10.0.0.0/8", "*"])
+def test_check_trusted_warns_of_a_star_only() -> None:
+    assert check_trusted(["127.0.0.1", "unix", "10.0.0.0/8"]) == []
+    (sentence,) = check_trusted(["10.0.0.0/8", "*"])
     assert "FORWARDED_ALLOW_IPS has *" in sentence
 
 
@@ -159,6 +160,6 @@ def test_advice_is_given_beside_a_star_alone() -> None:
         ("/", "/shop/", b"/shop/"),
     ],
 )
-def test_root_path_is_in_front_once(kind: str, asked: str, path: str, raw_path: bytes) -> None:
-    seen = passed_on(RootPath(None, "/shop"), type=kind, path=asked, raw_path=asked.encode())
+def test_root_path_is_prepended_once(kind: str, asked: str, path: str, raw_path: bytes) -> None:
+    seen = passed_on(RootPath(UNSET, "/shop"), type=kind, path=asked, raw_path=asked.encode())
     assert (seen["root_path"], seen["path"], seen["raw_path"]) == ("/shop", path, raw_path)

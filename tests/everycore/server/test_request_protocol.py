@@ -1,4 +1,4 @@
-"""Odd requests on a connection without a socket: what the app gets, what the client gets, and what is never parsed."""
+"""Unusual and hostile requests, on a connection without a socket."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ FILLER = b"x: " + b"y" * 1000 + b"\r\n"
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written, and ends its protocol in the next tick as a real one does."""
+    """Keeps what is written, and calls `connection_lost` in the next tick as a real transport does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +62,10 @@ class Transport(asyncio.Transport):
 
 
 class Connection:
-    """One connection to an app that answers with what it got. `taken` counts the bytes that were read from it."""
+    """A connection to an app that returns what it got. `taken` counts the bytes that the server has read."""
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()  # /slow waits for it
+        self.go = asyncio.Event()  # /slow and the websocket wait for it
         self.scopes: list[Any] = []
         self.taken = 0
         self.state = ServerState()
@@ -91,20 +91,20 @@ class Connection:
         if scope["path"] == "/slow":
             await self.go.wait()
         if scope["path"] != "/early":
-            said = json.dumps([scope["method"], scope["path"], body.decode()]).encode()
-            await send({**start, "headers": [(b"content-length", b"%d" % len(said))]})
-            await send({"type": "http.response.body", "body": said})
+            content = json.dumps([scope["method"], scope["path"], body.decode()]).encode()
+            await send({**start, "headers": [(b"content-length", b"%d" % len(content))]})
+            await send({"type": "http.response.body", "body": content})
 
     async def send(self, *packets: bytes) -> None:
         for packet in packets:
             if not self.transport.closed:
                 self.taken += len(packet)
                 self.transport.protocol.data_received(packet)
-                for _ in range(5):  # ticks: the app gets on, as far as it does not wait for the client
+                for _ in range(5):  # ticks, in which the app runs until it waits for the client
                     await asyncio.sleep(0)
 
     async def answers(self, *packets: bytes) -> list[Any]:
-        """A status, or what the app got, for each answer."""
+        """Return the status of each response, or what the app got if it is 200."""
         await self.send(*packets)
         await self.settle()
         found: list[Any] = []
@@ -119,7 +119,7 @@ class Connection:
         return found
 
     async def settle(self) -> None:
-        """Wait until the app has nothing more to do."""
+        """Wait until the app has finished."""
         async with asyncio.timeout(20):
             while self.state.tasks:
                 await asyncio.wait(self.state.tasks)
@@ -135,7 +135,7 @@ def cut(data: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("delivery", ["at once", "body later", "byte by byte"])
 @pytest.mark.parametrize("framing", FRAMED)
 @pytest.mark.parametrize("upgrade", [b"h2c", b"foo", b"websocket", b"TLS/1.0, h2c"])
-async def test_body_behind_an_upgrade_is_never_a_request(upgrade: bytes, framing: str, delivery: str) -> None:
+async def test_body_after_an_upgrade_is_never_a_request(upgrade: bytes, framing: str, delivery: str) -> None:
     field, body = FRAMED[framing]
     head = POST % (b"Connection: Upgrade\r\nUpgrade: " + upgrade + b"\r\n" + field)
     packets = {"at once": [head + body], "body later": [head, body], "byte by byte": cut(head + body, 1)}[delivery]
@@ -153,7 +153,7 @@ async def test_pipelined_upgrades_are_answered_in_order(size: int) -> None:
     assert await Connection().answers(*cut(stream, size)) == expected
 
 
-async def test_upgrades_without_end_do_not_recurse() -> None:
+async def test_many_upgrades_do_not_recurse() -> None:
     connection = Connection()
     assert await connection.answers(JAVA * 2000) == [["POST", "/java", "hello"]] * 2000
 
@@ -185,7 +185,7 @@ async def test_connect_is_501(target: bytes) -> None:
     assert connection.transport.closed
 
 
-async def test_websocket_handshake_is_taken() -> None:
+async def test_websocket_handshake_is_accepted() -> None:
     connection = Connection()
     await connection.send(*cut(GET % b"" + HANDSHAKE % (b"Cookie: " + b"c" * 4000 + b"\r\n"), 1000))
     connection.go.set()
@@ -203,7 +203,7 @@ async def test_websocket_handshake_is_taken() -> None:
         b"Sec-WebSocket-Version: 7\r\n",
     ],
 )
-async def test_websocket_handshake_refused_is_400(odd: bytes) -> None:
+async def test_websocket_handshake_malformed_is_400(odd: bytes) -> None:
     connection = Connection()
     assert await connection.answers(HANDSHAKE % odd + SMUGGLED) == [400]
     assert connection.transport.closed
@@ -212,7 +212,7 @@ async def test_websocket_handshake_refused_is_400(odd: bytes) -> None:
     assert not connection.state.connections
 
 
-async def test_websocket_behind_a_pending_answer_is_http() -> None:
+async def test_websocket_after_a_pending_request_is_http() -> None:
     connection = Connection()
     await connection.send(GET % b"slow" + HANDSHAKE % b"")
     connection.go.set()
@@ -229,7 +229,7 @@ async def test_head_has_at_most_64_kib(over: int, before: bytes, size: int) -> N
     head = start + b"z: " + b"z" * (MAX_HEAD - len(start) - len(end) - 3 + over) + end
     connection = Connection()
     answers = await connection.answers(*cut(before + head, size))
-    pending = before and len(head) < size  # an answer before it leaves no room for another
+    pending = before and len(head) < size  # the response to the first request is pending, so no other is sent
     assert answers[bool(before) :] == ([["GET", "/big", ""]] if not over else [] if pending else [431])
     assert connection.transport.closed == bool(over)
     assert len(connection.scopes) == bool(before) + (not over)
@@ -249,14 +249,14 @@ UNFINISHED = {
 
 @pytest.mark.parametrize("size", [262_144, 1000])
 @pytest.mark.parametrize("what", UNFINISHED)
-async def test_nothing_unfinished_is_kept_beyond_the_limit(what: str, size: int) -> None:
+async def test_unfinished_request_beyond_the_limit_is_431(what: str, size: int) -> None:
     connection = Connection()
     assert await connection.answers(*cut(UNFINISHED[what], size)) == [431]
     assert connection.transport.closed
     assert connection.taken <= max(MAX_HEAD + 32_768 + 2 * size, 2 * size)
 
 
-async def test_upload_is_no_head() -> None:
+async def test_large_upload_is_not_limited() -> None:
     body = b"0123456789abcdef" * 20_000
     for framing, stream in (
         (b"Content-Length: %d" % len(body), body),
@@ -269,7 +269,7 @@ async def test_upload_is_no_head() -> None:
             assert await connection.answers(*packets) == [["POST", "/", body.decode()], ["GET", "/big", ""]]
 
 
-async def test_trailers_are_no_fields_of_the_head() -> None:
+async def test_trailers_are_not_added_to_the_head() -> None:
     connection = Connection()
     await connection.answers(POST % CHUNKED + b"5\r\nhello\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n", GET % b"next")
     assert [dict(scope["headers"]) for scope in connection.scopes] == [
@@ -282,7 +282,7 @@ BAD = [b"\x16\x03\x01", b"GET / HTTP/1.1\r\n" + FILLER * 100, b"CONNECT a:1 HTTP
 
 
 @pytest.mark.parametrize("bad", BAD, ids=["TLS", "head", "CONNECT"])
-async def test_refusal_waits_for_the_answers_before_it(bad: bytes) -> None:
+async def test_refusal_comes_after_pending_responses(bad: bytes) -> None:
     connection = Connection()
     await connection.send(GET % b"slow" + GET % b"second" + bad, SMUGGLED)
     assert not connection.transport.written
@@ -291,12 +291,12 @@ async def test_refusal_waits_for_the_answers_before_it(bad: bytes) -> None:
     assert connection.transport.closed
 
 
-async def test_refused_body_does_not_break_into_its_answer() -> None:
+async def test_refused_body_adds_nothing_to_its_response() -> None:
     connection = Connection()
     await connection.send(POST.replace(b"/ ", b"/early ") % CHUNKED, b"no chunk size\r\n")
     assert connection.transport.written.count(b"HTTP/1.1") == 1
     assert connection.transport.closed
-    await connection.settle()  # the app was told
+    await connection.settle()  # the app got a disconnect
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Slow clients of a real uvicorn connection, on a clock that the test moves."""
+"""Slow clients on a real uvicorn connection, with the time as an argument."""
 
 import asyncio
 import socket
@@ -21,25 +21,25 @@ POST = b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
 
 
 class Served:
-    """One client and its connection. `came` is set when bytes have come, `heard` when the app has got on with them."""
+    """A client and its connection. `received` is set when bytes arrive, `handled` when the app has handled them."""
 
     def __init__(self) -> None:
-        self.came = asyncio.Event()
+        self.received = asyncio.Event()
         self.state = ServerState()
         self.request_timeouts = RequestTimeouts(header_timeout=10, body_timeout=60, write_timeout=60)
-        self.heard = asyncio.Event()
+        self.handled = asyncio.Event()
         self.busy = asyncio.Event()
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         while scope["path"] == "/read" and (await receive()).get("more_body"):
-            self.heard.set()
+            self.handled.set()
         if scope["path"] == "/busy":
-            self.heard.set()
+            self.handled.set()
             await self.busy.wait()
         body = b"x" * LARGE if scope["path"] == "/large" else b""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
-        self.heard.set()
+        self.handled.set()
 
     @property
     def connection(self) -> CoalescingHttpProtocol:
@@ -48,11 +48,11 @@ class Served:
         return connection
 
     def closes(self, *seconds: float) -> bool:
-        """Look at these times; whether the connection was closed at the last and at no other."""
+        """Enforce the timeouts at these times. Return whether the connection was closed at the last, and only then."""
         for second in seconds[:-1]:
-            self.request_timeouts.close(list(self.state.connections), second)
+            self.request_timeouts.enforce(list(self.state.connections), second)
             assert not self.connection.transport.is_closing()
-        self.request_timeouts.close(list(self.state.connections), seconds[-1])
+        self.request_timeouts.enforce(list(self.state.connections), seconds[-1])
         return self.connection.transport.is_closing()
 
 
@@ -65,16 +65,16 @@ async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     class Protocol(CoalescingHttpProtocol):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            served.came.set()
+            served.received.set()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
-        ours, _ = listener.accept()
-    ours.setblocking(False)
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
     await asyncio.get_running_loop().connect_accepted_socket(
-        lambda: Protocol(config=config, server_state=served.state, app_state={}), ours
+        lambda: Protocol(config=config, server_state=served.state, app_state={}), accepted
     )
-    _, writer = await asyncio.open_connection(sock=theirs)
+    _, writer = await asyncio.open_connection(sock=client)
     yield served, writer
     served.busy.set()
     for connection in list(served.state.connections):
@@ -85,7 +85,7 @@ async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     writer.close()
 
 
-async def send(served: Served, writer: asyncio.StreamWriter, data: bytes, until: str = "heard") -> None:
+async def send(served: Served, writer: asyncio.StreamWriter, data: bytes, until: str = "handled") -> None:
     event: asyncio.Event = getattr(served, until)
     event.clear()
     writer.write(data)
@@ -93,23 +93,24 @@ async def send(served: Served, writer: asyncio.StreamWriter, data: bytes, until:
         await event.wait()
 
 
-async def test_who_never_says_anything_is_closed(served: tuple[Served, asyncio.StreamWriter]) -> None:
+async def test_silent_client_is_closed_after_header_timeout(served: tuple[Served, asyncio.StreamWriter]) -> None:
     assert served[0].closes(0, 9.9, 10)
 
 
-async def test_who_says_a_byte_now_and_then_is_closed_all_the_same(
+async def test_slow_head_is_closed_after_header_timeout(
     served: tuple[Served, asyncio.StreamWriter],
 ) -> None:
+    """The timeout counts from the first byte of the head, not from the last."""
     one, writer = served
     await send(one, writer, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert not one.closes(0, 100)  # between two requests uvicorn's own timer runs
-    await send(one, writer, b"G", until="came")
+    await send(one, writer, b"G", until="received")
     assert not one.closes(200, 209)
-    await send(one, writer, b"E", until="came")
+    await send(one, writer, b"E", until="received")
     assert one.closes(210)
 
 
-async def test_body_that_goes_on_is_not_cut(served: tuple[Served, asyncio.StreamWriter]) -> None:
+async def test_slow_body_is_not_closed(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, writer = served
     await send(one, writer, POST % b"read" + b"x")
     for second in (0, 50, 100, 150):
@@ -118,7 +119,7 @@ async def test_body_that_goes_on_is_not_cut(served: tuple[Served, asyncio.Stream
     assert not one.closes(200)
 
 
-async def test_body_that_pauses_is_cut_and_logged(
+async def test_paused_body_is_closed_and_logged(
     served: tuple[Served, asyncio.StreamWriter], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, writer = served
@@ -128,18 +129,18 @@ async def test_body_that_pauses_is_cut_and_logged(
     await send(one, writer, b"x")
     assert one.closes(60, 119, 120)
     assert [record.message for record in caplog.records] == [
-        "127.0.0.1 is disconnected: no byte of its request's body came within BODY_TIMEOUT (60 s)"
+        "client 127.0.0.1 timed out: no byte of the request body received within BODY_TIMEOUT (60 s)"
     ]
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
-async def test_answer_that_is_read_slowly_is_not_cut(
+async def test_slow_reader_is_not_closed(
     served: tuple[Served, asyncio.StreamWriter], counted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the kernel counts no acknowledged bytes (0, a short answer, none), what is left is watched instead."""
+    """Where the kernel counts no acknowledged bytes, a change of the unsent bytes is progress."""
     one, writer = served
     if not counted:
-        monkeypatch.setattr(request_timeouts, "ACKED_END", 16)  # a kernel that knows less
+        monkeypatch.setattr(request_timeouts, "ACKED_END", 16)  # as of a kernel that reports fewer fields
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     await send(one, writer, b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     client = writer.get_extra_info("socket").dup()
@@ -148,17 +149,19 @@ async def test_answer_that_is_read_slowly_is_not_cut(
         while taken < 2_000_000:
             assert not one.closes(now, now + 59)
             async with asyncio.timeout(20):
-                before = request_timeouts._wait_of(one.connection)
-                while request_timeouts._wait_of(one.connection) == before:  # the kernel has told of what was read
+                before = request_timeouts._current_wait(one.connection)
+                while (
+                    request_timeouts._current_wait(one.connection) == before
+                ):  # until the kernel reports what was read
                     with suppress(BlockingIOError):
                         taken += len(client.recv(300_000))
                     await asyncio.sleep(0)
             now += 60
-        # And when it stops reading:
+        # The client stops reading.
         assert one.closes(now, now + 59, now + 120)
 
 
-async def test_many_cut_at_once_are_one_line(
+async def test_log_of_many_clients_is_one_line(
     served: tuple[Served, asyncio.StreamWriter], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, _ = served
@@ -170,13 +173,13 @@ async def test_many_cut_at_once_are_one_line(
     assert record.message.endswith("(60 s) (and 3 more: 2 HEADER_TIMEOUT, 1 WRITE_TIMEOUT)")
 
 
-async def test_who_waits_for_a_slow_app_is_no_dawdler(served: tuple[Served, asyncio.StreamWriter]) -> None:
+async def test_client_of_a_slow_app_is_not_closed(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, writer = served
     await send(one, writer, POST % b"busy" + b"x" * 10)
     assert not one.closes(0, 10_000)
 
 
-async def test_each_request_has_its_own_time(served: tuple[Served, asyncio.StreamWriter]) -> None:
+async def test_each_request_has_its_own_body_timeout(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, writer = served
     for start in (0, 50, 100):
         await send(one, writer, POST % b"read" + b"x")
@@ -184,16 +187,16 @@ async def test_each_request_has_its_own_time(served: tuple[Served, asyncio.Strea
         await send(one, writer, b"x" * 9)
 
 
-async def test_what_comes_after_an_early_answer_is_not_taken_for_ever(
+async def test_body_after_its_response_is_closed(
     served: tuple[Served, asyncio.StreamWriter],
 ) -> None:
     one, writer = served
     await send(one, writer, POST % b"early")
-    await send(one, writer, b"x", until="came")
+    await send(one, writer, b"x", until="received")
     assert one.closes(0, 9, 10)
 
 
-async def test_zero_is_any_time(served: tuple[Served, asyncio.StreamWriter]) -> None:
+async def test_zero_disables_a_timeout(served: tuple[Served, asyncio.StreamWriter]) -> None:
     one, _ = served
     one.request_timeouts = RequestTimeouts(0, 0, 0)
     assert not one.closes(0, 1e9)

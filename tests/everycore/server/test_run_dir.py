@@ -22,7 +22,7 @@ sys.stdin.read()
 
 
 def is_locked(run_dir: RunDir) -> bool:
-    """For another process: our own lock hinders no lock of ours."""
+    """Try it in another process, because a process can always acquire its own lock again."""
     take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     ended = subprocess.run([sys.executable, "-c", take, run_dir.path / "lock"], capture_output=True, check=False)
     return ended.returncode != 0
@@ -35,25 +35,25 @@ def run_dir(tmp_path: Path) -> RunDir:
     return prepared
 
 
-def test_lock_dropped_by_exec_is_taken_again(run_dir: RunDir) -> None:
-    """gVisor drops it; LOCK_UN does here what its exec does there."""
+def test_lock_again_acquires_a_lock_lost_at_exec(run_dir: RunDir) -> None:
+    """LOCK_UN does here what an exec does under gVisor."""
     fd = run_dir.lock()
     assert is_locked(run_dir)
     fcntl.lockf(fd, fcntl.LOCK_UN)
     assert not is_locked(run_dir)
     run_dir.lock_again(fd)
     assert is_locked(run_dir)
-    run_dir.lock_again(fd)  # where it was kept, nothing changes
+    run_dir.lock_again(fd)  # this process holds the lock, as after an exec under Linux
     assert is_locked(run_dir)
 
 
 def test_owner_waits_for_a_primary_in_its_exec(run_dir: RunDir) -> None:
-    """Where an exec drops the lock, `status` and `reload` would otherwise say that the primary is gone."""
+    """Where an exec releases the lock, `status` and `reload` would otherwise report that no primary is running."""
     command = [sys.executable, "-c", HOLD, str(run_dir.path / "lock")]
     lock = run_dir.path / "lock"
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
-    ) as alive:  # without the lock, for now
+    ) as alive:  # it does not hold the lock
         lock.write_text(f"{alive.pid}\n")
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(run_dir.owner)
@@ -71,7 +71,7 @@ def test_owner_that_is_dead_is_none_at_once(run_dir: RunDir, monkeypatch: pytest
     assert run_dir.owner() is None
 
 
-def test_lock_held_by_another_is_said_and_not_awaited(run_dir: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+def test_lock_again_held_by_another_is_logged(run_dir: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     fd = run_dir.lock()
     fcntl.lockf(fd, fcntl.LOCK_UN)
     command = [sys.executable, "-c", HOLD, str(run_dir.path / "lock")]
@@ -81,7 +81,7 @@ def test_lock_held_by_another_is_said_and_not_awaited(run_dir: RunDir, caplog: p
         assert other.stdout.readline() == b"held\n"
         run_dir.lock_again(fd)
         other.stdin.close()
-    assert f"the lock of RUN_DIR {run_dir.path} belongs to another process" in caplog.text
+    assert f"lock of RUN_DIR {run_dir.path} was acquired by another process" in caplog.text
 
 
 def test_remove_leaves_a_directory_of_another_primary(run_dir: RunDir) -> None:

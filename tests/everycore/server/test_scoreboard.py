@@ -1,4 +1,4 @@
-"""The board as several processes read and write it."""
+"""The scoreboard, as several processes read and write it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def write(board: Scoreboard, row: int, pid: int, requests: int = 0, connections:
     cells[scoreboard.REQUESTS], cells[scoreboard.CONNECTIONS] = requests, connections
 
 
-def test_a_reader_sees_what_the_workers_wrote(tmp_path: Path) -> None:
+def test_snapshot_has_what_workers_wrote(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, requests=5)
     write(board, 2, pid=12, requests=7)
@@ -26,7 +26,7 @@ def test_a_reader_sees_what_the_workers_wrote(tmp_path: Path) -> None:
     assert snapshot.requests == 12
 
 
-def test_totals_never_run_backwards_when_a_worker_dies(tmp_path: Path) -> None:
+def test_totals_keep_a_dead_workers_counts(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, requests=5)
     board.absorb_dead_row(0)
@@ -34,8 +34,8 @@ def test_totals_never_run_backwards_when_a_worker_dies(tmp_path: Path) -> None:
     assert (snapshot.requests, snapshot.deaths, snapshot.workers) == (5, 1, [])
 
 
-def test_no_reader_sees_half_of_it(tmp_path: Path) -> None:
-    """Whatever cell the primary has just written: what a reader takes for complete has each request once."""
+def test_snapshot_never_sees_half_an_absorbed_row(tmp_path: Path) -> None:
+    """After each cell that the primary writes, a reader counts each request exactly once."""
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, requests=5)
     reader = Scoreboard.read(tmp_path / "board")
@@ -59,7 +59,7 @@ def test_no_reader_sees_half_of_it(tmp_path: Path) -> None:
     assert set(seen) == {5}
 
 
-def test_who_accepts_and_what_they_hold_together_is_the_measure(tmp_path: Path) -> None:
+def test_total_connections_counts_accepting_workers_only(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, connections=9)
     write(board, 1, pid=12, connections=4)
@@ -68,18 +68,18 @@ def test_who_accepts_and_what_they_hold_together_is_the_measure(tmp_path: Path) 
     assert board.total_connections() == (2, 13)
 
 
-def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
+def test_create_makes_a_file_for_its_owner_only(tmp_path: Path) -> None:
     Scoreboard.create(tmp_path / "board")
     assert (tmp_path / "board").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_reader_cannot_write(tmp_path: Path) -> None:
+def test_read_is_read_only(tmp_path: Path) -> None:
     Scoreboard.create(tmp_path / "board")
     with pytest.raises(TypeError):
         Scoreboard.read(tmp_path / "board").cells[0] = 1
 
 
-def test_a_new_primary_leaves_the_old_file_to_the_old_workers(tmp_path: Path) -> None:
+def test_create_leaves_the_old_file_to_old_workers(tmp_path: Path) -> None:
     old = Scoreboard.create(tmp_path / "board")
     write(old, 0, pid=11)
     new = Scoreboard.create(tmp_path / "board")
@@ -88,13 +88,13 @@ def test_a_new_primary_leaves_the_old_file_to_the_old_workers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * scoreboard.SIZE])
-def test_another_file_is_told_apart(tmp_path: Path, content: bytes) -> None:
+def test_read_of_another_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "board").write_bytes(content)
     with pytest.raises(ScoreboardError):
         Scoreboard.read(tmp_path / "board")
 
 
-def test_garbage_on_a_row_does_not_break_a_reader(tmp_path: Path) -> None:
+def test_corrupt_row_is_readable(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11)
     for cell in range(scoreboard.ROW_CELLS):
@@ -105,7 +105,7 @@ def test_garbage_on_a_row_does_not_break_a_reader(tmp_path: Path) -> None:
     assert board.snapshot().deaths == 2
 
 
-def test_how_far_a_reload_came_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_reload_status_has_its_reason(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     assert board.snapshot().reload == "none"
     board.set_reload_status(Reload.REFUSED, "é" * 1000)
@@ -116,45 +116,44 @@ def test_how_far_a_reload_came_is_told_with_its_reason(tmp_path: Path) -> None:
     assert board.snapshot().reload_reason == ""
 
 
-def spoil(board: Scoreboard, value: int) -> None:
+def corrupt(board: Scoreboard, value: int) -> None:
     for cell in range(len(board.cells)):
         board.cells[cell] = value
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**63, 2**64 - 1])
-def test_garbage_on_the_whole_board_breaks_no_reader_and_the_primary_says_again_what_it_knows(
-    tmp_path: Path, value: int
-) -> None:
+def test_corrupt_scoreboard_is_restored_by_the_primary(tmp_path: Path, value: int) -> None:
+    """And no reader raises meanwhile."""
     board = Scoreboard.create(tmp_path / "board")
     for row in range(3):
         write(board, row, pid=row + 1, requests=5)
     board.absorb_dead_row(1)
-    spoil(board, value)
+    corrupt(board, value)
     board.snapshot()
     board.total_connections()
     for _ in range(2):
-        spoil(board, value)
+        corrupt(board, value)
         board.absorb_dead_row(0)
     board.clear_unused_rows({2})
     board.write_header()
     write(board, 2, pid=3)
-    mended = Scoreboard.read(tmp_path / "board").snapshot()
-    assert [row.pid for row in mended.workers] == [3]
-    assert mended.deaths == 3
-    assert mended.requests in (5, 7)
+    restored = Scoreboard.read(tmp_path / "board").snapshot()
+    assert [row.pid for row in restored.workers] == [3]
+    assert restored.deaths == 3
+    assert restored.requests in (5, 7)
 
 
-def test_a_new_image_goes_on_with_the_figures_of_the_old(tmp_path: Path) -> None:
+def test_inherit_continues_the_totals(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, requests=5)
     board.absorb_dead_row(0)
-    heir = Scoreboard.inherit(board.fd)
-    write(heir, 0, pid=12, requests=2)
-    heir.absorb_dead_row(0)
-    assert (heir.snapshot().requests, heir.snapshot().deaths) == (7, 2)
+    inherited = Scoreboard.inherit(board.fd)
+    write(inherited, 0, pid=12, requests=2)
+    inherited.absorb_dead_row(0)
+    assert (inherited.snapshot().requests, inherited.snapshot().deaths) == (7, 2)
 
 
-def test_a_board_that_somebody_wrote_on_behind_its_end_is_read_all_the_same(tmp_path: Path) -> None:
+def test_scoreboard_with_bytes_after_its_end_is_read(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11)
     with (tmp_path / "board").open("ab") as file:

@@ -1,4 +1,4 @@
-"""What the manager hears, told round by round: no process, no socket, and the clock is an argument."""
+"""What the service manager receives in each round, without a process or a socket, and with the time as an argument."""
 
 import pytest
 
@@ -9,33 +9,34 @@ from everycore.server.systemd import POLL_INTERVAL, Service, ServiceNotifier
 FOREVER = float("inf")
 
 
-class Heard(ServiceNotifier):
-    """Keeps the messages, as their lines."""
+class Recorder(ServiceNotifier):
+    """Keeps the lines of all messages but the timestamps."""
 
-    def __init__(self, watchdog_every: float = FOREVER) -> None:
-        self.watchdog_every = watchdog_every
-        self.said: list[str] = []
+    def __init__(self, watchdog_interval: float = FOREVER) -> None:
+        self.watchdog_interval = watchdog_interval
+        self.lines: list[str] = []
 
     def _send(self, *lines: str) -> None:
-        self.said += [line for line in lines if not line.startswith("MONOTONIC_USEC=")]
+        self.lines += [line for line in lines if not line.startswith("MONOTONIC_USEC=")]
 
     def take(self) -> list[str]:
-        taken, self.said = self.said, []
+        taken, self.lines = self.lines, []
         return taken
 
 
 class Cluster:
-    """A service with `workers` slots, and what one does to it."""
+    """A service with `workers` slots."""
 
-    def __init__(self, workers: int = 2, watchdog_every: float = FOREVER) -> None:
-        self.heard = Heard(watchdog_every)
+    def __init__(self, workers: int = 2, watchdog_interval: float = FOREVER) -> None:
+        self.recorder = Recorder(watchdog_interval)
         self.children = Children(workers)
         self.header = [0] * HEADER_CELLS
-        self.hang_detector = FOREVER
-        self.take_over()
+        self.hang_deadline = FOREVER
+        self.start()
 
-    def take_over(self) -> None:
-        self.service = Service(self.heard, self.header, self.children, lambda _: self.hang_detector)
+    def start(self) -> None:
+        """Start the service, or start it again as after a re-exec."""
+        self.service = Service(self.recorder, self.header, self.children, lambda _: self.hang_deadline)
 
     def worker(self, slot: int, state: State = State.READY) -> Child:
         generation = self.children.generation
@@ -43,14 +44,15 @@ class Cluster:
         self.children.register(child)
         return child
 
-    def hears(self, now: float = 0.0, stopping: bool = False) -> list[str]:
+    def update(self, now: float = 0.0, stopping: bool = False) -> list[str]:
+        """Run one round and return the lines that were sent in it."""
         self.service.update(now, stopping)
-        return self.heard.take()
+        return self.recorder.take()
 
-    def ask(self) -> list[str]:
+    def reload(self) -> list[str]:
         self.header[RELOAD] = Reload.CHECKING
         self.header[RELOAD_AT] += 1
-        return self.hears()
+        return self.update()
 
 
 @pytest.fixture
@@ -58,83 +60,85 @@ def cluster() -> Cluster:
     return Cluster()
 
 
-def test_it_is_ready_with_its_first_worker_and_not_before(cluster: Cluster) -> None:
-    assert cluster.hears() == []
+def test_service_is_ready_with_its_first_worker(cluster: Cluster) -> None:
+    assert cluster.update() == []
     first = cluster.worker(0, State.STARTING)
-    assert cluster.hears() == []
+    assert cluster.update() == []
     first.state = State.READY
-    assert cluster.hears() == ["READY=1", "STATUS=1 worker, generation 1"]
+    assert cluster.update() == ["READY=1", "STATUS=1 worker, generation 1"]
     cluster.worker(1)
-    assert cluster.hears() == ["STATUS=2 workers, generation 1"]
-    assert cluster.hears() == []
+    assert cluster.update() == ["STATUS=2 workers, generation 1"]
+    assert cluster.update() == []
 
 
-def test_a_refused_reload_is_ready_again_with_the_reason_until_the_next_one(cluster: Cluster) -> None:
+def test_failed_reload_is_in_the_status_until_the_next(cluster: Cluster) -> None:
     cluster.worker(0)
-    cluster.hears()
-    assert cluster.ask() == ["RELOADING=1", "STATUS=reloading"]
-    assert cluster.hears() == []
+    cluster.update()
+    assert cluster.reload() == ["RELOADING=1", "STATUS=reloading"]
+    assert cluster.update() == []
     cluster.header[RELOAD] = Reload.REFUSED
-    ready, status = cluster.hears()
+    ready, status = cluster.update()
     assert ready == "READY=1"
-    assert status == "STATUS=1 worker, generation 1; the last reload was refused, the log says why"
+    assert status == "STATUS=1 worker, generation 1; last reload failed, see the log"
     cluster.worker(1)
-    assert "refused" in cluster.hears()[0]
-    assert cluster.ask() == ["RELOADING=1", "STATUS=reloading"]
+    assert "failed" in cluster.update()[0]
+    assert cluster.reload() == ["RELOADING=1", "STATUS=reloading"]
 
 
-def test_each_reload_that_is_asked_for_is_told_because_the_manager_waits_for_its_own(cluster: Cluster) -> None:
+def test_each_requested_reload_is_reported(cluster: Cluster) -> None:
+    """The service manager waits for the report of its own request."""
     cluster.worker(0)
-    cluster.hears()
-    assert cluster.ask() == cluster.ask() == ["RELOADING=1", "STATUS=reloading"]
+    cluster.update()
+    assert cluster.reload() == cluster.reload() == ["RELOADING=1", "STATUS=reloading"]
 
 
-def test_a_new_image_is_ready_when_its_reload_is_done(cluster: Cluster) -> None:
+def test_service_after_a_reexec_is_ready_when_done(cluster: Cluster) -> None:
     cluster.worker(0)
     cluster.header[RELOAD] = Reload.STARTING
     cluster.children.generation = 2
-    cluster.take_over()
-    assert cluster.hears() == []
+    cluster.start()
+    assert cluster.update() == []
     cluster.worker(1)
-    assert cluster.hears() == []
+    assert cluster.update() == []
     cluster.header[RELOAD] = Reload.DONE
-    assert cluster.hears() == ["READY=1", "STATUS=2 workers, generation 2"]
+    assert cluster.update() == ["READY=1", "STATUS=2 workers, generation 2"]
 
 
-def test_a_stop_is_told_once_and_is_the_last_word(cluster: Cluster) -> None:
+def test_stop_is_reported_once_and_last(cluster: Cluster) -> None:
     cluster.worker(0)
-    cluster.hears()
-    assert cluster.hears(stopping=True) == ["STOPPING=1", "STATUS=stopping"]
+    cluster.update()
+    assert cluster.update(stopping=True) == ["STOPPING=1", "STATUS=stopping"]
     cluster.header[RELOAD_AT] += 1
-    assert cluster.hears(stopping=True) == []
+    assert cluster.update(stopping=True) == []
 
 
-def test_pings_come_at_their_time_while_one_worker_is_healthy() -> None:
-    cluster = Cluster(watchdog_every=10.0)
+def test_watchdog_is_sent_while_a_worker_is_healthy() -> None:
+    cluster = Cluster(watchdog_interval=10.0)
     cluster.worker(0)
-    assert "WATCHDOG=1" in cluster.hears(now=0.0)
+    assert "WATCHDOG=1" in cluster.update(now=0.0)
     assert cluster.service.due == 10.0
-    assert cluster.hears(now=9.9) == []
-    assert cluster.hears(now=10.0) == ["WATCHDOG=1"]
+    assert cluster.update(now=9.9) == []
+    assert cluster.update(now=10.0) == ["WATCHDOG=1"]
 
 
-def test_pings_stop_while_no_worker_is_healthy_and_come_back_soon_after() -> None:
-    cluster = Cluster(watchdog_every=10.0)
+def test_watchdog_pauses_while_no_worker_is_healthy() -> None:
+    """It is sent again within POLL_INTERVAL after a worker has recovered."""
+    cluster = Cluster(watchdog_interval=10.0)
     child = cluster.worker(0)
-    cluster.hears(now=0.0)
-    cluster.hang_detector = 5.0  # it fell silent
-    assert cluster.hears(now=10.0) == []
+    cluster.update(now=0.0)
+    cluster.hang_deadline = 5.0  # the worker's heartbeat is overdue
+    assert cluster.update(now=10.0) == []
     assert cluster.service.due == 10.0 + POLL_INTERVAL
-    cluster.hang_detector = FOREVER
-    assert cluster.hears(now=11.0) == ["WATCHDOG=1"]
+    cluster.hang_deadline = FOREVER
+    assert cluster.update(now=11.0) == ["WATCHDOG=1"]
     child.aborted = True
-    assert cluster.hears(now=21.0) == []
+    assert cluster.update(now=21.0) == []
     child.state = State.DRAINING
-    assert "WATCHDOG=1" not in cluster.hears(now=22.0)
+    assert "WATCHDOG=1" not in cluster.update(now=22.0)
 
 
-def test_without_a_watchdog_no_round_is_ever_due(cluster: Cluster) -> None:
+def test_service_without_a_watchdog_is_never_due(cluster: Cluster) -> None:
     assert cluster.service.due == FOREVER
-    stopping = Cluster(watchdog_every=10.0)
-    stopping.hears(stopping=True)
+    stopping = Cluster(watchdog_interval=10.0)
+    stopping.update(stopping=True)
     assert stopping.service.due == FOREVER

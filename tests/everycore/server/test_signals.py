@@ -17,7 +17,7 @@ with signals_blocked():
 """
 
 
-def test_a_signal_that_came_just_before_an_exec_is_not_lost() -> None:
+def test_repost_pending_keeps_a_signal_over_an_exec() -> None:
     program = LEFT_PENDING
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert ended.stderr == ""

@@ -59,7 +59,7 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
         own = False  # there is nothing to ask Redis with
     except LoadError as error:
         yield Finding(str(error), WORKER_BOOT_ERROR)
-    yield from map(Finding, proxies.advice(settings.forwarded_allow_ips))
+    yield from map(Finding, proxies.check_trusted(settings.forwarded_allow_ips))
     primary = RunDir(run_dir).owner()
     if primary is None:
         yield from on_run_dir(run_dir)

@@ -85,8 +85,8 @@ class Commands(click.Group):
         except Exception as error:
             logging.getLogger(__name__).debug("%s failed", ctx.info_name, exc_info=True)
             if developing():
-                click.echo(import_errors.whole(error), err=True)
-            fail(import_errors.summary(error, __name__))
+                click.echo(import_errors.format_traceback(error), err=True)
+            fail(import_errors.summarize(error, __name__))
 
 
 @click.command()
@@ -114,7 +114,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
     count, reason = (settings.workers, "as asked") if settings.workers else cpus.available_cpus()
     if not handover.is_reexec():
         logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
-        for sentence in proxies.advice(settings.forwarded_allow_ips):
+        for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
             logging.getLogger(__name__).warning("%s", sentence)
     try:
         code = serve_cluster(

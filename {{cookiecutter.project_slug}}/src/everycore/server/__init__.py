@@ -1,6 +1,6 @@
-"""The server: a primary that runs any ASGI app on every core.
+"""The server: a primary process that runs any ASGI app in one worker process per CPU.
 
-Does not import: redis, starlette, everycore.state, everycore.web. The app is named by "module:attribute".
+The app is named by "module:attribute". Does not import: redis, starlette, everycore.state, everycore.web.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Takes this worker's fair share of the connections that wait on the shared sockets.
+"""Accepts this worker's fair share of the connections that are queued on the shared listening sockets.
 
-A plain shared socket is uneven: whoever wakes first accepts the whole burst. So a worker asks the kernel how many wait
-and the board how many are open, and takes until it holds its part of both. Who has more than that steps back for five
-milliseconds, then takes its part of what still waits: fairness is a preference and never a reason to leave a client
-waiting.
+Without this, the worker that wakes up first accepts the whole burst. A worker therefore reads the length of the accept
+queue from the kernel and the number of open connections from the scoreboard, and accepts until it holds its share of
+both. A worker above its share waits 5 ms and then accepts its share of what is still queued. Fairness never delays a
+client further.
 """
 
 import asyncio
@@ -14,53 +14,59 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-STEP_BACK = 0.005  # seconds
+FAIRNESS_DELAY = 0.005  # seconds
 # struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
 UNACKED_AT, UNACKED_END = 24, 28
-UNKNOWN_QUEUE = 4  # as many may wait where the kernel does not tell
-NOT_TOLD = -1
+ASSUMED_QUEUE = 4  # connections, where the kernel does not report the length of the queue
+NOT_REPORTED = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
-LINE_INTERVAL = 10.0  # seconds between two lines that say so
-ATTACH_GRACE = 1.0  # seconds; a plain connection takes a moment, and must not be cancelled half-way
+LINE_INTERVAL = 10.0  # seconds between two log lines about it
+CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be canceled half-way
 
 logger = logging.getLogger(__name__)
 
 
 class Acceptor:
-    """Accepts on `listeners` and hands each connection to `attach`.
-
-    `own_connections()` counts this worker's open connections and puts the number on the scoreboard;
-    `total_connections()` returns how many workers accept, and how many connections they hold together.
-    With `max_connections` of its own open, it leaves new ones in the queue until some have ended.
-    """
+    """Accepts connections on the shared listening sockets of one worker."""
 
     def __init__(
         self,
         listeners: Sequence[socket.socket],
-        attach: Callable[[socket.socket], Awaitable[object]],
+        connect: Callable[[socket.socket], Awaitable[object]],
         own_connections: Callable[[], int],
         total_connections: Callable[[], tuple[int, int]],
         max_connections: int = sys.maxsize,
     ) -> None:
+        """Accept nothing until `start()`. The event loop must be running.
+
+        Args:
+            listeners: Non-blocking listening sockets. `stop()` closes them.
+            connect: Coroutine function that gives an accepted socket to its protocol.
+            own_connections: Returns the number of this worker's connections and writes it to the scoreboard.
+            total_connections: Returns how many workers accept, and how many connections they have together.
+            max_connections: With so many of its own, the worker leaves new ones in the queue until some have ended.
+        """
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
-        self._attach = attach
+        self._connect = connect
         self._own_connections = own_connections
         self._total_connections = total_connections
         self._max_connections = max_connections
-        self._next_line = 0.0  # when the log may say again that accepting pauses
-        self._kernel_counts = False  # it has told of a queue at least once
-        self.attaching: dict[socket.socket, asyncio.Task[None]] = {}
+        self._next_line_at = 0.0  # when the log may say again that accepting is paused
+        self._queue_is_reported = False  # the kernel has reported a queue at least once
+        self.accepting: dict[socket.socket, asyncio.Task[None]] = {}  # sockets that `connect` has not finished
 
     def start(self) -> None:
+        """Accept connections from now on."""
         for listener in self._listeners:
             self._watch(listener)
 
     def stop(self, last: bool) -> None:
-        """Close our copies of the sockets; what is `attaching` goes on.
+        """Close this worker's copies of the sockets. The connections in `accepting` continue.
 
-        In a reload the primary and the new workers still hold the sockets, and take what is queued. At the
-        `last` stop nobody else will: so what is queued is accepted first, and what comes later is refused.
+        Args:
+            last: Whether no other process will accept what is queued, because the server stops. Then this worker
+                accepts the whole queue first, and later clients are refused. In a reload the new workers accept it.
         """
         self._max_connections = sys.maxsize  # clients in the queue would be reset
         for listener in self._listeners:
@@ -70,31 +76,32 @@ class Acceptor:
             listener.close()
 
     async def finish(self) -> None:
-        """Let pending attachments end, then drop the others: TLS clients who do not go on with their handshake."""
-        if self.attaching:
-            await asyncio.wait(self.attaching.values(), timeout=ATTACH_GRACE)
-        for task in self.attaching.values():
+        """Wait for the connections in `accepting`, then cancel the others: TLS clients that stopped in a handshake."""
+        if self.accepting:
+            await asyncio.wait(self.accepting.values(), timeout=CONNECT_GRACE)
+        for task in self.accepting.values():
             task.cancel()
 
     def _watch(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:  # it was not closed meanwhile
-            self._loop.add_reader(listener.fileno(), self._readable, listener)
+        if listener.fileno() >= 0:  # stop() may have closed it during a pause
+            self._loop.add_reader(listener.fileno(), self._on_readable, listener)
 
-    def _queued(self, listener: socket.socket) -> int:
-        """How many connections wait to be accepted. Where the kernel does not tell, a few are assumed.
+    def _queue_length(self, listener: socket.socket) -> int:
+        """Return how many connections are queued, or ASSUMED_QUEUE where the kernel does not report it.
 
-        Some kernels answer 0 always (gVisor). On those that count, 0 means that a sibling was faster.
+        Some kernels always report 0 (gVisor). If a kernel has reported a queue before, 0 means that another worker
+        was faster.
         """
-        queued = _counted(listener)
-        self._kernel_counts = self._kernel_counts or queued > 0
-        return queued if self._kernel_counts and queued >= 0 else UNKNOWN_QUEUE
+        length = _read_queue_length(listener)
+        self._queue_is_reported = self._queue_is_reported or length > 0
+        return length if self._queue_is_reported and length >= 0 else ASSUMED_QUEUE
 
-    def _readable(self, listener: socket.socket) -> None:
-        queued = self._queued(listener)
+    def _on_readable(self, listener: socket.socket) -> None:
+        queued = self._queue_length(listener)
         workers, connections = self._total_connections()
         share = math.ceil((connections + queued) / workers)
         if self._own_connections() >= share:
-            self._pause(listener, STEP_BACK, self._accept_after_all)
+            self._pause(listener, FAIRNESS_DELAY, self._accept_after_delay)
         while self._own_connections() < share and self._accept(listener):
             pass
 
@@ -102,17 +109,17 @@ class Acceptor:
         self._loop.remove_reader(listener.fileno())
         self._loop.call_later(seconds, then, listener)
 
-    def _accept_after_all(self, listener: socket.socket) -> None:
+    def _accept_after_delay(self, listener: socket.socket) -> None:
         if listener.fileno() < 0:
             return
         self._watch(listener)
         workers, _ = self._total_connections()
-        for _ in range(math.ceil(self._queued(listener) / workers)):
+        for _ in range(math.ceil(self._queue_length(listener) / workers)):
             if not self._accept(listener):
                 break
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one connection; False if none was there to take, or accepting pauses."""
+        """Accept one connection. Return False if the queue is empty or accepting is paused."""
         if self._own_connections() >= self._max_connections:
             self._pause_without_files(listener, f"{self._max_connections} connections are open")
             return False
@@ -120,40 +127,41 @@ class Acceptor:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
-        except OSError as error:  # out of files or memory: siblings may have some, and some become free here
+        except OSError as error:  # no file or memory is left; another worker may have some, so the client stays queued
             self._pause_without_files(listener, str(error.strerror))
             return False
         connection.setblocking(False)
-        task = self._loop.create_task(self._hand_over(connection))
-        self.attaching[connection] = task
+        self.accepting[connection] = self._loop.create_task(self._set_up(connection))
         return True
 
     def _pause_without_files(self, listener: socket.socket, reason: str) -> None:
-        if self._loop.time() >= self._next_line:
-            self._next_line = self._loop.time() + LINE_INTERVAL
+        if self._loop.time() >= self._next_line_at:
+            self._next_line_at = self._loop.time() + LINE_INTERVAL
             logger.error(
-                "cannot accept: %s. Clients wait; trying again every %g s. Raise the limit of open files.",
+                "accept failed: %s; clients wait, retrying every %g s. Raise the limit of open files.",
                 reason,
                 OUT_OF_FILES_PAUSE,
             )
         self._pause(listener, OUT_OF_FILES_PAUSE, self._watch)
 
-    async def _hand_over(self, connection: socket.socket) -> None:
+    async def _set_up(self, connection: socket.socket) -> None:
         try:
-            await self._attach(connection)
-        except (Exception, asyncio.CancelledError) as error:  # a client that left, a TLS handshake that failed: theirs
-            logger.debug("connection not attached: %r", error)
+            await self._connect(connection)
+        except (Exception, asyncio.CancelledError) as error:
+            # The client disconnected or its TLS handshake failed, which is not an error of the server.
+            logger.debug("connection setup failed: %r", error)
             connection.close()
         finally:
-            del self.attaching[connection]  # at once, and not in a callback: what is counted twice looks like load
+            # Here and not in a callback of the task: until then the connection would be counted twice.
+            del self.accepting[connection]
 
 
-def _counted(listener: socket.socket) -> int:
-    """The length of the accept queue as the kernel tells it; NOT_TOLD if it does not."""
+def _read_queue_length(listener: socket.socket) -> int:
+    """Return the length of the accept queue as the kernel reports it, or NOT_REPORTED."""
     if sys.platform != "linux" or listener.family == socket.AF_UNIX:
-        return NOT_TOLD
+        return NOT_REPORTED
     try:
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED_END)
     except OSError:  # ENOPROTOOPT under qemu-user
-        return NOT_TOLD
-    return int(struct.unpack_from("I", info, UNACKED_AT)[0]) if len(info) == UNACKED_END else NOT_TOLD
+        return NOT_REPORTED
+    return int(struct.unpack_from("I", info, UNACKED_AT)[0]) if len(info) == UNACKED_END else NOT_REPORTED

@@ -1,8 +1,7 @@
-"""What survives when the primary re-executes itself: same pid, same sockets, same board, same children.
+"""Re-executes the primary for a reload. It keeps its pid, sockets, scoreboard and children.
 
-The reexec_state travels in one environment variable, its file descriptors by number. Before the race is run the new
-code is checked in a child, which is the same command line with "check", our version and our pid in that variable: code
-that keeps another board or takes another reexec_state cannot take over, and says so while the old one still serves.
+The state is passed in one environment variable, and file descriptors are passed by number. First, a child runs the same
+command line with that variable set to `check <version> <pid>` and verifies that the new code loads and is compatible.
 """
 
 import json
@@ -20,44 +19,45 @@ CHECK = "check "
 
 @dataclass
 class ReexecState:
-    """Everything the new image needs. Each int named after a thing is a file descriptor."""
+    """What the primary needs after its re-exec. Its sockets, pipes, `lock` and `board` are descriptors."""
 
     lock: int
     board: int
     parent_pipe: tuple[int, int]
     wakeup_pipe: tuple[int, int]
     listeners: list[int]
-    borrowed: list[int]  # those of the listeners that are not ours to unlink
+    borrowed: list[int]  # the listeners that belong to another process
     generation: int
     scaled: int | None
     children: list[dict[str, Any]]
 
     def descriptors(self) -> list[int]:
+        """Return all descriptors, which the re-executed primary inherits."""
         return [self.lock, self.board, *self.parent_pipe, *self.wakeup_pipe, *self.listeners]
 
 
 def is_reexec() -> bool:
-    """True in a check, and in a new image before it took the reexec_state: not a first start."""
+    """Return whether this process is a check, or a re-executed primary that has not called `load_state` yet."""
     return VARIABLE in os.environ
 
 
 def is_check() -> bool:
-    """True in the child that only finds out whether the new code would start."""
+    """Return whether this process is the child that only checks the new code."""
     return os.environ.get(VARIABLE, "").startswith(CHECK)
 
 
 def is_compatible() -> bool:
-    """In a check: True if the code that serves now could hand over to this."""
+    """In a check: return whether the running primary can re-execute into this code."""
     return os.environ[VARIABLE].startswith(f"{CHECK}{VERSION} ")
 
 
 def requester_pid() -> int:
-    """In a check that fits: the pid of the primary that asks."""
+    """In a compatible check: return the pid of the primary that started it."""
     return int(os.environ[VARIABLE].split()[-1])
 
 
 def start_check(output: int) -> int:
-    """Run this very command line as a check; return the pid. Its errors go to the descriptor `output`."""
+    """Start this command line as a check and return its pid. The check's stderr is the descriptor `output`."""
     return os.posix_spawn(
         sys.executable,
         sys.orig_argv,
@@ -69,7 +69,7 @@ def start_check(output: int) -> int:
 
 
 def reexec(reexec_state: ReexecState) -> NoReturn:
-    """Become the new image. To be called with signals blocked; raises OSError if it cannot be executed."""
+    """Re-execute this process. To be called with signals blocked. Raises OSError if that fails."""
     for fd in reexec_state.descriptors():
         os.set_inheritable(fd, True)
     try:
@@ -80,7 +80,7 @@ def reexec(reexec_state: ReexecState) -> NoReturn:
 
 
 def load_state() -> ReexecState | None:
-    """The reexec_state of the image before this one, once; None at a first start."""
+    """Return the state from before the re-exec at the first call, and None at a first start."""
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Binds, or takes over, the sockets that all workers share. Knows no worker and no request."""
+"""Opens the listening sockets that all workers share: binds an address, or wraps a socket that is open already."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ from pathlib import Path
 
 BACKLOG = 2048
 MAX_PORT = 65535
-EVERYBODY = 0o666  # a unix socket's mode; as open as a port of 127.0.0.1
+DEFAULT_MODE = 0o666  # of a unix socket: every local user may connect, as to a port of 127.0.0.1
 
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 # struct sock_filter: code, jump if true, jump if false, k. The data begins at the TCP header (RFC 9293, 3.1).
@@ -23,67 +23,82 @@ DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of the flags
     (0x45, 0, 1, 0x02),  # is SYN among them?
     (0x06, 0, 0, 0),  # yes: drop
-    (0x06, 0, 0, 0xFFFFFFFF),  # no: take it whole
+    (0x06, 0, 0, 0xFFFFFFFF),  # no: keep the whole packet
 )
 
 logger = logging.getLogger(__name__)
 
 
 class BindError(Exception):
-    """An address that cannot be listened on; the message says why and what to do."""
+    """An address cannot be bound. The message says why and what to do."""
 
 
 class BindUsageError(BindError):
-    """What is no address at all: trying again would not mend it."""
+    """The address is malformed, so a retry cannot help."""
 
 
 class Listener(socket.socket):
-    """A listening socket. One that is `borrowed` belongs to another process, which may go on with it after us."""
+    """A listening socket. A `borrowed` one belongs to another process, which may use it after this one has exited."""
 
     borrowed = False
 
 
 def open_listener(bind: str) -> Listener:
-    """Return a listening, non-blocking socket for HOST:PORT, [IPV6]:PORT, unix:PATH, unix:PATH?mode=660 or fd://N.
+    """Open a listening, non-blocking socket.
 
-    Raises BindError. An IPv6 address takes IPv6 alone, whatever the host's bindv6only says: [::] is not 0.0.0.0.
+    An IPv6 socket accepts IPv6 only, whatever the host's bindv6only is, so [::] does not include 0.0.0.0.
+
+    Args:
+        bind: HOST:PORT, [IPV6]:PORT, unix:PATH, unix:PATH?mode=660 or fd://N.
+
+    Raises:
+        BindUsageError: The address is malformed.
+        BindError: The address cannot be bound.
     """
     if bind.startswith("fd://"):
-        return inherited(_number(bind.removeprefix("fd://"), bind), borrowed=True)
+        return wrap_inherited(_parse_number(bind.removeprefix("fd://"), bind), borrowed=True)
     if bind.startswith("unix:"):
         path, _, option = bind.removeprefix("unix:").partition("?")
-        listener = _unix(Path(path), _mode(option, bind) if option else EVERYBODY)
+        listener = _bind_unix(Path(path), _parse_mode(option, bind) if option else DEFAULT_MODE)
     else:
         host, _, port = bind.rpartition(":")
-        listener = _tcp(host, _number(port, bind), bind)
+        listener = _bind_tcp(host, _parse_number(port, bind), bind)
     listener.setblocking(False)
     return listener
 
 
-def inherited(fd: int, borrowed: bool) -> Listener:
-    """Wrap a listening socket that another process (a supervisor, or this one before its re-exec) bound."""
+def wrap_inherited(fd: int, borrowed: bool) -> Listener:
+    """Wrap a listening socket that a service manager, or this process before its re-exec, has bound.
+
+    Args:
+        fd: Descriptor of the socket.
+        borrowed: Whether the socket belongs to another process.
+
+    Raises:
+        BindError: The descriptor is not a listening stream socket.
+    """
     try:
         listener = Listener(fileno=fd)
     except OSError as error:
         raise BindError(f"fd://{fd} is not an inherited socket: {error.strerror}.") from None
-    if listener.type != socket.SOCK_STREAM or not _listens(listener):
-        listener.detach()  # it is not ours to close
-        raise BindError(f"fd://{fd} is not a listening stream socket. Hand over one that listens (Accept=no).")
+    if listener.type != socket.SOCK_STREAM or not _is_listening(listener):
+        listener.detach()  # its owner closes it
+        raise BindError(f"fd://{fd} is not a listening stream socket. Pass one that listens (systemd: Accept=no).")
     listener.borrowed = borrowed
-    listener.set_inheritable(False)  # or whatever the app starts would keep the port after us
+    listener.set_inheritable(False)  # a program that the app starts would keep the port open after this server
     listener.setblocking(False)
     return listener
 
 
-def _listens(listener: socket.socket) -> bool:
+def _is_listening(listener: socket.socket) -> bool:
     try:
         return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:  # gVisor on its host's network does not tell; accept() will
+    except OSError:  # gVisor does not report it on its host's network; accept() will raise if it does not listen
         return True
 
 
 def describe(listener: socket.socket, scheme: str = "http") -> str:
-    """The address as a person would type it."""
+    """Return the address of a socket as a URL, or as unix:PATH."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name if isinstance(name, str) else os.fsdecode(name).replace(chr(0), '@')}"
@@ -92,58 +107,58 @@ def describe(listener: socket.socket, scheme: str = "http") -> str:
 
 
 def close(listener: Listener) -> None:
-    """For good. A borrowed socket stays as it is: a filter or a missing path would be left to who goes on with it."""
+    """Close the listener and remove its path. A borrowed socket is not modified, because its owner keeps using it."""
     if not listener.borrowed:
         drop_new_handshakes(listener)
-        if listener.family == socket.AF_UNIX:  # or the next start would find a stale path
+        if listener.family == socket.AF_UNIX:
             with suppress(OSError):
                 Path(listener.getsockname()).unlink()
     listener.close()
 
 
 def drop_new_handshakes(listener: socket.socket) -> None:
-    """Let no further handshake begin on a shared TCP socket that is about to be closed (Linux; elsewhere nothing).
+    """Drop new TCP handshakes on a shared socket that is about to be closed. Linux only; elsewhere do nothing.
 
     Between a worker's last accept() and the last close() the kernel would still complete handshakes, and then reset
-    them. With a classic BPF filter (socket(7), SO_ATTACH_FILTER) that drops what has the SYN bit, those clients try
-    again a second later, as TCP does, and are refused.
+    the connections. A classic BPF filter (socket(7), SO_ATTACH_FILTER) drops packets with the SYN bit. The clients
+    retry after a second, as TCP does, and are refused.
     """
     if sys.platform != "linux" or listener.family == socket.AF_UNIX:
         return
-    # An array knows its address. ctypes would too, but wants memory to write and execute, which a unit may forbid.
+    # An array has an address, and ctypes is not needed: it wants memory that is writable and executable, which a
+    # systemd unit may forbid.
     program = array("B", b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN))
     pointer = struct.pack("HP", len(DROP_SYN), program.buffer_info()[0])
-    with suppress(OSError):  # a kernel without it closes as others do
+    with suppress(OSError):  # a kernel without such filters closes without one
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
 
 
-def _number(text: str, bind: str) -> int:
+def _parse_number(text: str, bind: str) -> int:
     if not text.isdecimal() or int(text) > MAX_PORT:
         raise BindUsageError(f"bind address {bind!r} is not HOST:PORT, unix:PATH or fd://N.")
     return int(text)
 
 
-def _mode(option: str, bind: str) -> int:
-    found = re.fullmatch(r"mode=0?([0-7]{3})", option)
-    if not found:
+def _parse_mode(option: str, bind: str) -> int:
+    match = re.fullmatch(r"mode=0?([0-7]{3})", option)
+    if not match:
         raise BindUsageError(f"bind address {bind!r} ends in {option!r}, which is not a mode such as mode=660.")
-    return int(found[1], 8)
+    return int(match[1], 8)
 
 
-def _tcp(host: str, port: int, bind: str) -> Listener:
-    if not host:  # every interface is asked for by name, never by an omission
-        raise BindUsageError(f"bind address {bind!r} has no host. All interfaces are 0.0.0.0:{port}.")
+def _bind_tcp(host: str, port: int, bind: str) -> Listener:
+    if not host:  # a missing host must not open the port on every interface
+        raise BindUsageError(f"bind address {bind!r} has no host. For all interfaces use 0.0.0.0:{port}.")
     try:
-        found = socket.getaddrinfo(
+        (family, kind, proto, _, address), *others = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
     except OSError as error:
         raise BindError(f"{bind} is not an address of this machine: {error.strerror}.") from None
-    (family, kind, proto, _, address), *others = found
     if others:
         also = ", ".join(str(other[4][0]) for other in others)
-        logger.warning("%s is %s, and also %s: the first alone is bound", host, address[0], also)
-    # The protocol is named: with 0 asyncio sets no TCP_NODELAY on what is accepted (uvicorn #3149).
+        logger.warning("%s resolves to several addresses; binding only %s (also: %s)", host, address[0], also)
+    # The protocol is passed on, because with 0 asyncio sets no TCP_NODELAY on accepted sockets (uvicorn #3149).
     listener = Listener(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,30 +169,32 @@ def _tcp(host: str, port: int, bind: str) -> Listener:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise BindError(f"{bind} is taken by another process. Stop it, or choose another with --bind.") from None
+            raise BindError(
+                f"{bind} is in use by another process. Stop it, or choose another address with --bind."
+            ) from None
         raise BindError(f"{bind} cannot be bound: {error.strerror}.") from None
     return listener
 
 
-def _unix(path: Path, mode: int) -> Listener:
+def _bind_unix(path: Path, mode: int) -> Listener:
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists():
             if not stat.S_ISSOCK(path.stat().st_mode):
                 raise BindError(f"{path} exists and is not a socket. Choose another path with --bind unix:PATH.")
-            if _answers(path):
-                raise BindError(f"unix:{path} is taken by another process. Stop it, or choose another path.")
-            path.unlink()  # left by a process that was killed
+            if _is_served(path):
+                raise BindError(f"unix:{path} is in use by another process. Stop it, or choose another path.")
+            path.unlink()  # a process that was killed has left it
         elif not path.parent.is_dir():
-            raise BindError(f"unix:{path} cannot be bound: there is no directory {path.parent}. Make it first.")
-        with _created_with(mode):
+            raise BindError(f"unix:{path} cannot be bound: there is no directory {path.parent}. Create it first.")
+        with _file_mode(mode):
             listener.bind(os.fspath(path))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        # Without an errno it is Python's own: the path does not fit into sockaddr_un, which unix(7) makes 108 bytes.
-        why = error.strerror or f"a path of {len(os.fsencode(path))} bytes is too long for a socket"
-        raise BindError(f"unix:{path} cannot be bound: {why}.") from None
+        # Python raises OSError without an errno if the path is longer than the 108 bytes of sockaddr_un (unix(7)).
+        reason = error.strerror or f"a path of {len(os.fsencode(path))} bytes is too long for a socket"
+        raise BindError(f"unix:{path} cannot be bound: {reason}.") from None
     except BindError:
         listener.close()
         raise
@@ -185,8 +202,11 @@ def _unix(path: Path, mode: int) -> Listener:
 
 
 @contextmanager
-def _created_with(mode: int) -> Iterator[None]:
-    """By umask, so that the path never exists with another mode; nobody else here makes files meanwhile."""
+def _file_mode(mode: int) -> Iterator[None]:
+    """Create files with this mode, by the umask, so that the path never exists with another mode.
+
+    The umask is the process's, and no other thread creates files now.
+    """
     before = os.umask(0o777 & ~mode)
     try:
         yield
@@ -194,6 +214,6 @@ def _created_with(mode: int) -> Iterator[None]:
         os.umask(before)
 
 
-def _answers(path: Path) -> bool:
+def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(os.fspath(path)) == 0

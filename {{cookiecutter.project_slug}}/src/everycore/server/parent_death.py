@@ -1,7 +1,7 @@
-"""No orphans: a worker leaves when its primary is gone, also when its event loop is blocked.
+"""Leaves no orphans: a worker exits when its primary has exited, even if the worker's event loop is blocked.
 
-A thread, because a blocked loop sees nothing. On Linux the kernel besides, because code that holds the interpreter's
-lock (one long regular expression will do) stops that thread, too.
+A thread waits for it, because a blocked event loop would not notice. On Linux the kernel sends a signal as well,
+because code that holds the interpreter's lock, such as one long regular expression, blocks that thread too.
 """
 
 import ctypes
@@ -12,26 +12,27 @@ import sys
 import threading
 from time import sleep
 
-GRACE = 1.0  # seconds for what is in flight
+EXIT_GRACE = 1.0  # seconds for the requests in flight
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _libc = ctypes.CDLL(None)
 
 
 def drain_when_parent_dies(pipe: int) -> None:
-    """Leave within `GRACE` after the other end of `pipe` (its read end is ours) is gone. In the forked worker."""
-    threading.Thread(target=_leave_with_primary, args=(pipe,), daemon=True).start()
+    """In a forked worker: exit within EXIT_GRACE after the primary has closed its end of `pipe`, a read end."""
+    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
     if sys.platform == "linux":
-        # alarm(2) itself is the handler of SIGQUIT, whose number is 3: three seconds later SIGALRM ends the process,
-        # and no line of Python has to run for it.
+        # The handler of SIGQUIT is alarm(2) itself, and the signal's number, 3, is its argument. So SIGALRM ends the
+        # process 3 seconds later, without running a line of Python.
         _libc.signal(signal.SIGQUIT, _libc.alarm)
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the process `parent`, which started this one, ends: for a child with nothing to finish.
+    """Have the kernel kill this process when the process `parent` exits. For a child that has nothing to finish.
 
-    It may have ended already, and prctl(2) tells of later ends only. Elsewhere than on Linux it tells of none.
+    prctl(2) reports only a later exit, so this process exits if `parent` is no longer its parent. Other systems than
+    Linux report no exit.
     """
     if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -39,10 +40,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _leave_with_primary(pipe: int) -> None:
-    end = select.poll()  # and not a read: all workers share the flag that an app could set, for it not to wait
-    end.register(pipe, select.POLLIN)
-    end.poll()
+def _exit_with_parent(pipe: int) -> None:
+    # poll() and not read(): an app can make this pipe non-blocking for all workers, and read() would return at once.
+    poller = select.poll()
+    poller.register(pipe, select.POLLIN)
+    poller.poll()
     os.kill(os.getpid(), signal.SIGTERM)
-    sleep(GRACE)
+    sleep(EXIT_GRACE)
     os._exit(0)

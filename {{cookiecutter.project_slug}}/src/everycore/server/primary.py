@@ -166,7 +166,7 @@ class Primary:
             how = "was killed at its deadline" if child.overdue else describe_exit(status)
             logger.warning("%s %s while it drained, after %.1f s", child, how, lived)
             if not self.stopping:
-                self.reloader.hear_of_a_failed_drain(child, how)
+                self.reloader.on_drain_failure(child, how)
             return
         how = describe_exit(status)
         if child.state is State.STARTING:

@@ -1,76 +1,91 @@
-"""What proxies in front of the app say: who the client is, and under which path the app is reached. Pure ASGI.
+"""ASGI middleware for proxies in front of the app: the client's address, and the path under which the app is served.
 
-uvicorn's own ProxyHeadersMiddleware is not used. With "*" it takes the leftmost item, which the client wrote itself;
-it believes an item that is no address; it trusts a unix socket by "*" alone; and a wrong entry of the list is silent.
+uvicorn's own ProxyHeadersMiddleware is not used, for four reasons. With "*" it uses the leftmost item, which the client
+can forge. It accepts an item that is not an address. It trusts unix sockets with "*" only. It ignores a malformed entry
+of the trusted list.
 """
 
 import ipaddress
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
-ANYBODY, UNIX = "*", "unix"
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope, WWWScope
+
+ANYBODY, UNIX = "*", "unix"  # entries of the trusted list that are not addresses
 LOCAL = ("127.0.0.1", "::1")
 SCHEMES = {b"http": ("http", "ws"), b"https": ("https", "wss"), b"ws": ("http", "ws"), b"wss": ("https", "wss")}
-# 1.2.3.4 and ::1, as X-Forwarded-For has them, and with a port as some proxies write it. No zone: it may hold anything.
+# An item of X-Forwarded-For: 1.2.3.4 or ::1, also with a port, which some proxies add. A zone could contain any text.
 ITEM = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|([0-9.]+)(?::(\d{1,5}))?|([0-9A-Fa-f:.]+)", re.ASCII)
 MAX_PORT = 65535
-PEERS_REMEMBERED = 1024
+MAX_CACHED_PEERS = 1024
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def behind_proxies(app: Any, trusted: Sequence[str], root_path: str) -> Any:
-    """Wrap `app` in what the settings ask for."""
+def add_proxy_middleware(app: ASGI3Application, trusted: Sequence[str], root_path: str) -> ASGI3Application:
+    """Wrap an app in the middleware that the settings require.
+
+    Args:
+        app: The ASGI app.
+        trusted: Trusted proxies, see `ProxyHeaders`.
+        root_path: Path under which a proxy serves the app, see `RootPath`. Empty for none.
+
+    Returns:
+        The wrapped app.
+    """
     return ProxyHeaders(RootPath(app, root_path) if root_path else app, trusted)
 
 
-def advice(trusted: Sequence[str]) -> list[str]:
-    """A sentence for each part of FORWARDED_ALLOW_IPS that deserves a second look."""
+def check_trusted(trusted: Sequence[str]) -> list[str]:
+    """Return a warning for each risky entry of FORWARDED_ALLOW_IPS."""
     if ANYBODY not in trusted:
         return []
     return [
-        "FORWARDED_ALLOW_IPS has *: every client that connects is believed about its address. "
-        "Name the proxies, unless they alone can connect."
+        "FORWARDED_ALLOW_IPS has *: every client that can connect can forge its address. "
+        "List the proxies' addresses, unless only the proxies can connect."
     ]
 
 
 class ProxyHeaders:
-    """Sets `client` and `scheme` by X-Forwarded-For and X-Forwarded-Proto of a trusted peer.
+    """Sets a request's `client` and `scheme` from X-Forwarded-For and X-Forwarded-Proto, if the peer is trusted.
 
-    Each proxy appends the address that it saw. So the client is the rightmost address that is not a trusted proxy's;
-    everything left of it is the client's own word. An item that is no address ends the search: the address before it,
-    at first the peer's own, stands.
-
-    trusted: addresses and networks; "unix" trusts each peer on a unix socket, "*" each peer. These two trust the peer
-    alone: behind a chain of proxies the inner ones' addresses are named beside them.
+    Each proxy appends the address of its own client. So the client is the rightmost address that does not belong to a
+    trusted proxy, and everything left of it may be forged. An item that is not an address ends the search, and the last
+    address before it is used, which is the peer's own if there is none.
     """
 
-    def __init__(self, app: Any, trusted: Sequence[str]) -> None:
+    def __init__(self, app: ASGI3Application, trusted: Sequence[str]) -> None:
+        """Wrap an app.
+
+        Args:
+            app: The ASGI app.
+            trusted: Addresses and networks of proxies. "unix" trusts every peer on a unix socket, and "*" trusts every
+                peer. Neither of the two trusts the other proxies of a chain: list their addresses as well.
+        """
         self.app = app
         self._anybody = ANYBODY in trusted
         self._unix = self._anybody or UNIX in trusted
         self._networks = [ipaddress.ip_network(each) for each in trusted if each not in (ANYBODY, UNIX)]
-        self._trusts_peer = lru_cache(PEERS_REMEMBERED)(self._is_trusted_peer)
+        self._trusts_peer = lru_cache(MAX_CACHED_PEERS)(self._is_trusted_peer)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "lifespan":
             client = scope["client"]
-            if self._trusts_peer(client[0]) if client else self._unix and _on_unix_socket(scope):
-                self._heed(scope)
+            if self._trusts_peer(client[0]) if client else self._unix and _is_on_unix_socket(scope):
+                self._apply_headers(scope)
         await self.app(scope, receive, send)
 
     def _is_trusted_peer(self, host: str) -> bool:
         if self._anybody:
             return True
-        found = _parse(host.partition("%")[0])  # a link-local peer has a zone
+        found = _parse(host.partition("%")[0])  # without the zone of a link-local address
         return found is not None and self._is_trusted(found[0])
 
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
-    def _heed(self, scope: Any) -> None:
+    def _apply_headers(self, scope: WWWScope) -> None:
         forwarded_for, scheme = [], b""
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
@@ -91,17 +106,23 @@ class ProxyHeaders:
 
 
 class RootPath:
-    """Puts the path under which a proxy serves the app in front of `path`, unless the proxy has left it there.
+    """Prepends the path under which a proxy serves the app to a request's `path`, if the proxy has removed it.
 
-    So `path` begins with `root_path`, as ASGI has it (https://asgi.readthedocs.io/en/latest/specs/www.html), whether
-    the proxy cuts its prefix off or not. A request that comes without a proxy, such as a probe, is like one cut off.
+    So `path` starts with `root_path`, as ASGI requires (https://asgi.readthedocs.io/en/latest/specs/www.html). If a
+    request does not come through the proxy, such as a health check, the path is prepended as well.
     """
 
-    def __init__(self, app: Any, root_path: str) -> None:
+    def __init__(self, app: ASGI3Application, root_path: str) -> None:
+        """Wrap an app.
+
+        Args:
+            app: The ASGI app.
+            root_path: The path, without a slash at its end.
+        """
         self.app = app
         self.root_path = root_path
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "lifespan":
             scope["root_path"] = self.root_path
             if not f"{scope['path']}/".startswith(f"{self.root_path}/"):
@@ -110,17 +131,20 @@ class RootPath:
         await self.app(scope, receive, send)
 
 
-def _on_unix_socket(scope: Any) -> bool:
-    """Without a client's address. A TCP connection may have lost it too, because it was reset: it has its own port."""
+def _is_on_unix_socket(scope: WWWScope) -> bool:
+    """Return whether a request without a client address came over a unix socket.
+
+    A TCP connection that was reset has no client address either, but it has the server's port.
+    """
     return scope["server"] is None or scope["server"][1] is None
 
 
 def _parse(item: str) -> tuple[Address, int] | None:
-    """Address and port (0 if there is none), or None for what is no address."""
-    found = ITEM.fullmatch(item)
-    if found is None:
+    """Return the address and the port (0 if there is none), or None if the item is not an address."""
+    match = ITEM.fullmatch(item)
+    if match is None:
         return None
-    bracketed, bracketed_port, plain, plain_port, ipv6 = found.groups()
+    bracketed, bracketed_port, plain, plain_port, ipv6 = match.groups()
     port = int(bracketed_port or plain_port or 0)
     try:
         address = ipaddress.ip_address(bracketed or plain or ipv6)

@@ -1,10 +1,10 @@
-"""uvicorn's HTTP protocol, made strict where a request's framing decides what the next bytes are.
+"""uvicorn's HTTP protocol, made strict where the framing of a request decides where the next request starts.
 
-- The head of a request, and the trailers behind a chunked body, have at most MAX_HEAD bytes.
-- The body of a request whose `Upgrade` is not taken is read as a body. llhttp takes what follows such a head for
-  another protocol, and uvicorn then parses it as the next request: a client could smuggle one past a proxy.
+- The head of a request, and the trailers after a chunked body, have at most MAX_HEAD bytes.
+- The body of a request whose `Upgrade` is not accepted is read as a body. llhttp treats the bytes after such a head as
+  another protocol, and uvicorn would parse them as the next request. A client could smuggle one past a proxy.
 - A WebSocket handshake that the WebSocket library refuses is answered at once.
-- The absolute form of a request target is accepted, and names the host (RFC 9112, 3.2.2).
+- The absolute form of a request target is accepted, and its host replaces the Host field (RFC 9112, 3.2.2).
 
 A request that needs none of this costs a few comparisons.
 """
@@ -18,31 +18,29 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD = 65536  # bytes of a request line and its fields, and of trailers
-PIECE = MAX_HEAD // 2  # bytes that the parser gets at once, so that a limit is noticed in time
+PIECE = MAX_HEAD // 2  # bytes that the parser gets at once, so that no limit is exceeded by more than this
 
-# The WebSocket library takes 8 KiB for one field by default, and a browser may send more cookies than that. The library
-# reads this variable when it is imported, which uvicorn or the app does after this.
+# The WebSocket library accepts 8 KiB for one field by default, and a browser may send more cookies than that. The
+# library reads this variable when it is imported. uvicorn or the app imports it later than this module.
 os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", str(MAX_HEAD))
 
-NO_MORE = float("inf")  # in place of a number of bytes: the connection is refused, or is a WebSocket
-TOO_LARGE = "The head or the trailers of an HTTP request have over 64 KiB."
+STOPPED = float("inf")  # instead of a number of bytes: the request was refused, or the connection is a WebSocket
+TOO_LARGE = "The head or the trailers of an HTTP request are larger than 64 KiB."
 
 SLASH = ord("/")
 ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 
 class TooLargeError(Exception):
-    """A head has more than MAX_HEAD bytes."""
+    """The head of a request has more than MAX_HEAD bytes."""
 
 
 class RequestProtocol(HttpToolsProtocol):
-    """Reads requests; sending responses is uvicorn's."""
+    """Reads requests. uvicorn's own methods send the responses."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Bytes that the parser got after the last head, chunk or part of a body. The rest of the piece in which that
-        # ended is not counted: an unfinished head may have PIECE bytes more. NO_MORE: nothing is read any longer.
-        self._unfinished: float = 0
+    # Bytes that the parser got after the last complete head, chunk or part of a body. The rest of the piece in which
+    # it ended is not counted, so an unfinished head may be PIECE bytes larger. STOPPED: no more bytes are read.
+    _unfinished: float = 0
 
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:
@@ -56,19 +54,19 @@ class RequestProtocol(HttpToolsProtocol):
             self._feed_large(memoryview(data))
 
     def _feed_large(self, data: memoryview) -> None:
-        """Feed a body whole, because pieces cost time, and all else in pieces, because a head may end anywhere."""
-        whole = self._reads_body()
-        size = len(data) if whole else PIECE
-        while data and self._unfinished < NO_MORE:
+        """Feed a body as one piece, which is faster, and anything else in pieces, because a head may end anywhere."""
+        is_body = self._is_reading_body()
+        size = len(data) if is_body else PIECE
+        while data and self._unfinished < STOPPED:
             piece, data = data[:size], data[size:]
             self._unfinished += len(piece)
             self._feed(piece)
-            if MAX_HEAD < self._unfinished < NO_MORE:
+            if MAX_HEAD < self._unfinished < STOPPED:
                 self._refuse(431, TOO_LARGE)
-        if whole and self._unfinished <= PIECE and not self._reads_body():
-            self._unfinished = PIECE + 1  # a head may have begun behind the body, so the next one is measured
+        if is_body and self._unfinished <= PIECE and not self._is_reading_body():
+            self._unfinished = PIECE + 1  # another head may have started after the body, so the next head is measured
 
-    def _reads_body(self) -> bool:
+    def _is_reading_body(self) -> bool:
         cycle = self.cycle
         return cycle is not None and cycle.scope is self.scope and cycle.more_body
 
@@ -79,7 +77,7 @@ class RequestProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = memoryview(data)[upgrade.args[0] :]
                 self._decide_upgrade()
-                if data and self._unfinished < NO_MORE:
+                if data and self._unfinished < STOPPED:
                     continue
             except httptools.HttpParserError as error:
                 if isinstance(error.__context__, TooLargeError):
@@ -95,7 +93,8 @@ class RequestProtocol(HttpToolsProtocol):
         if self.url[0] != SLASH:
             self._resolve_absolute_form()
         HttpToolsProtocol.on_headers_complete(self)
-        self.headers = []  # for trailers: in the head they could forge what a proxy or a middleware has checked
+        # A new list for the trailers: in the head's they could forge a field that a proxy or middleware has checked.
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         self._unfinished = 0
@@ -110,27 +109,27 @@ class RequestProtocol(HttpToolsProtocol):
             raise TooLargeError
 
     def _resolve_absolute_form(self) -> None:
-        """The host of an absolute form replaces the field, whatever that says."""
-        if found := ABSOLUTE_FORM.fullmatch(self.url):
-            authority, target = found.groups(b"/")
+        """Split "http://host/path" into the path and the host, which replaces the Host field."""
+        if match := ABSOLUTE_FORM.fullmatch(self.url):
+            authority, target = match.groups(b"/")
             self.url = target if target.startswith(b"/") else b"/" + target
             self.headers[:] = [(b"host", authority), *(field for field in self.headers if field[0] != b"host")]
         elif self.url != b"*" and self.parser.get_method() != b"CONNECT":
             raise ValueError(f"{self.url!r} is neither a path nor an http URL with a host")
 
     def _should_upgrade(self) -> bool:
-        return True  # uvicorn then leaves a request with an upgrade alone, and _decide_upgrade gets it
+        return True  # uvicorn then does not handle a request with an upgrade, and _decide_upgrade does
 
     def _decide_upgrade(self) -> None:
-        """Called behind a head with an upgrade. llhttp has skipped the body, and the next bytes may be that body."""
+        """Handle a head with an upgrade. llhttp has skipped the body, so the next bytes may be that body."""
         scope = self.scope
         if scope["method"] == "CONNECT":
-            self._refuse(501, "A client asked for a tunnel (CONNECT), and this is no proxy.")
-        elif self._wants_websocket():
+            self._refuse(501, "CONNECT is not supported, because this server is not a proxy.")
+        elif self._is_websocket_upgrade():
             self.handle_websocket_upgrade()
         else:
             fields = list(scope["headers"])
-            # A new parser, because the old one reads nothing more after `Connection: close`.
+            # The old parser reads no more bytes after `Connection: close`.
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             version = scope["http_version"].encode()
@@ -142,18 +141,18 @@ class RequestProtocol(HttpToolsProtocol):
         lines += (b"%b: %b" % field for field in fields)
         return b"\r\n".join((*lines, b"\r\n"))
 
-    def _wants_websocket(self) -> bool:
-        """Whether the upgrade is a WebSocket's, and may be taken now (RFC 9110, 7.8; RFC 6455, 4.1)."""
+    def _is_websocket_upgrade(self) -> bool:
+        """Return whether this is a WebSocket handshake that can be accepted now (RFC 9110, 7.8; RFC 6455, 4.1)."""
         scope, cycle = self.scope, self.cycle
         return (
             [value.lower() for name, value in scope["headers"] if name == b"upgrade"] == [b"websocket"]
             and (scope["method"], scope["http_version"]) == ("GET", "1.1")
             and self.ws_protocol_class is not None
-            and (cycle is None or cycle.response_complete)  # its answer would end up inside the WebSocket
+            and (cycle is None or cycle.response_complete)  # a pending response would end up inside the WebSocket
         )
 
     def handle_websocket_upgrade(self) -> None:
-        """Give the connection to the WebSocket library, if that takes the handshake. It may refuse it in silence."""
+        """Give the connection to the WebSocket library. Answer 400 if the library refuses without an answer."""
         protocol: Any = self.ws_protocol_class(  # type: ignore[call-arg, misc]
             config=self.config, server_state=self.server_state, app_state=self.app_state
         )
@@ -161,26 +160,26 @@ class RequestProtocol(HttpToolsProtocol):
         protocol.data_received(self._head(b"1.1", self.scope["headers"]))
         if getattr(protocol, "handshake_initiated", True):
             self.connections.discard(self)
-            self._unfinished = NO_MORE
+            self._unfinished = STOPPED
             self.transport.set_protocol(protocol)
         else:
             self.connections.discard(protocol)
             self._refuse(400, "Invalid WebSocket handshake received.")
 
     def _refuse(self, status: int, reason: str) -> None:
-        """Answer `status` and close. Nothing is answered where it would end up inside another answer."""
+        """Answer `status` and close the connection. Close without an answer if it would end up inside another one."""
         self.logger.warning(reason)
-        self._unfinished = NO_MORE
+        self._unfinished = STOPPED
         cycle = self.cycle
-        if self._reads_body():
-            answered = cycle.response_started or self.pipeline
+        if self._is_reading_body():
+            is_answered = cycle.response_started or self.pipeline
             cycle.disconnected = True
             cycle.message_event.set()
-            if answered:
+            if is_answered:
                 self.transport.close()
                 return
         elif cycle is not None and not cycle.response_complete:
-            cycle.keep_alive = False  # the requests up to this one are owed their answers
+            cycle.keep_alive = False  # the connection closes after the responses to the earlier requests
             return
         content = [STATUS_LINE[status]]
         for name, value in self.server_state.default_headers:

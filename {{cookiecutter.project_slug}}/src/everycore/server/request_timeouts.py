@@ -1,11 +1,11 @@
-"""Disconnects clients that keep a worker waiting: for a request's head, for its body, or for room to send an answer.
+"""Request timeouts: disconnects clients that send a request, or read a response, too slowly.
 
-uvicorn has one timer, for a kept-alive connection between two requests. A client that sends nothing, or one byte now
-and then (Slowloris), or that reads nothing, would hold a connection and its memory for ever. A look over all
-connections once a second finds those clients, and no request pays for it. This module knows uvicorn's connections and
-no worker.
+uvicorn times out only idle keep-alive connections. A client that sends nothing, sends one byte at a time (Slowloris)
+or reads nothing would hold a connection and its memory indefinitely. All connections are scanned once a second, so
+individual requests pay nothing.
 """
 
+import asyncio
 import fcntl
 import logging
 import socket
@@ -14,56 +14,67 @@ import termios
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from uvicorn.protocols.utils import is_ssl
+
+from everycore.server.connections import Connection
 from everycore.server.http import CoalescingHttpProtocol
 
-# struct tcp_info in linux/tcp.h: tcpi_bytes_acked counts what the client's kernel has taken.
+# struct tcp_info in linux/tcp.h: tcpi_bytes_acked counts the bytes that the client's kernel has received.
 ACKED_AT, ACKED_END = 120, 128
-RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: what the kernel still holds for the client is dropped
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: the kernel drops the bytes that the client has not received
 HEADER, BODY, WRITE = "HEADER_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT"
-# A TLS connection that is closed here, until its client closes it too. RFC 8446, 6.1 wants no server to wait for that.
-CLOSING, CLOSING_UNSEEN = "closing", "closing, and the kernel does not tell whether the client has taken everything"
-CLOSING_TIMEOUTS = {CLOSING: 1.0, CLOSING_UNSEEN: 30.0}  # seconds
-WHAT_DID_NOT_COME = {
-    HEADER: "the head of its request was not complete within HEADER_TIMEOUT",
-    BODY: "no byte of its request's body came within BODY_TIMEOUT",
-    WRITE: "it took no byte of its answer within WRITE_TIMEOUT",
+# A TLS connection that this server has closed and its client has not. RFC 8446, 6.1 does not require a server to wait.
+# UNKNOWN: the kernel does not report whether the client has received everything.
+CLOSING, CLOSING_UNKNOWN = "closing", "closing, unknown whether all was received"
+CLOSING_TIMEOUTS = {CLOSING: 1.0, CLOSING_UNKNOWN: 30.0}  # seconds
+REASONS = {
+    HEADER: "request head not complete within HEADER_TIMEOUT",
+    BODY: "no byte of the request body received within BODY_TIMEOUT",
+    WRITE: "no byte of the response read within WRITE_TIMEOUT",
 }
 
 logger = logging.getLogger(__name__)
 
 
 class Wait(NamedTuple):
-    """What one connection waits for. An equal one a second later means that the client did nothing meanwhile."""
+    """What a connection waits for. If it is equal a second later, the client has made no progress."""
 
     limit: str
     progress: object
 
 
 class RequestTimeouts:
-    """`close` is to be called about once a second; it disconnects at the first call after the time is up.
-
-    header_timeout: seconds for the whole head of a request, from the connection or from its first byte. body_timeout:
-    seconds since the last byte of a body. write_timeout: seconds since the client last took a byte of an answer. Time
-    in which the app does not read counts for no client. 0: any.
-    """
+    """Disconnects slow clients. Time during which the app is not reading does not count."""
 
     def __init__(self, header_timeout: float, body_timeout: float, write_timeout: float) -> None:
+        """Set the limits, in seconds. 0 disables a limit.
+
+        Args:
+            header_timeout: For the whole head of a request, from the connection or from the head's first byte.
+            body_timeout: Since the client last sent a byte of a request body.
+            write_timeout: Since the client last received a byte of a response.
+        """
         self._timeouts = {
             HEADER: header_timeout or float("inf"),
             BODY: body_timeout or float("inf"),
             WRITE: write_timeout or float("inf"),
             **CLOSING_TIMEOUTS,
         }
-        self._waits: dict[object, tuple[Wait, float]] = {}
+        self._waits: dict[Connection, tuple[Wait, float]] = {}
 
-    def close(self, connections: Iterable[Any], now: float) -> None:
-        """Look at all `connections`, at `now` in monotonic seconds."""
+    def enforce(self, connections: Iterable[Connection], now: float) -> None:
+        """Disconnect the clients that have exceeded a limit. To be called about once a second.
+
+        Args:
+            connections: All of uvicorn's connections, HTTP and WebSocket.
+            now: Monotonic seconds.
+        """
         before, self._waits = self._waits, {}
-        cut: list[tuple[Any, str]] = []
+        disconnected: list[tuple[Connection, str]] = []
         for connection in connections:
-            wait = _wait_of(connection)
+            wait = _current_wait(connection)
             if wait is None:
                 continue
             known, since = before.get(connection, (None, now))
@@ -72,48 +83,51 @@ class RequestTimeouts:
             if now - since >= self._timeouts[wait.limit]:
                 del self._waits[connection]
                 _disconnect(connection.transport, wait.limit)
-                if wait.limit in WHAT_DID_NOT_COME:
-                    cut.append((connection, wait.limit))
-        if cut:
-            self._log(cut)
+                if wait.limit in REASONS:
+                    disconnected.append((connection, wait.limit))
+        if disconnected:
+            self._log(disconnected)
 
-    def _log(self, cut: list[tuple[Any, str]]) -> None:
-        """One line for all of one second: an attack must not fill the log."""
-        (first, limit), *others = cut
-        client = first.client[0] if first.client else "a client of a unix socket"
+    def _log(self, disconnected: list[tuple[Connection, str]]) -> None:
+        """Write one line for all clients of one second, so that an attack does not fill the log."""
+        (first, limit), *others = disconnected
+        address = getattr(first, "client", None)
+        client = address[0] if address else "on a unix socket"
         more = ", ".join(f"{count} {name}" for name, count in sorted(Counter(name for _, name in others).items()))
         logger.info(
-            "%s is disconnected: %s (%g s)%s",
+            "client %s timed out: %s (%g s)%s",
             client,
-            WHAT_DID_NOT_COME[limit],
+            REASONS[limit],
             self._timeouts[limit],
             f" (and {len(others)} more: {more})" if others else "",
         )
 
 
-def _wait_of(connection: Any) -> Wait | None:
-    """What its client owes us now; None if nothing."""
+def _current_wait(connection: Connection) -> Wait | None:
+    """Return what this connection waits for from its client, or None if it waits for nothing."""
     transport = connection.transport
     buffered = transport.get_write_buffer_size()
-    encrypted = connection.scheme in ("https", "wss")  # TLS has a buffer below, which only the kernel's queue shows
-    if buffered or encrypted:
-        queued = _queued(transport)
+    if buffered or is_ssl(transport):  # get_write_buffer_size() does not see what TLS buffers
+        queued = _read_send_queue(transport)
         if buffered or queued:
-            # Where the kernel counts nothing, any change of what is left is progress.
-            return Wait(WRITE, _acknowledged(transport) or (buffered, queued))
+            # Where the kernel counts no acknowledged bytes, any change of the unsent bytes is progress.
+            return Wait(WRITE, _read_acknowledged(transport) or (buffered, queued))
         if transport.is_closing():
-            return Wait(CLOSING_UNSEEN if queued is None else CLOSING, None)
-    if not isinstance(connection, CoalescingHttpProtocol):  # a websocket, which has pings of its own
+            return Wait(CLOSING_UNKNOWN if queued is None else CLOSING, None)
+    if not isinstance(connection, CoalescingHttpProtocol):  # a websocket: its library pings the client
         return None if getattr(connection, "handshake_initiated", True) else Wait(HEADER, None)
     cycle = connection.cycle
-    if cycle is None or cycle.response_complete:  # the head after `cycle` is awaited
+    if cycle is None or cycle.response_complete:  # the next head has not been received
         return Wait(HEADER, cycle) if connection.timeout_keep_alive_task is None else None
-    reads = not (connection.flow.read_paused or cycle.waiting_for_100_continue)
-    return Wait(BODY, (cycle, connection.body_bytes)) if cycle.more_body and reads else None
+    is_reading = not (connection.flow.read_paused or cycle.waiting_for_100_continue)
+    return Wait(BODY, (cycle, connection.body_bytes)) if cycle.more_body and is_reading else None
 
 
-def _queued(transport: Any) -> int | None:
-    """How many bytes the kernel holds that the client has not taken (SIOCOUTQ, tcp(7)); None if it does not tell."""
+def _read_send_queue(transport: asyncio.Transport) -> int | None:
+    """Return how many bytes the kernel holds that the client has not received, or None if it is not reported.
+
+    See SIOCOUTQ in tcp(7).
+    """
     try:
         answer = fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):
@@ -121,8 +135,8 @@ def _queued(transport: Any) -> int | None:
     return int(struct.unpack("i", answer)[0])
 
 
-def _acknowledged(transport: Any) -> int:
-    """How many bytes the client has taken since it connected; 0 if the kernel does not count them."""
+def _read_acknowledged(transport: asyncio.Transport) -> int:
+    """Return how many bytes the client has received since it connected, or 0 if the kernel does not count them."""
     try:
         info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, ACKED_END)
     except (OSError, AttributeError):  # a unix socket, or a system without TCP_INFO
@@ -130,8 +144,8 @@ def _acknowledged(transport: Any) -> int:
     return int(struct.unpack_from("Q", info, ACKED_AT)[0]) if len(info) >= ACKED_AT + 8 else 0
 
 
-def _disconnect(transport: Any, limit: str) -> None:
+def _disconnect(transport: asyncio.Transport, limit: str) -> None:
     if limit == WRITE:
         with suppress(OSError):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-    transport.abort()  # a polite close would wait for what the client reads
+    transport.abort()  # close() would wait until the client has read everything

@@ -1,4 +1,4 @@
-"""What a primary owns for its whole life, through every re-execution: sockets, board, lock and two pipes."""
+"""The resources of a primary, which it keeps over every re-exec: sockets, scoreboard, lock and two pipes."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Self
 
 from everycore.server.children import Child, Children, State
 from everycore.server.handover import ReexecState
-from everycore.server.listeners import BindError, Listener, close, inherited, open_listener
+from everycore.server.listeners import BindError, Listener, close, open_listener, wrap_inherited
 from everycore.server.policy import Policy
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard
@@ -16,18 +16,29 @@ from everycore.server.worker import WorkerContext
 
 @dataclass
 class Resources:
+    """The resources of a primary. `acquire` opens them, and `inherit` finds them again after a re-exec."""
+
     run_dir: RunDir
     lock: int
     board: Scoreboard
-    # Workers hold the read end; only the primary can write. When it is gone they see the end of the file.
+    # Only the primary has the write end and never writes. So workers read the end of the file when the primary exits.
     parent_pipe: tuple[int, int]
-    # Workers ring; the primary wakes and looks at the board.
+    # A worker writes a byte when its state changes, to wake the primary, which then reads the scoreboard.
     wakeup_pipe: tuple[int, int]
     listeners: list[Listener] = field(default_factory=list)
 
     @classmethod
     def acquire(cls, run_dir: RunDir, binds: Sequence[str]) -> Self:
-        """Raises RunDirError or BindError, and leaves nothing behind then."""
+        """Open all resources of a new primary.
+
+        Args:
+            run_dir: The run directory.
+            binds: Addresses, see `open_listener`.
+
+        Raises:
+            RunDirError: The run directory is in use or cannot be used.
+            BindError: An address cannot be bound. Everything that was opened before is closed again.
+        """
         run_dir.prepare()
         lock = run_dir.lock()
         listeners: list[Listener] = []
@@ -47,17 +58,19 @@ class Resources:
 
     @classmethod
     def inherit(cls, run_dir: RunDir, reexec_state: ReexecState) -> Self:
-        parent_pipe, wakeup_pipe = (
+        """Find the resources again after a re-exec."""
+        return cls(
+            run_dir,
+            reexec_state.lock,
+            Scoreboard.inherit(reexec_state.board),
             (reexec_state.parent_pipe[0], reexec_state.parent_pipe[1]),
             (reexec_state.wakeup_pipe[0], reexec_state.wakeup_pipe[1]),
-        )
-        listeners = [inherited(fd, borrowed=fd in reexec_state.borrowed) for fd in reexec_state.listeners]
-        return cls(
-            run_dir, reexec_state.lock, Scoreboard.inherit(reexec_state.board), parent_pipe, wakeup_pipe, listeners
+            [wrap_inherited(fd, borrowed=fd in reexec_state.borrowed) for fd in reexec_state.listeners],
         )
 
     def reexec_state(self, children: Children, scaled: int | None) -> ReexecState:
-        self.board.write_header()  # the new image begins with these figures
+        """Return what `inherit` and `children_of` need after the re-exec."""
+        self.board.write_header()  # `Scoreboard.inherit` reads it
         return ReexecState(
             lock=self.lock,
             board=self.board.fd,
@@ -71,7 +84,7 @@ class Resources:
         )
 
     def worker_context(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> WorkerContext:
-        """In the child: let go of what is the primary's alone, and keep the rest."""
+        """In a forked child: close the primary's descriptors and return what the worker needs."""
         os.close(self.parent_pipe[1])
         os.close(self.wakeup_pipe[0])
         os.close(self.lock)
@@ -79,13 +92,16 @@ class Resources:
         return WorkerContext(slot, generation, row, self.board, self.listeners, policy, parent_pipe, wakeup_pipe, again)
 
     def close_listeners(self) -> None:
+        """Close the primary's listeners. Workers that have not closed theirs still accept."""
         while self.listeners:
             close(self.listeners.pop())
 
     def release(self) -> None:
+        """Close the listeners and remove the run directory, when the last worker has exited."""
         self.close_listeners()
         self.run_dir.remove(self.lock)
 
 
 def children_of(reexec_state: ReexecState) -> list[Child]:
+    """Return the children of the primary before its re-exec."""
     return [Child(**{**child, "state": State(child["state"])}) for child in reexec_state.children]

@@ -1,7 +1,7 @@
-"""The run directory: where one primary keeps its board, and a lock that says it is alive.
+"""The run directory, where one primary keeps its scoreboard and a lock that shows that the primary is alive.
 
-The lock is POSIX (fcntl(2), F_SETLK): it dies with the primary, is not inherited by its workers, and survives
-its re-exec. A file left by a dead primary is thus never mistaken for a living one.
+The lock is a POSIX lock (fcntl(2), F_SETLK). The kernel releases it when the primary exits, workers do not inherit it,
+and it survives a re-exec. So the files of a dead primary are never taken for those of a running one.
 """
 
 import fcntl
@@ -13,18 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 
 POLL_INTERVAL = 0.02  # seconds
-LOCK_TIME = 1.0  # seconds for `lock_again`: a command that looks for the owner holds the lock for a moment
-EXEC_TIME = 3.0  # seconds in which a re-executed primary may be without its lock
+LOCK_TIMEOUT = 1.0  # seconds for `lock_again`, because `owner` in another process holds the lock for a moment
+EXEC_TIME = 3.0  # maximum seconds for which a re-executed primary is without its lock
 
 logger = logging.getLogger(__name__)
 
 
 class RunDirError(Exception):
-    """The directory cannot be used; the message says why and what to do."""
+    """The run directory cannot be used. The message says why and what to do."""
 
 
 class RunDir:
-    """`path` is made with mode 0700 and must belong to this user."""
+    """The run directory at `path`. It may not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,6 +32,7 @@ class RunDir:
         self._lock = path / "lock"
 
     def prepare(self) -> None:
+        """Create the directory with mode 0700, or raise RunDirError if another user can write to it."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.path.stat()
@@ -43,10 +44,17 @@ class RunDir:
             )
 
     def lock(self) -> int:
-        """Take the lock for this process and return its fd, which must stay open; RunDirError if it is taken."""
+        """Acquire the lock for this process.
+
+        Returns:
+            The descriptor of the lock file, which must stay open.
+
+        Raises:
+            RunDirError: A running primary holds the lock.
+        """
         try:
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:  # a primary that leaves has just removed the directory
+        except OSError as error:  # an exiting primary may have just removed the directory
             raise RunDirError(f"RUN_DIR {self.path} cannot be used: {error.strerror}. Try again.") from None
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,17 +69,20 @@ class RunDir:
         return fd
 
     def lock_again(self, fd: int) -> None:
-        """After the re-exec, with the descriptor that `lock` returned: gVisor has dropped the lock, Linux has not."""
-        until = time.monotonic() + LOCK_TIME
+        """Acquire the lock again after a re-exec, with the descriptor that `lock` returned.
+
+        Linux keeps the lock over a re-exec, and gVisor releases it.
+        """
+        until = time.monotonic() + LOCK_TIMEOUT
         while time.monotonic() < until:
             with suppress(OSError):
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(POLL_INTERVAL)
-        logger.error("the lock of RUN_DIR %s belongs to another process since the reload: stop one of both", self.path)
+        logger.error("lock of RUN_DIR %s was acquired by another process in the reload; stop one of them", self.path)
 
     def owner(self) -> int | None:
-        """The pid of the living primary, or None. For other processes than the primary itself."""
+        """Return the pid of the running primary, or None. Not to be called in the primary itself."""
         until = time.monotonic() + EXEC_TIME
         while True:
             try:
@@ -86,33 +97,36 @@ class RunDir:
                 return pid
             finally:
                 os.close(fd)
-            # Nobody holds it. Where the kernel drops a lock at an exec, its primary may be about to take it again.
-            if pid is None or not _exists(pid) or time.monotonic() >= until:
+            # No process holds the lock. If the kernel released it at a re-exec, the primary may acquire it again soon.
+            if pid is None or not _is_alive(pid) or time.monotonic() >= until:
                 return None
             time.sleep(POLL_INTERVAL)
 
     def remove(self, lock: int) -> None:
-        """Remove what belongs to the holder of `lock`.
+        """Remove the scoreboard, the lock file and the directory, if they are those of `lock`.
 
-        The directory may have been removed under this primary (by logind's RemoveIPC, for one), and made again by
-        another one.
+        The directory may have been removed under this primary, by logind's RemoveIPC for one. Then another primary
+        may have created it again.
+
+        Args:
+            lock: What `lock()` returned.
         """
         try:
-            ours = os.path.samestat(self._lock.stat(), os.fstat(lock))
+            is_own = os.path.samestat(self._lock.stat(), os.fstat(lock))
         except OSError:
             return
-        if not ours:
-            logger.warning("RUN_DIR %s belongs to another primary: it is left as it is", self.path)
+        if not is_own:
+            logger.warning("RUN_DIR %s belongs to another primary; leaving it", self.path)
             return
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it may hold what others put there
+        with suppress(OSError):  # it may contain files of others
             self.path.rmdir()
 
 
-def _exists(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # it is another user's
+        return isinstance(error, PermissionError)  # a process of another user
     return True

@@ -1,9 +1,10 @@
 """The scoreboard: a small file of shared memory with one row per worker.
 
-Every figure is one 64-bit cell with one writer: a worker writes its own row, the primary the header. So any
-process reads the whole board at any time, without a lock, and the answer is the same whoever gives it. An app
-could still write anywhere: so each writer says its cells again and again and reads none of them back, and no
-reader believes a figure that would lead it astray. This room knows neither signals nor sockets.
+Every value is one 64-bit cell with one writer. A worker writes its own row, and the primary writes the header. So any
+process can read the whole scoreboard at any time without a lock, and every process reads the same values.
+
+The app could overwrite this memory by accident. Writers therefore rewrite their cells regularly and never read them
+back, and readers validate what they read.
 """
 
 import mmap
@@ -18,34 +19,34 @@ from typing import Self
 
 from everycore.server.children import ACCEPTING, State
 
-VERSION = 3  # of this layout and of the handover's reexec_state; to be raised with either
+VERSION = 3  # of this layout and of ReexecState; a change of either needs a new number
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
-ROWS = 256  # live workers at most, the old ones of a reload among them
+ROWS = 256  # maximum number of live workers, including the old ones during a reload
 
-# The header's cells.
+# The cells of the header.
 FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS, DEATHS = range(10)
 RELOAD, RELOAD_AT = range(10, 12)
 PAST_COUNTERS = 12  # the first of COUNTERS
 HEADER_CELLS = 24
 
-# A row's cells. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
+# The cells of a row. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
 PID, SLOT, ROW_GENERATION, STATE, SINCE, HEARTBEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG = range(11)
-FIRST_APP_CELL = 11  # the first of the app's own: counters, which only grow, and gauges. What they mean the app knows
+FIRST_APP_CELL = 11  # counters, which only grow, and then gauges. The app defines their meaning
 COUNTERS, GAUGES = 8, 4
 ROW_CELLS = 24
 
 MAX_CELL = 2**64 - 1
-MAX_COUNT = 2**48  # of one worker, in 300 years at 30,000 a second: more was never counted
-MAX_SNAPSHOT_TRIES = 1000  # each some microseconds; a primary clears a row in less
+MAX_COUNT = 2**48  # a plausible count of one worker; 30,000 a second reach it after 300 years
+MAX_SNAPSHOT_TRIES = 1000  # a try takes some microseconds, and a primary clears a row in less
 
 STATE_NAMES = {state.value: state.name.lower() for state in State}
-REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # why the last reload is where it is, in UTF-8
+REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # the reason for the state of the last reload, in UTF-8
 REASON_BYTES = 512
 SIZE = REASON_AT + REASON_BYTES
 
 
 class Reload(IntEnum):
-    """How far the last reload came."""
+    """The state of the last reload."""
 
     NONE = 0
     CHECKING = 1
@@ -54,7 +55,7 @@ class Reload(IntEnum):
     REFUSED = 4
 
 
-RELOAD_NAMES = {outcome.value: outcome.name.lower() for outcome in Reload}
+RELOAD_NAMES = {state.value: state.name.lower() for state in Reload}
 
 
 class ScoreboardError(Exception):
@@ -63,7 +64,7 @@ class ScoreboardError(Exception):
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """What one worker last wrote. Bytes, milliseconds and seconds, as the names say."""
+    """One worker as of its last heartbeat. A suffix of a name is its unit: seconds, milliseconds or bytes."""
 
     pid: int
     slot: int
@@ -82,7 +83,7 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole board at one moment. `requests` and `counters` have the dead workers' too: they never run backwards."""
+    """The whole scoreboard at one moment. `requests` and `counters` include dead workers', so they never decrease."""
 
     primary: int
     age_s: float
@@ -99,20 +100,29 @@ class Snapshot:
 
 
 class Scoreboard:
-    """The mapped file. Make it with `create` (primary), `inherit` (primary after its re-exec) or `read`."""
+    """A mapped scoreboard file. Use `create` (primary), `inherit` (primary after its re-exec) or `read`."""
 
     def __init__(self, fd: int, writable: bool = True) -> None:
-        if os.fstat(fd).st_size < SIZE:  # an app may have written on behind the end
-            raise ScoreboardError(f"{os.fstat(fd).st_size} bytes, expected {SIZE}")
+        """Map the file of a descriptor.
+
+        Args:
+            fd: Descriptor, which the primary keeps open for a re-exec.
+            writable: Whether this process may write.
+
+        Raises:
+            ScoreboardError: The file is too small.
+        """
+        if (size := os.fstat(fd).st_size) < SIZE:  # a larger one is accepted: an app may have written after the end
+            raise ScoreboardError(f"it has {size} bytes, expected {SIZE}")
         self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
         self.cells = self._bytes.cast("Q")
-        self.header = [0] * HEADER_CELLS  # the primary's own: what `write_header` puts on the board
+        self.header = [0] * HEADER_CELLS  # the primary's own copy, which `write_header` writes to the scoreboard
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        # A new file each time: workers of a dead primary may still have the old one mapped.
+        """Create a new file, because workers of a dead primary may still have the old one mapped."""
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, SIZE)
@@ -124,6 +134,7 @@ class Scoreboard:
 
     @classmethod
     def inherit(cls, fd: int) -> Self:
+        """Map the scoreboard of the primary before its re-exec, and continue with the values of its header."""
         board = cls(fd)
         board.header[:] = board.cells[:HEADER_CELLS]
         board.header[FORMAT] = MAGIC
@@ -132,65 +143,72 @@ class Scoreboard:
 
     @classmethod
     def read(cls, path: Path) -> Self:
+        """Map a running primary's scoreboard read-only. Raise OSError or ScoreboardError if that is not possible."""
         fd = os.open(path, os.O_RDONLY)
         try:
             board = cls(fd, writable=False)
         finally:
             os.close(fd)
         if board.cells[FORMAT] != MAGIC:
-            raise ScoreboardError("it was written by another version")
+            raise ScoreboardError("another version has written it")
         return board
 
     def row(self, index: int) -> memoryview:
-        """The cells of one row, for its one writer."""
+        """Return the cells of one row, for the one worker that writes it."""
         start = HEADER_CELLS + index * ROW_CELLS
         return self.cells[start : start + ROW_CELLS]
 
     @property
     def draining(self) -> bool:
+        """Whether the whole server is stopping."""
         return bool(self.cells[DRAINING])
 
     def total_connections(self) -> tuple[int, int]:
-        """How many workers accept, and how many connections they hold together: what fair accepting needs."""
+        """Return how many workers accept connections (at least 1), and how many connections these workers have."""
         cells = self.cells
-        accepting = [start for start in _rows(cells) if cells[start + STATE] in ACCEPTING]
+        accepting = [start for start in _row_starts(cells) if cells[start + STATE] in ACCEPTING]
         return len(accepting) or 1, sum(cells[start + CONNECTIONS] for start in accepting)
 
     def write_header(self) -> None:
-        """Primary: say the whole header again; last that it is complete."""
+        """In the primary: write the whole header again, and its sequence number last, which makes it valid."""
         for cell, value in enumerate(self.header):
             if cell != SEQUENCE:
                 self.cells[cell] = value & MAX_CELL
         self.cells[SEQUENCE] = self.header[SEQUENCE] & MAX_CELL
 
     def clear_unused_rows(self, rows: Collection[int]) -> None:
-        """Primary: only `rows` have a worker. Clear what anybody wrote between them, and forget what is beyond."""
+        """In the primary: clear the rows that have no worker. `rows` are those that have one."""
         used = self.header[USED_ROWS] = max(rows, default=-1) + 1
         for index in range(used):
             if index not in rows:
                 self._clear(index)
 
     def absorb_dead_row(self, index: int) -> None:
-        """Primary: its worker died. Keep its count, clear its row; readers see both or neither."""
+        """In the primary: add a dead worker's counts to the header and clear its row. Readers see both or neither."""
         row = self.row(index)
-        counted = [(PAST_REQUESTS, row[REQUESTS])]
-        counted += [(PAST_COUNTERS + number, row[FIRST_APP_CELL + number]) for number in range(COUNTERS)]
+        counts = [(PAST_REQUESTS, row[REQUESTS])]
+        counts += [(PAST_COUNTERS + number, row[FIRST_APP_CELL + number]) for number in range(COUNTERS)]
         with self._seqlock_write():
-            for past, count in counted:
+            for past, count in counts:
                 if count <= MAX_COUNT:
                     self.header[past] += count
             self.header[DEATHS] += 1
             self._clear(index)
 
-    def set_reload_status(self, outcome: Reload, reason: str = "") -> None:
-        """Primary: how far the reload came, and why, for `status`."""
+    def set_reload_status(self, state: Reload, reason: str = "") -> None:
+        """In the primary: set what `status` shows of the last reload.
+
+        Args:
+            state: The state of the reload.
+            reason: Why it is in that state. Only the first REASON_BYTES bytes are kept.
+        """
         with self._seqlock_write():
-            self.header[RELOAD], self.header[RELOAD_AT] = outcome, monotonic_ns()
+            self.header[RELOAD], self.header[RELOAD_AT] = state, monotonic_ns()
             self._bytes[REASON_AT:] = reason.encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
 
     @contextmanager
     def _seqlock_write(self) -> Iterator[None]:
-        """While it lasts the sequence is odd, and readers try again: a seqlock, as Linux has them."""
+        """Make the sequence number odd while the block runs, so that readers retry. A seqlock, as in Linux."""
         self.header[SEQUENCE] += 1
         self.cells[SEQUENCE] = self.header[SEQUENCE] & MAX_CELL
         yield
@@ -203,6 +221,7 @@ class Scoreboard:
             row[cell] = 0
 
     def snapshot(self) -> Snapshot:
+        """Read the whole scoreboard at one moment."""
         for _ in range(MAX_SNAPSHOT_TRIES):
             before = self.cells[SEQUENCE]
             copy = bytes(self._bytes)
@@ -210,7 +229,7 @@ class Scoreboard:
                 break
         cells = memoryview(copy).cast("Q")
         now = monotonic_ns()
-        live = [cells[start : start + ROW_CELLS] for start in _rows(cells) if cells[start + PID]]
+        live = [cells[start : start + ROW_CELLS] for start in _row_starts(cells) if cells[start + PID]]
         workers = [
             WorkerRow(
                 pid=row[PID],
@@ -248,8 +267,8 @@ class Scoreboard:
         )
 
 
-def _rows(cells: memoryview) -> range:
-    """Where each row that is used begins."""
+def _row_starts(cells: memoryview) -> range:
+    """Return the index of the first cell of each row that is used."""
     return range(HEADER_CELLS, HEADER_CELLS + min(cells[USED_ROWS], ROWS) * ROW_CELLS, ROW_CELLS)
 
 

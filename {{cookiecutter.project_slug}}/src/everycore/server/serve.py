@@ -1,4 +1,4 @@
-"""The package's front door: `serve` runs an app on a cluster until it is told to stop."""
+"""`serve`, the entry point of this package: it runs an app until it receives a stop signal."""
 
 import logging
 import os
@@ -23,21 +23,37 @@ logger = logging.getLogger(__name__)
 
 
 def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_dir: Path, **options: Any) -> int:
-    """Run `target` ("module:attribute") with `workers` workers on all of `binds`; return the exit code.
+    """Run an app in the foreground until this process receives a stop signal.
 
-    `options` go to uvicorn.Config. Raises LoadError, BindError or RunDirError when it cannot start.
+    Args:
+        target: "module:attribute" of an ASGI app, or of a factory that takes no arguments.
+        binds: Addresses, such as "127.0.0.1:8000". See `open_listener`.
+        workers: Number of workers.
+        policy: Timeouts and limits.
+        run_dir: Directory for the scoreboard and the lock, one for each server.
+        options: Options of `preload` and of uvicorn.Config.
+
+    Returns:
+        The exit code: 0 after a requested stop, 3 if no worker became ready.
+
+    Raises:
+        LoadError: The app cannot be loaded.
+        BindError: An address cannot be bound.
+        RunDirError: The run directory is in use or cannot be used.
     """
     if handover.is_check():
         if not handover.is_compatible():
-            raise LoadError("this version keeps another scoreboard: stop and start it instead of a reload.")
+            raise LoadError(
+                "the new code uses an incompatible scoreboard version. Restart the server instead of reloading it."
+            )
         parent_death.die_with_parent(handover.requester_pid())
         preload(target, **options)
         return 0
     if reexec_state := handover.load_state():
-        primary = _take_over(reexec_state, target, workers, policy, run_dir=RunDir(run_dir), options=options)
+        primary = _resume(reexec_state, target, workers, policy, run_dir=RunDir(run_dir), options=options)
     else:
-        primary = _begin(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
-    enable_stack_dumps()  # here and not in the worker alone: a child may hang between its fork and its start
+        primary = _start(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
+    enable_stack_dumps()  # also for a child that hangs between its fork and the start of its worker
     flush_streams()
     try:
         return primary.run()
@@ -47,33 +63,33 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         release_streams()
 
 
-def _begin(
+def _start(
     target: str, binds: Sequence[str], workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
 ) -> Primary:
     if sockets := systemd.listen_fds(os.environ):
-        logger.info("the service manager has opened the sockets (LISTEN_FDS): BIND is not used")
+        logger.info("service manager opened the sockets (LISTEN_FDS); BIND is not used")
         binds = [f"fd://{fd}" for fd in sockets]
     if raised := raise_open_files():
         logger.info("limit of open files raised from %d to %d", *raised)
     config = preload(target, **options)
-    signals = SignalQueue()  # from here on others can find us
+    signals = SignalQueue()  # before the lock names this pid, because commands may then send signals to it
     resources = Resources.acquire(run_dir, binds)
-    where = ", ".join(describe(opened, "https" if config.is_ssl else "http") for opened in resources.listeners)
-    logger.info("%s on %s with %s", target, where, counted(workers, "worker"))
+    addresses = ", ".join(describe(opened, "https" if config.is_ssl else "http") for opened in resources.listeners)
+    logger.info("serving %s on %s with %s", target, addresses, counted(workers, "worker"))
     return Primary(config, resources, Children(workers), policy, signals)
 
 
-def _take_over(
+def _resume(
     reexec_state: ReexecState, target: str, workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
 ) -> Primary:
-    """Go on where the image before this one stopped; with its workers alone if the new code does not load."""
-    signals = SignalQueue()  # a re-executed primary starts with all signals blocked
+    """Continue after a re-exec. If the new code does not load, keep the old workers and start none."""
+    signals = SignalQueue()  # it unblocks all signals, which are blocked over a re-exec
     run_dir.lock_again(reexec_state.lock)
-    config, refusal = None, ""
+    config, failure = None, ""
     try:
         config = preload(target, **options)
     except LoadError as error:
-        refusal = str(error)
+        failure = str(error)
     resources = Resources.inherit(run_dir, reexec_state)
     children = Children(reexec_state.scaled or workers, reexec_state.generation + (config is not None))
     for child in children_of(reexec_state):
@@ -81,16 +97,17 @@ def _take_over(
     primary = Primary(config, resources, children, policy, signals)
     primary.reloader.scaled = reexec_state.scaled
     if config is None:
-        # The check passed and this did not: the code changed in between. The old workers know how to serve.
-        primary.reloader.fail(refusal)
+        # The check has passed, so the code has changed since then. The old workers keep serving the old code.
+        primary.reloader.fail(failure)
     else:
         primary.reloader.handed_over = True
-        _log_number(children.wanted, resources.board.header[scoreboard.WANTED], workers)
-        logger.info("reload: generation %d takes over from %s", children.generation, counted(len(children), "worker"))
+        _log_worker_count(children.wanted, resources.board.header[scoreboard.WANTED], workers)
+        old = counted(len(children), "worker")
+        logger.info("reload: generation %d starting, replacing %s", children.generation, old)
     return primary
 
 
-def _log_number(wanted: int, before: int, configured: int) -> None:
+def _log_worker_count(wanted: int, before: int, configured: int) -> None:
     """Say in a reload when the number of workers changes, or is kept though the settings or the CPUs say another."""
     if wanted != before:
         logger.info("reload: %s instead of %d", counted(wanted, "worker"), before)

@@ -1,4 +1,4 @@
-"""The settings of the server: what any ASGI app is served with. The app's own are not here."""
+"""The settings of the server, which are the same for every ASGI app. An app's own settings are not here."""
 
 import ipaddress
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from everycore.environ import EnvironSettings, parse_items, parse_more_than_none, setting
 from everycore.server.policy import Policy
-from everycore.server.proxies import ANYBODY, UNIX
+from everycore.server.proxies import ANYBODY, LOCAL, UNIX
 
 MAX_WORKERS = 128
 
@@ -31,10 +31,10 @@ def parse_workers(text: str) -> int | None:
 
 
 def parse_log_level(text: str) -> str:
-    """Return the name of a level as `logging` spells it.
+    """Return the name of a log level as `logging` spells it.
 
     Raises:
-        ValueError: The text is no such name.
+        ValueError: The text is not the name of a level.
     """
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError(text)
@@ -42,10 +42,10 @@ def parse_log_level(text: str) -> str:
 
 
 def parse_proxies(text: str) -> tuple[str, ...]:
-    """Return the parts of FORWARDED_ALLOW_IPS.
+    """Return the entries of FORWARDED_ALLOW_IPS.
 
     Raises:
-        ValueError: A part is no address, no network, and not "unix" or "*".
+        ValueError: An entry is not an address, a network, "unix" or "*".
     """
     proxies = parse_items(text)
     for proxy in proxies:
@@ -58,7 +58,7 @@ def parse_root_path(text: str) -> str:
     """Return a path prefix without a slash at its end.
 
     Raises:
-        ValueError: The text is no path.
+        ValueError: The text is not a path.
     """
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", text):
         raise ValueError(text)
@@ -66,7 +66,7 @@ def parse_root_path(text: str) -> str:
 
 
 def default_run_dir(app: str) -> Path:
-    """Return the run directory of this user for an app, by its top package. Two apps do not meet there."""
+    """Return the default run directory. Each user and each top package of an app has its own."""
     name = f"{app.partition(':')[0].partition('.')[0]}-{os.getuid()}"
     shared_memory = Path("/dev/shm")
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
@@ -74,7 +74,7 @@ def default_run_dir(app: str) -> Path:
 
 @dataclass(frozen=True)
 class ServerSettings(EnvironSettings):
-    """All times are seconds. `.env.example` explains each."""
+    """The settings of the server. All times are seconds. `.env.example` explains each setting."""
 
     bind: tuple[str, ...] = setting(("127.0.0.1:8000",), parse_items, "addresses with commas, such as 127.0.0.1:8000")
     workers: int | None = setting(
@@ -82,7 +82,7 @@ class ServerSettings(EnvironSettings):
     )
     run_dir: Path | None = setting(None, Path, "a path")  # noqa: RUF009 - it is a field
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.1", "::1"), parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
+        LOCAL, parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
     )
     root_path: str = setting("", parse_root_path, "a path such as /shop")
     header_timeout: float = 10.0
@@ -106,12 +106,12 @@ class ServerSettings(EnvironSettings):
         values = super()._values(environ, faults)
         if "tls_key" in values and "tls_cert" not in values:
             faults.append("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
-        # As long as an idle connection lives, none is closed early. The other half is for the request that comes last.
+        # With at least KEEP_ALIVE no idle connection is closed early. Half of the drain is left for the last requests.
         keep_alive, graceful = values.get("keep_alive", 5.0), values.get("graceful_timeout", 30.0)
         return {"linger": min(keep_alive, graceful / 2), **values}
 
     def policy(self) -> Policy:
-        """Return what the primary and its workers go by."""
+        """Return the timeouts and limits for the primary and its workers."""
         return Policy(
             graceful_timeout=self.graceful_timeout,
             drain_delay=self.drain_delay,
@@ -126,7 +126,7 @@ class ServerSettings(EnvironSettings):
         )
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """Return what `preload` takes besides the app."""
+        """Return the options of `preload`."""
         return {
             "access_log": self.access_log,
             "forwarded_allow_ips": self.forwarded_allow_ips,

@@ -1,6 +1,6 @@
-"""What systemd and its like say to a service, and want to hear: sockets that wait at its start, and messages.
+"""The protocol of systemd and similar service managers: inherited sockets, status messages and the watchdog.
 
-Environment variables and datagrams, and no library. Knows no worker; what is worth telling, `service.py` decides.
+It consists of environment variables and datagrams, so no library is needed.
 """
 
 import os
@@ -17,53 +17,59 @@ from everycore.server.scoreboard import RELOAD, RELOAD_AT, Reload
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
-class ServiceNotifier:
-    """The messages of sd_notify(3); without a NOTIFY_SOCKET in `environ` they go nowhere, at no cost.
+POLL_INTERVAL = 1.0  # seconds between checks while no worker is healthy: a recovered worker does not wake the primary
+RELOAD_IN_PROGRESS = (Reload.CHECKING, Reload.STARTING)
 
-    A message never blocks and never raises: with the manager away or its queue full it is lost, and we serve on. The
-    variables stay where they are, for the image after a reload, which has this same pid. Workers and what they start
-    see them too, and harmlessly: with NotifyAccess=main the manager listens to the primary alone.
+
+class ServiceNotifier:
+    """Sends the messages of sd_notify(3). Without NOTIFY_SOCKET in the environment it sends nothing.
+
+    Sending never blocks or raises. If the service manager is unavailable or its queue is full, the message is dropped.
+    The environment variables are kept for the re-executed primary, which has the same pid. Workers and their child
+    processes inherit them without harm, because with NotifyAccess=main systemd accepts messages of the primary only.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
-        # Absolute or abstract; a hypervisor's vsock: is for the manager of a virtual machine.
+        # A path or an abstract name. An address that starts with vsock: belongs to the host of a virtual machine.
         self._address = address.replace("@", "\0", 1) if address.startswith("@") else address
         self._active = address.startswith(("/", "@"))
-        self.watchdog_every = _watchdog_every(environ) if self._active else float("inf")  # seconds
+        self.watchdog_interval = _watchdog_interval(environ) if self._active else float("inf")  # seconds
 
     def ready(self, status: str) -> None:
-        """After the start, and after a reload, which it ends."""
+        """Report the end of the start, or of a reload."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        # The time tells it that its SIGHUP came first (Type=notify-reload). Python's clock is the one it means.
+        """Report a reload. Its time shows systemd that its SIGHUP came before (Type=notify-reload)."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}", "STATUS=reloading")
 
     def stopping(self) -> None:
+        """Report that the server is stopping."""
         self._send("STOPPING=1", "STATUS=stopping")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Set the line that `systemctl status` shows."""
         self._send(f"STATUS={text}")
 
     def watchdog(self) -> None:
+        """Report that the server is healthy."""
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
         if not self._active:
             return
-        # A socket for each message: none is left to a fork or has to survive an exec.
+        # Each message has a socket of its own, so that no fork inherits one and none has to survive an exec.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.setblocking(False)
             channel.sendto("\n".join(lines).encode(), self._address)
 
 
 def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
-    """The descriptors that the manager opened for this process (sd_listen_fds(3)), once.
+    """Return the descriptors that the service manager has opened for this process (sd_listen_fds(3)).
 
-    The variables are removed, whoever they are for: a re-executed primary has the pid they name, and must not take
-    its own descriptors for new ones.
+    The variables are removed from `environ`, because a re-executed primary has the same pid and must not use its own
+    descriptors as new sockets.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     for name in ("LISTEN_FDNAMES", "LISTEN_PIDFDID"):
@@ -73,19 +79,17 @@ def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
     return list(range(FIRST_FD, FIRST_FD + int(count)))
 
 
-def _watchdog_every(environ: Mapping[str, str]) -> float:
-    """Half of what the manager allows, as sd_watchdog_enabled(3) advises; infinite if it watches somebody else."""
+def _watchdog_interval(environ: Mapping[str, str]) -> float:
+    """Return half of the watchdog timeout in seconds, as sd_watchdog_enabled(3) advises, or infinity without one."""
     usec = environ.get("WATCHDOG_USEC", "")
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not usec.isdecimal() or not int(usec):
         return float("inf")
     return int(usec) / 2e6
 
 
-POLL_INTERVAL = 1.0  # seconds; at workers of which none is healthy, because a heart that beats again rings no bell
-UNDER_WAY = (Reload.CHECKING, Reload.STARTING)
-
-
 class Phase(Enum):
+    """The state of this service, as the service manager knows it."""
+
     STARTING = auto()
     READY = auto()
     RELOADING = auto()
@@ -93,10 +97,7 @@ class Phase(Enum):
 
 
 class Service:
-    """`update` in each round; `due` is when, in monotonic seconds, a round is wanted though nothing happens.
-
-    header: the board's, which says how far a reload came. `hang_deadline` says when a silent child counts as hung.
-    """
+    """Reports the state of the server to the service manager when it changes, and sends the watchdog's messages."""
 
     def __init__(
         self,
@@ -105,32 +106,45 @@ class Service:
         children: Children,
         hang_deadline: Callable[[Child], float],
     ) -> None:
-        self.due = float("inf") if notifier.watchdog_every == float("inf") else 0.0
+        """Report nothing until `update()`.
+
+        Args:
+            notifier: Sends the messages.
+            header: Header of the scoreboard, which has the state of the last reload.
+            children: The primary's children.
+            hang_deadline: Returns when a child without a heartbeat counts as hung, in monotonic seconds.
+        """
+        self.due = float("inf") if notifier.watchdog_interval == float("inf") else 0.0
         self._notifier = notifier
         self._header = header
         self._children = children
         self._hang_deadline = hang_deadline
-        # In a new image the one before it has said that it reloads.
+        # After a re-exec the service manager knows of the reload, because the primary reported it before.
         self._phase = Phase.RELOADING if header[RELOAD] else Phase.STARTING
-        self._asked_at = header[RELOAD_AT]
-        self._said = ""
+        self._reload_at = header[RELOAD_AT]
+        self._last_status = ""
 
     def update(self, now: float, stopping: bool) -> None:
+        """Send what has changed. To be called in each round of the primary, and at the time `due` at the latest.
+
+        Args:
+            now: Monotonic seconds.
+            stopping: Whether the server is stopping.
+        """
         if stopping:
             self._notify_stopping()
             return
-        if self._header[RELOAD] == Reload.CHECKING and self._asked_at != self._header[RELOAD_AT]:
-            self._asked_at = self._header[RELOAD_AT]
+        if self._header[RELOAD] == Reload.CHECKING and self._reload_at != self._header[RELOAD_AT]:
+            self._reload_at = self._header[RELOAD_AT]
             self._phase = Phase.RELOADING
             self._notifier.reloading()
-        ready = self._ready() and self._header[RELOAD] not in UNDER_WAY
-        if ready and self._phase is not Phase.READY:
+        status = self._status()
+        if self._phase is not Phase.READY and self._ready() and self._header[RELOAD] not in RELOAD_IN_PROGRESS:
             self._phase = Phase.READY
-            self._said = self._status()
-            self._notifier.ready(self._said)
-        elif self._phase is Phase.READY and self._said != self._status():
-            self._said = self._status()
-            self._notifier.status(self._said)
+            self._notifier.ready(status)
+        elif self._phase is Phase.READY and self._last_status != status:
+            self._notifier.status(status)
+        self._last_status = status
         if now >= self.due:
             self._ping(now)
 
@@ -142,8 +156,7 @@ class Service:
 
     def _status(self) -> str:
         text = f"{counted(len(self._ready()), 'worker')}, generation {self._children.generation}"
-        refused = self._header[RELOAD] == Reload.REFUSED
-        return f"{text}; the last reload was refused, the log says why" if refused else text
+        return f"{text}; last reload failed, see the log" if self._header[RELOAD] == Reload.REFUSED else text
 
     def _ready(self) -> list[Child]:
         return [child for child in self._children if child.state in ACCEPTING]
@@ -151,6 +164,6 @@ class Service:
     def _ping(self, now: float) -> None:
         if any(not child.aborted and now < self._hang_deadline(child) for child in self._ready()):
             self._notifier.watchdog()
-            self.due = now + self._notifier.watchdog_every
+            self.due = now + self._notifier.watchdog_interval
         else:
-            self.due = now + min(POLL_INTERVAL, self._notifier.watchdog_every)
+            self.due = now + min(POLL_INTERVAL, self._notifier.watchdog_interval)

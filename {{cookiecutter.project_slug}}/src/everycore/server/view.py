@@ -1,7 +1,6 @@
-"""What an app may know of its cluster: put into the ASGI lifespan state as `request.state.cluster`.
+"""The app's view of the server that runs it, which the ASGI lifespan state holds as `request.state.cluster`.
 
-The only thing that crosses from this package into the app, and read-only but for figures of the app's own. Under plain
-uvicorn it is absent.
+The app gets nothing else from this package. Under another server, such as plain uvicorn, it is absent.
 """
 
 import asyncio
@@ -22,14 +21,25 @@ from everycore.server.scoreboard import (
 
 
 class ClusterView:
-    """The scoreboard as the worker in `row` sees it.
+    """The worker that runs the app, and the scoreboard of the whole server.
 
-    worker_draining: set when this worker begins to drain. A response without an end (server-sent events, a long poll)
-    should end then, so that its client asks again and reaches a worker that stays.
-    stopping: true once the whole server was told to stop.
+    Attributes:
+        worker_draining: Event that is set when this worker starts to drain. A long response (server-sent events, a long
+            poll) should end then, so that its client reconnects to another worker.
+        host: Name of this host.
+        pid: Process id of this worker.
+        primary: Process id of the primary.
+        slot: Number of this worker's slot, from 0.
+        generation: Generation of this worker's code, from 1. Each reload adds 1.
     """
 
     def __init__(self, board: Scoreboard, row: int) -> None:
+        """In a worker: show the scoreboard to the app.
+
+        Args:
+            board: The scoreboard.
+            row: Index of this worker's row.
+        """
         self._board = board
         self.worker_draining = asyncio.Event()
         self._cells = cells = board.row(row)
@@ -41,26 +51,29 @@ class ClusterView:
 
     @property
     def stopping(self) -> bool:
-        """True once the cluster was told to stop: readiness turns off on every worker."""
+        """Whether the whole server is stopping. Every worker is then no longer ready for traffic."""
         return self._board.draining
 
     def snapshot(self) -> Snapshot:
-        """The whole board, the same whichever worker asks."""
+        """Read the whole scoreboard. Every worker reads the same."""
         return self._board.snapshot()
 
     def publish_metrics(self, counters: Sequence[int], gauges: Sequence[int]) -> None:
-        """Write metrics of this worker's app to the scoreboard.
+        """Write metrics of this worker's app to the scoreboard, where their order identifies them.
 
         Args:
-            counters: Up to 8, by their places. They only grow, and those of dead workers are kept: `Snapshot.counters`
-                are of all workers there ever were.
-            gauges: Up to 4, by their places. They go with their worker.
+            counters: Up to 8 integers that only grow. `Snapshot.counters` has their sums over all workers, including
+                dead ones.
+            gauges: Up to 4 integers. They disappear with their worker.
 
         Raises:
-            ValueError: There are more than the scoreboard has room for.
+            ValueError: The scoreboard has no room for so many.
         """
         if len(counters) > COUNTERS or len(gauges) > GAUGES:
-            raise ValueError(f"the board has room for {COUNTERS} counters and {GAUGES} gauges")
-        for first, figures in ((FIRST_APP_CELL, counters), (FIRST_APP_CELL + COUNTERS, gauges)):
-            for cell, figure in enumerate(figures, first):
-                self._cells[cell] = figure & MAX_CELL
+            raise ValueError(
+                f"got {len(counters)} counters and {len(gauges)} gauges; "
+                f"the scoreboard has room for {COUNTERS} and {GAUGES}"
+            )
+        for first, values in ((FIRST_APP_CELL, counters), (FIRST_APP_CELL + COUNTERS, gauges)):
+            for cell, value in enumerate(values, first):
+                self._cells[cell] = value & MAX_CELL

@@ -162,8 +162,8 @@ class Worker(uvicorn.Server):
             transport = getattr(connection, "transport", None)
             if transport is not None and (opened := transport.get_extra_info("socket")) is not None:
                 yield opened.fileno()
-        for attaching in list(self.acceptor.attaching) if hasattr(self, "acceptor") else ():
-            yield attaching.fileno()
+        for accepted in list(self.acceptor.accepting) if hasattr(self, "acceptor") else ():
+            yield accepted.fileno()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -204,7 +204,7 @@ class Worker(uvicorn.Server):
     def _connections(self) -> int:
         """How many are open; siblings see it on the board at once, also in the middle of a burst."""
         joined = self.server_state.connections
-        count = len(joined) + len(self.acceptor.attaching) - len(self.accepting & joined)
+        count = len(joined) + len(self.acceptor.accepting) - len(self.accepting & joined)
         self.row[scoreboard.CONNECTIONS] = count
         return count
 
@@ -213,7 +213,7 @@ class Worker(uvicorn.Server):
         if counter % TICKS_A_SECOND == 0:
             self._sample_memory()
             self._retire_when_due()
-            self.request_timeouts.close(self.server_state.connections, monotonic())
+            self.request_timeouts.enforce(self.server_state.connections, monotonic())
         return await super().on_tick(counter)
 
     def _write_heartbeat(self) -> None:
@@ -269,10 +269,10 @@ class Worker(uvicorn.Server):
         loop = asyncio.get_running_loop()
         ticks = 0
         state = self.server_state
-        while state.connections or state.tasks or self.acceptor.attaching:
+        while state.connections or state.tasks or self.acceptor.accepting:
             if ticks % DRAIN_TICKS_A_SECOND == 0:
                 await super().on_tick(0)  # the date
-                self.request_timeouts.close(state.connections, monotonic())
+                self.request_timeouts.enforce(state.connections, monotonic())
                 self._shut_down(
                     connection
                     for connection in list(state.connections)
