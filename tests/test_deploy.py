@@ -34,8 +34,8 @@ def units(bake, folder, **answers):
     project = bake(**answers)
     copies = []
     for unit in sorted((project / "deploy" / "systemd").iterdir()):
-        text, count = re.subn(r"^(ExecStart=)\S+", rf"\1{sys.executable}", unit.read_text(), flags=re.M)
-        assert count == (unit.suffix == ".service")
+        text, count = re.subn(r"^(Exec\w+=)\S+", rf"\1{sys.executable}", unit.read_text(), flags=re.M)
+        assert count == (2 if unit.suffix == ".service" else 0)
         copies.append(folder / unit.name)
         copies[-1].write_text(text)
     return copies
@@ -67,7 +67,27 @@ def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):
     stop = float(settings["DRAIN_DELAY"]) + drain_limit(project, settings)
     assert float(unit["TimeoutStopSec"]) > stop + 10
     assert float(unit["WatchdogSec"]) >= 2 * float(settings["HANG_TIMEOUT"])
+    reload = 2 * float(settings["BOOT_TIMEOUT"]) + drain_limit(project, settings)
+    assert float(unit["TimeoutStartSec"]) > reload + 10
     assert unit["RuntimeDirectory"] == unit["Environment"].removeprefix("RUN_DIR=/run/") == "cluster-app"
+
+
+def test_service_short_of_memory_or_files_goes_on(bake):
+    """Tried on systemd 252: with OOMPolicy=stop, its default, one worker's out-of-memory kill ends the whole unit."""
+    unit = (bake() / "deploy/systemd/cluster-app.service").read_text()
+    assert re.search(r"^OOMPolicy=continue$", unit, re.M)
+    assert int(re.search(r"^LimitNOFILE=(\d+)$", unit, re.M)[1]) >= 65536
+
+
+def test_service_reload_is_the_command_that_waits(bake):
+    unit = (bake() / "deploy/systemd/cluster-app.service").read_text()
+    start, reload = re.findall(r"^Exec(?:Start|Reload)=(.*) (?:serve|reload)$", unit, re.M)
+    assert start == reload
+
+
+def test_socket_stops_a_loop_of_failing_starts(bake):
+    unit = (bake() / "deploy/systemd/cluster-app.socket").read_text()
+    assert re.search(r"^TriggerLimitIntervalSec=10s\nTriggerLimitBurst=5$", unit, re.M)
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do(bake):

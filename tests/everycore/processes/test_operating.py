@@ -131,7 +131,22 @@ def test_scale_has_exactly_so_many_and_a_reload_keeps_them(
         assert len(ready(cluster)) == wanted
     assert cli("reload", **run_dir).returncode == 0
     assert len(ready(cluster)) == 3
+    assert "reload: 3 workers kept, as set by scale; WEB_CONCURRENCY means 2" in cluster.log.read_text()
     assert cli("scale", "0", **run_dir).returncode == 2
+
+
+def test_reload_with_fewer_cpus_says_the_new_number(
+    serve: Any, ready: Any, snapshot: Any, eventually: Any, missing: Any
+) -> None:
+    if len(cpus := os.sched_getaffinity(0)) < 2:
+        missing("fewer than two CPUs")
+    cluster = serve("--workers", "auto", PYTHON_CPU_COUNT="")
+    before = eventually(lambda: snapshot(cluster).wanted)
+    assert before > 1, cluster.log.read_text()
+    os.sched_setaffinity(cluster.pid, list(cpus)[:1])
+    cluster.control.reload()
+    assert len(ready(cluster)) == 1
+    assert f"reload: 1 worker instead of {before}" in cluster.log.read_text()
 
 
 def test_stop_returns_when_everything_is_gone(cluster: Any, cli: Any, run_dir: dict[str, str]) -> None:

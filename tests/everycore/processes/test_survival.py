@@ -75,6 +75,8 @@ def test_no_signal_to_a_worker_ends_more_than_that_worker(
         signal.SIGCHLD,
         signal.SIGCONT,
         signal.SIGURG,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
         signal.SIGWINCH,
     }
     # The C library keeps two more to itself, which are not among the valid ones.
@@ -114,30 +116,78 @@ def test_a_worker_deaf_to_sigterm_is_killed_at_the_drains_deadline(
 
 
 LIFESPAN = """
-import asyncio
+import asyncio, time
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
         await send({{"type": "lifespan.startup.complete"}})
         await receive()
-        {shutdown}
+        await ends()
     await send({{"type": "http.response.start", "status": 200, "headers": []}})
     await send({{"type": "http.response.body"}})
+async def ends():
+    {shutdown}
 """
 
 
 ENDINGS = {"hangs": "await asyncio.sleep(60)", "raises": "raise RuntimeError('no')", "exits": "raise SystemExit(5)"}
+STUCK = {
+    "blocks": "time.sleep(60)",
+    "ignores its cancellation": """while True:
+        try:
+            await asyncio.sleep(60)
+        except BaseException:
+            pass""",
+}
+
+
+@pytest.fixture
+def serve_ending(serve: Any, tmp_path: Path) -> Any:
+    """Start one worker of an app whose lifespan ends by the given code."""
+
+    def start(shutdown: str) -> Any:
+        (tmp_path / "stays.py").write_text(LIFESPAN.format(shutdown=shutdown))
+        environ = {"PYTHONPATH": str(tmp_path), "GRACEFUL_TIMEOUT": "0", "LINGER": "0"}
+        return serve("--app", "stays:app", "--workers", "1", **environ)
+
+    return start
 
 
 @pytest.mark.parametrize("shutdown", ENDINGS.values(), ids=ENDINGS)
-def test_a_lifespan_that_does_not_shut_down_well_holds_no_stop(
-    serve: Any, get: Any, clean_stop: Any, tmp_path: Path, shutdown: str
-) -> None:
-    (tmp_path / "stays.py").write_text(LIFESPAN.format(shutdown=shutdown))
-    environ = {"PYTHONPATH": str(tmp_path), "GRACEFUL_TIMEOUT": "0", "LINGER": "0"}
-    cluster = serve("--app", "stays:app", "--workers", "2", **environ)
+def test_stop_with_a_failing_lifespan_end_exits_0(serve_ending: Any, get: Any, clean_stop: Any, shutdown: str) -> None:
+    cluster = serve_ending(shutdown)
     assert get(cluster.url, "/")[0] == 200
     clean_stop(cluster)
+
+
+@pytest.mark.parametrize("shutdown", STUCK.values(), ids=STUCK)
+def test_stop_with_a_stuck_lifespan_end_logs_stacks(
+    serve_ending: Any, get: Any, clean_stop: Any, shutdown: str
+) -> None:
+    cluster = serve_ending(shutdown)
+    assert get(cluster.url, "/")[0] == 200
+    clean_stop(cluster)
+    log = cluster.log.read_text()
+    assert "did not exit within its drain deadline; its stacks follow" in log
+    assert "Fatal Python error: Aborted" in log
+    assert "was killed at its deadline while it drained" in log
+
+
+STUCK_AFTER_FORK = """
+import os, time
+from puppet import app
+def hangs_after_fork(): time.sleep(600)
+os.register_at_fork(after_in_child=hangs_after_fork)
+"""
+
+
+def test_child_stuck_after_fork_logs_its_stacks(puppets: Any, tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK_AFTER_FORK)
+    cluster = puppets("--app", "stuck:app", BOOT_TIMEOUT="1")
+    assert cluster.process.wait(40) == 3
+    log = cluster.log.read_text()
+    assert "no heartbeat in time; its stacks follow" in log
+    assert "in hangs_after_fork" in log
 
 
 def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other_answers(
@@ -202,3 +252,13 @@ def test_what_the_app_prints_is_printed_once_and_whole(puppets: Any, tell: Any, 
     cluster.process.terminate()
     assert cluster.process.wait(20) == 0
     assert capfd.readouterr().out.split() == ["imported", "answered"]
+
+
+def test_print_of_a_killed_worker_was_shown_at_once(
+    puppets: Any, tell: Any, ready: Any, eventually: Any, capfd: Any
+) -> None:
+    """stdout is no terminal here, as under Compose and systemd and in `serve >file`."""
+    cluster = puppets(PYTHONUNBUFFERED="")
+    eventually(lambda: len(ready(cluster)) == 2)
+    tell(cluster, "print('shown'); os.kill(os.getpid(), signal.SIGKILL)")
+    assert capfd.readouterr().out == "shown\n"

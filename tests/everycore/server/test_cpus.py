@@ -46,3 +46,14 @@ def test_available_cpus_parent_cgroup_quota_is_found(tmp_path: Path) -> None:
     v2(own, "max 100000")
     v2(own.parent, "50000 100000")
     assert available_cpus(tmp_path, tmp_path / "own") == (1, "the cgroup allows 0.5 CPUs")
+
+
+def test_available_cpus_python_cpu_count_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "7")
+    assert available_cpus(v2(tmp_path, "50000 100000")) == (7, "PYTHON_CPU_COUNT is 7")
+
+
+@pytest.mark.parametrize("value", ["default", "0", "-1", ""])
+def test_available_cpus_without_a_number_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PYTHON_CPU_COUNT", value)
+    assert available_cpus(v2(tmp_path, "50000 100000")) == (1, "the cgroup allows 0.5 CPUs")

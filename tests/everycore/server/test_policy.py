@@ -1,35 +1,77 @@
-"""Backoff without a clock."""
+"""The decisions of the primary, without a clock."""
 
 import pytest
 
-from everycore.server.policy import Backoff, Policy, Recycling
+from everycore.server.policy import DeathLog, Policy, Recycling, SpawnSchedule
 
 
-def test_backoff_first_failure_has_no_delay() -> None:
-    assert Backoff().record_failure(now=100.0, lived=0.2) == 0.0
+def failed(times: int, slot: int = 0, now: float = 0.0) -> SpawnSchedule:
+    schedule = SpawnSchedule()
+    for _ in range(times):
+        schedule.record_boot_failure(slot, now)
+    return schedule
 
 
-def test_backoff_repeated_failures_grow_to_the_ceiling() -> None:
-    backoff = Backoff()
-    delays = [backoff.record_failure(now=0.0, lived=0.1) for _ in range(12)]
+def test_schedule_no_failure_is_due_at_once() -> None:
+    assert SpawnSchedule().due([0, 2], any_ready=True) == [(0.0, 0), (0.0, 2)]
+
+
+def test_schedule_first_boot_failure_is_retried_at_once() -> None:
+    assert failed(1, now=100.0).due([0], any_ready=True) == [(100.0, 0)]
+
+
+def test_schedule_boot_failures_wait_up_to_the_ceiling() -> None:
+    delays = [failed(times).due([0], any_ready=True)[0][0] for times in range(1, 13)]
     assert delays[1] == pytest.approx(0.5, rel=0.11)
     assert delays[3] == pytest.approx(8.0, rel=0.11)
     assert max(delays) <= 15.0 * 1.1
     assert delays[-1] >= 15.0 * 0.9
 
 
-def test_backoff_is_reset_by_a_long_life() -> None:
-    backoff = Backoff()
-    for _ in range(5):
-        backoff.record_failure(now=0.0, lived=0.1)
-    assert backoff.record_failure(now=100.0, lived=61.0) == 0.0
+def test_schedule_ready_worker_clears_the_backoff() -> None:
+    schedule = failed(9, now=100.0)
+    schedule.record_ready(0)
+    assert schedule.due([0], any_ready=True) == [(0.0, 0)]
+    assert not schedule.failed_to_boot(0)
 
 
-def test_backoff_not_before_is_the_end_of_the_delay() -> None:
-    backoff = Backoff()
-    backoff.record_failure(now=10.0, lived=0.0)
-    delay = backoff.record_failure(now=20.0, lived=0.0)
-    assert backoff.not_before == 20.0 + delay
+def test_schedule_none_ready_retries_one_slot_each_second() -> None:
+    schedule = SpawnSchedule()
+    for slot in (0, 1, 2):
+        for _ in range(9):
+            schedule.record_boot_failure(slot, 100.0)
+    ((moment, slot),) = schedule.due([0, 1, 2], any_ready=False)
+    assert moment <= 100.0, "the first one waits for nothing"
+    schedule.record_spawn(slot, 100.0)
+    left = [other for other in (0, 1, 2) if other != slot]
+    ((moment, other),) = schedule.due(left, any_ready=False)
+    assert (moment, other != slot) == (101.0, True)
+
+
+def test_schedule_none_ready_replaces_a_served_slot_at_once() -> None:
+    schedule = failed(9, now=100.0)
+    schedule.record_spawn(0, 100.0)
+    assert schedule.due([0, 1], any_ready=False) == [(0.0, 1), (101.0, 0)]
+
+
+def test_schedule_failed_fork_is_postponed() -> None:
+    schedule = SpawnSchedule()
+    schedule.postpone(0, 7.0)
+    assert schedule.due([0], any_ready=False) == [(7.0, 0)]
+
+
+def test_death_log_few_deaths_get_a_line_each() -> None:
+    log = DeathLog()
+    assert [log.record(float(now)) for now in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_death_log_many_deaths_get_a_line_in_ten_seconds() -> None:
+    log = DeathLog()
+    said = [deaths for tenth in range(600) if (deaths := log.record(tenth / 10))]
+    assert said[:5] == [1, 2, 3, 4, 5]
+    assert len(said) == 5 + 5
+    assert said[-1] > 500
+    assert log.record(1000.0) == 1
 
 
 def test_drain_limit_is_after_the_graceful_timeout() -> None:

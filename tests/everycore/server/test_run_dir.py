@@ -1,6 +1,7 @@
 """The lock of the run directory, as other processes see it."""
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -81,3 +82,16 @@ def test_lock_again_held_by_another_is_logged(run_dir: RunDir, caplog: pytest.Lo
         run_dir.lock_again(fd)
         other.stdin.close()
     assert f"lock of RUN_DIR {run_dir.path} was acquired by another process" in caplog.text
+
+
+def test_remove_leaves_a_directory_of_another_primary(run_dir: RunDir) -> None:
+    first = run_dir.lock()
+    shutil.rmtree(run_dir.path)
+    run_dir.prepare()
+    second = run_dir.lock()
+    run_dir.board.touch()
+    run_dir.remove(first)
+    assert sorted(path.name for path in run_dir.path.iterdir()) == ["board", "lock"]
+    run_dir.remove(second)
+    assert not run_dir.path.exists()
+    run_dir.remove(second)  # nothing is left, and that is no error

@@ -6,10 +6,10 @@ import sys
 
 LEFT_PENDING = """
 import os, signal, sys
-from everycore.server.signals import SignalQueue, all_signals_blocked
+from everycore.server.signals import SignalQueue, signals_blocked
 queue = SignalQueue()
 os.kill(os.getpid(), signal.SIGTERM)
-with all_signals_blocked():
+with signals_blocked():
     queue.repost_pending()
     assert signal.SIGTERM in signal.sigpending()
     assert not queue.take()

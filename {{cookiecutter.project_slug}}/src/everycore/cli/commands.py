@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ from everycore.environ import SettingsError
 from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError
-from everycore.server.logging import configure, counted
+from everycore.server.logging import configure, counted, release_streams
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
@@ -56,7 +56,9 @@ def fail(message: str, code: int = 1) -> NoReturn:
         message: One sentence or more, without a newline: what failed, the cause, and what to do.
         code: The exit code.
     """
-    click.echo(f"error: {message}", err=True)
+    with suppress(OSError):  # the exit code holds also where the message cannot be written
+        click.echo(f"error: {message}", err=True)
+    release_streams()
     sys.exit(code)
 
 

@@ -20,6 +20,7 @@ UNACKED_AT, UNACKED_END = 24, 28
 ASSUMED_QUEUE = 4  # connections, where the kernel does not report the length of the queue
 NOT_REPORTED = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
+LINE_INTERVAL = 10.0  # seconds between two log lines about it
 CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be canceled half-way
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Acceptor:
         connect: Callable[[socket.socket], Awaitable[object]],
         own_connections: Callable[[], int],
         total_connections: Callable[[], tuple[int, int]],
+        max_connections: int = sys.maxsize,
     ) -> None:
         """Accept nothing until `start()`. The event loop must be running.
 
@@ -42,12 +44,15 @@ class Acceptor:
             connect: Coroutine function that gives an accepted socket to its protocol.
             own_connections: Returns the number of this worker's connections and writes it to the scoreboard.
             total_connections: Returns how many workers accept, and how many connections they have together.
+            max_connections: With so many of its own, the worker leaves new ones in the queue until some have ended.
         """
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
         self._connect = connect
         self._own_connections = own_connections
         self._total_connections = total_connections
+        self._max_connections = max_connections
+        self._next_line_at = 0.0  # when the log may say again that accepting is paused
         self._queue_is_reported = False  # the kernel has reported a queue at least once
         self.accepting: dict[socket.socket, asyncio.Task[None]] = {}  # sockets that `connect` has not finished
 
@@ -63,6 +68,7 @@ class Acceptor:
             last: Whether no other process will accept what is queued, because the server stops. Then this worker
                 accepts the whole queue first, and later clients are refused. In a reload the new workers accept it.
         """
+        self._max_connections = sys.maxsize  # clients in the queue would be reset
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             while last and self._accept(listener):
@@ -113,18 +119,30 @@ class Acceptor:
                 break
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one connection. Return False if the queue is empty or the kernel cannot accept now."""
+        """Accept one connection. Return False if the queue is empty or accepting is paused."""
+        if self._own_connections() >= self._max_connections:
+            self._pause_without_files(listener, f"{self._max_connections} connections are open")
+            return False
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:  # no file or memory is left; another worker may have some, so the client stays queued
-            logger.error("accept failed: %s; retrying in %g s", error.strerror, OUT_OF_FILES_PAUSE)
-            self._pause(listener, OUT_OF_FILES_PAUSE, self._watch)
+            self._pause_without_files(listener, str(error.strerror))
             return False
         connection.setblocking(False)
         self.accepting[connection] = self._loop.create_task(self._set_up(connection))
         return True
+
+    def _pause_without_files(self, listener: socket.socket, reason: str) -> None:
+        if self._loop.time() >= self._next_line_at:
+            self._next_line_at = self._loop.time() + LINE_INTERVAL
+            logger.error(
+                "accept failed: %s; clients wait, retrying every %g s. Raise the limit of open files.",
+                reason,
+                OUT_OF_FILES_PAUSE,
+            )
+        self._pause(listener, OUT_OF_FILES_PAUSE, self._watch)
 
     async def _set_up(self, connection: socket.socket) -> None:
         try:

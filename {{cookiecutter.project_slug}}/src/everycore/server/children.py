@@ -45,8 +45,8 @@ class Child:
 
     @property
     def overdue(self) -> bool:
-        """It drained, and was killed at its deadline."""
-        return self.state is State.DRAINING and self.deadline is None
+        """It did not complete its drain in time, and was aborted or killed."""
+        return self.state is State.DRAINING and self.aborted
 
     def record_heartbeat(self, heartbeat: int, now: float) -> None:
         """Note what the board has for the last beat, in monotonic nanoseconds.

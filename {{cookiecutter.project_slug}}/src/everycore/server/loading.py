@@ -57,6 +57,7 @@ def preload(
         server_header=False,
         access_log=False,  # AccessLog is cheaper and has the milliseconds
         proxy_headers=False,  # ProxyHeaders is stricter
+        workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, and fails at "auto"
         **options,
     )
     try:

@@ -1,5 +1,7 @@
 """One line is one write, and each says who speaks. Text for a terminal, JSON for everything else."""
 
+import functools
+import io
 import json
 import logging
 import os
@@ -9,6 +11,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from time import perf_counter, time
 from typing import Any
+
+from everycore.server.log_writer import LogWriter
 
 # What a terminal takes for a command, or for the end of a line (Unicode's categories Cc, Zl and Zp, and what turns the
 # direction of text), but for the tab and the newline of a traceback.
@@ -20,9 +24,14 @@ _terminal = sys.stderr is not None and sys.stderr.isatty()
 
 
 def configure(level: str) -> None:
-    """Send every logger to stderr, from `level` ("INFO" and the like) on. Called once, before the first fork."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send every logger to stderr, from `level` ("INFO" and the like) on. Called once, before the first fork.
+
+    What the app prints is written at the end of each line, also to a pipe or a file.
+    """
+    handler = _Handler()
     handler.setFormatter(_Formatter())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -35,8 +44,9 @@ def counted(number: float, noun: str) -> str:
 
 
 def set_process_name(who: str) -> None:
-    """Name this process in every line that follows, such as "worker=0 gen=2"."""
+    """Name this process, which is a new one, in every line that follows, such as "worker=0 gen=2"."""
     _identity["who"] = who
+    _writer().dropped = 0  # those are the primary's, which says so itself
 
 
 def set_uvicorn_level(hushed: bool) -> None:
@@ -59,7 +69,7 @@ def write_access_line(method: str, path: str, status: int, ms: float, client: st
             f'{{"time": "{_utc(now)}", "level": "access", "who": "{_identity["who"]}", "pid": {os.getpid()}, '
             f'"method": {method}, "path": {path}, "status": {status}, "ms": {ms:.1f}, "client": {client}}}'
         )
-    sys.stderr.write(line + "\n")
+    _writer().write(line)
 
 
 def flush_streams() -> None:
@@ -69,14 +79,50 @@ def flush_streams() -> None:
             stream.flush()
 
 
+def release_streams() -> None:
+    """Flush stdout and stderr at the end of the process.
+
+    What they cannot take is discarded: the interpreter would try again, fail, and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@functools.cache
+def _writer() -> LogWriter:
+    """The one of this process and of those that it forks."""
+    return LogWriter(_report_dropped)
+
+
+def _report_dropped(lines: int) -> str:
+    message = f"{counted(lines, 'log line')} dropped: stderr could not be written"
+    return _format(time(), "WARNING", message)
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # the arguments do not fit the message
+            self.handleError(record)
+        else:
+            _writer().write(line)
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        if _terminal:
-            return _text(record.created, record.levelname, message)
-        return _json(record.created, record.levelname.lower(), message)
+        return _format(record.created, record.levelname, message)
+
+
+def _format(when: float, level: str, message: str) -> str:
+    return _text(when, level, message) if _terminal else _json(when, level.lower(), message)
 
 
 def _text(when: float, level: str, message: str) -> str:

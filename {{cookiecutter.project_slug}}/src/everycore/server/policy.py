@@ -1,5 +1,7 @@
 """How long, how often, how soon: the primary's decisions as data, without a clock and without a process."""
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import uniform
 
@@ -40,32 +42,83 @@ class Policy:
         return self.graceful_timeout + 4.0
 
 
-@dataclass
-class Backoff:
-    """When the next worker of one slot may be forked.
+class SpawnSchedule:
+    """When the next worker of each slot may be forked.
 
-    The first death is answered at once; a slot whose workers keep dying young waits 0.5, 2, 8 and then 15 s, and
-    a worker that lived for `reset_after` seconds clears the record. Jitter keeps the slots from dying in step.
+    A worker that was ready and then died is replaced at once, however often: one poisonous request must not take the
+    site down. Backoff is for workers that die before they are ready. The first such death is retried at once, the
+    next ones after 0.5, 2, 8 and then 15 s. Jitter keeps the slots from retrying in step. While no worker is ready at
+    all, the delays do not count: one start is tried each second.
     """
 
-    first: float = 0.5
-    factor: float = 4.0
-    ceiling: float = 15.0
-    reset_after: float = 60.0
-    failures: int = 0
-    failed_to_boot: bool = False  # the last one died before it was ready, and the log has its traceback
-    not_before: float = 0.0
+    FIRST, FACTOR, CEILING = 0.5, 4.0, 15.0  # of the backoff, in seconds
+    RETRY_INTERVAL = 1.0  # seconds between two starts while no worker is ready
 
-    def record_failure(self, now: float, lived: float) -> float:
-        """Note a death at `now` (monotonic) after `lived` seconds; return how long to wait, in seconds."""
-        if lived >= self.reset_after:
-            self.failures = 0
-        self.failures += 1
+    def __init__(self) -> None:
+        self._failures: dict[int, int] = {}  # deaths before ready since the slot's last ready worker
+        self._not_before: dict[int, float] = {}
+        self._next_retry = 0.0
+
+    def record_boot_failure(self, slot: int, now: float) -> None:
+        """Note at `now` (monotonic seconds) that a worker of `slot` died before it was ready."""
+        failures = self._failures[slot] = self._failures.get(slot, 0) + 1
         delay = 0.0
-        if self.failures > 1:
-            delay = min(self.ceiling, self.first * self.factor ** (self.failures - 2)) * uniform(0.9, 1.1)
-        self.not_before = now + delay
-        return delay
+        if failures > 1:
+            delay = min(self.CEILING, self.FIRST * self.FACTOR ** (failures - 2)) * uniform(0.9, 1.1)
+        self._not_before[slot] = now + delay
+
+    def record_ready(self, slot: int) -> None:
+        self._failures.pop(slot, None)
+        self._not_before.pop(slot, None)
+
+    def record_spawn(self, slot: int, now: float) -> None:
+        if self.failed_to_boot(slot):
+            self._next_retry = now + self.RETRY_INTERVAL
+
+    def postpone(self, slot: int, until: float) -> None:
+        """The fork itself failed."""
+        self._not_before[slot] = until
+
+    def failed_to_boot(self, slot: int) -> bool:
+        """Whether the last worker of `slot` died before it was ready: then the log has its traceback."""
+        return slot in self._failures
+
+    def due(self, missing: Sequence[int], any_ready: bool) -> list[tuple[float, int]]:
+        """When a worker may be forked for each of the `missing` slots, and the slot; the earliest first.
+
+        Of the slots whose workers fail to boot only the next one is listed while no worker is ready.
+        """
+        due = sorted((self._not_before.get(slot, 0.0), slot) for slot in missing)
+        if any_ready:
+            return due
+        retries = [slot for _, slot in due if self.failed_to_boot(slot)][:1]
+        fresh = [(moment, slot) for moment, slot in due if not self.failed_to_boot(slot)]
+        return sorted(fresh + [(self._next_retry, slot) for slot in retries])
+
+
+class DeathLog:
+    """Which deaths get a line in the log: the first ones of a minute, then one line in ten seconds."""
+
+    WINDOW = 60.0  # seconds
+    UNLIMITED = 5  # deaths in the window that get a line each
+    INTERVAL = 10.0  # seconds between two lines beyond that
+
+    def __init__(self) -> None:
+        self._deaths: deque[float] = deque()
+        self._last_line = -self.INTERVAL
+
+    def record(self, now: float) -> int | None:
+        """Note a death at `now` (monotonic seconds); return the deaths of the last minute if a line is due."""
+        self._deaths.append(now)
+        if self.is_limiting(now) and now < self._last_line + self.INTERVAL:
+            return None
+        self._last_line = now
+        return len(self._deaths)
+
+    def is_limiting(self, now: float) -> bool:
+        while self._deaths and self._deaths[0] <= now - self.WINDOW:
+            self._deaths.popleft()
+        return len(self._deaths) > self.UNLIMITED
 
 
 class Recycling:

@@ -7,20 +7,28 @@ worker leaves only after its successor is ready; whatever happens to a worker, t
 import logging
 import os
 import signal
-from collections import defaultdict
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
 from time import monotonic
 
 import uvicorn
 
-from everycore.server import scoreboard, signals
-from everycore.server.children import NEVER, Child, Children, HangDetector, State, describe_exit, exited_as_requested
+from everycore.server import scoreboard, worker
+from everycore.server.children import (
+    ACCEPTING,
+    NEVER,
+    Child,
+    Children,
+    HangDetector,
+    State,
+    describe_exit,
+    exited_as_requested,
+)
 from everycore.server.logging import counted
-from everycore.server.policy import Backoff, Policy
+from everycore.server.policy import DeathLog, Policy, SpawnSchedule
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
-from everycore.server.signals import SignalQueue
+from everycore.server.signals import IGNORED_SIGNALS, SignalQueue, log_ignored
 from everycore.server.systemd import Service, ServiceNotifier
 from everycore.server.worker import WorkerContext
 
@@ -50,7 +58,8 @@ class Primary:
         self.board = resources.board
         self.children = children
         self.policy = policy
-        self.backoff: dict[int, Backoff] = defaultdict(Backoff)  # by slot
+        self.schedule = SpawnSchedule()
+        self.death_log = DeathLog()
         self.stopping = False
         self.stop_at: float | None = None  # when the drain delay is over
         self.ever_ready = any(child.state is not State.STARTING for child in children)
@@ -97,6 +106,8 @@ class Primary:
                 self.scale(self.children.wanted + 1)
             case signal.SIGTTOU:
                 self.scale(self.children.wanted - 1)
+            case _ if number in IGNORED_SIGNALS:
+                log_ignored(number)
 
     def stop_gracefully(self) -> None:
         logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
@@ -139,9 +150,12 @@ class Primary:
                 return
             if not pid:
                 return
-            if not self.reloader.on_check_exit(pid, status, self.stopping) and (child := self.children.reap(pid)):
+            if self.reloader.on_check_exit(pid, status, self.stopping):
+                continue
+            self.read_worker_states()  # it may have become ready since the last look
+            if child := self.children.reap(pid):
                 self.handle_worker_exit(child, status, now)
-                self.board.absorb_dead_row(child.row)  # last: who sees no row any more finds on the board how it ended
+                self.board.absorb_dead_row(child.row)  # last: who finds no row finds how it ended
 
     def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
         lived = now - child.since
@@ -154,11 +168,15 @@ class Primary:
             if not self.stopping:
                 self.reloader.on_drain_failure(child, how)
             return
-        delay = self.backoff[child.slot].record_failure(now, lived)
-        self.backoff[child.slot].failed_to_boot = child.state is State.STARTING
-        logger.warning("%s %s after %.1f s, next one in %.1f s", child, describe_exit(status), lived, delay)
+        how = describe_exit(status)
         if child.state is State.STARTING:
-            self.reloader.on_boot_failure(child, describe_exit(status))
+            self.schedule.record_boot_failure(child.slot, now)
+            self.reloader.on_boot_failure(child, how)
+            plan = "died before it was ready"
+        else:
+            plan = "replacing it now"
+        if deaths := self.death_log.record(now):
+            logger.warning("%s %s after %.1f s; %s (deaths in the last minute: %d)", child, how, lived, plan, deaths)
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_failures += 1
             if self.boot_failures >= self.policy.boot_attempts:
@@ -183,8 +201,10 @@ class Primary:
             if child.state is State.STARTING and row[scoreboard.STATE] > State.STARTING:
                 now = monotonic()
                 self.children.ready(child.pid, now)
+                self.schedule.record_ready(child.slot)
                 self.ever_ready = True
-                logger.info("%s ready after %.0f ms", child, (now - child.since) * 1000)
+                level = logging.DEBUG if self.death_log.is_limiting(now) else logging.INFO
+                logger.log(level, "%s ready after %.0f ms", child, (now - child.since) * 1000)
             if row[scoreboard.STATE] in (State.RETIRING, State.DRAINING):  # or somebody sent it SIGTERM
                 self.children.retiring(child.pid)
         self.reloader.complete_if_done()
@@ -194,30 +214,43 @@ class Primary:
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
             if child.deadline is not None and now >= child.deadline:
-                if child.state is not State.DRAINING:  # what failed in a drain is one line, when the worker is dead
-                    logger.error("%s is killed: it outlived its deadline", child)
-                child.deadline = None
-                self.send(child, signal.SIGKILL)
+                if child.aborted:
+                    child.deadline = None
+                    self.send(child, signal.SIGKILL)
+                else:
+                    self.abort(child, now, "did not exit within its drain deadline")
             elif not child.aborted and now >= self.hang_detector.deadline(child):
-                logger.error("%s is aborted: no heartbeat in time; its stacks follow", child)
-                child.aborted = True
-                child.deadline = now + self.policy.abort_grace
-                self.send(child, signal.SIGABRT)
+                self.abort(child, now, "is aborted: no heartbeat in time")
+
+    def abort(self, child: Child, now: float, reason: str) -> None:
+        """Have it print its stacks and end; SIGKILL follows if it does not."""
+        logger.error("%s %s; its stacks follow", child, reason)
+        child.aborted = True
+        child.deadline = now + self.policy.abort_grace
+        self.send(child, signal.SIGABRT)
 
     def spawn_missing_workers(self, now: float) -> None:
-        if self.config is None or self.stopping:
+        if self.config is None:
             return
-        for slot in self.children.missing_slots():
-            if now >= self.backoff[slot].not_before:
+        for moment, slot in self.due_spawns():
+            if now >= moment:
                 self.spawn(self.config, slot, now)
 
+    def due_spawns(self) -> list[tuple[float, int]]:
+        """When a worker may be forked, in monotonic seconds, and for which slot."""
+        if self.config is None or self.stopping:
+            return []
+        any_ready = any(child.state in ACCEPTING for child in self.children)
+        return self.schedule.due(self.children.missing_slots(), any_ready)
+
     def spawn(self, config: uvicorn.Config, slot: int, now: float) -> None:
+        self.schedule.record_spawn(slot, now)
         try:
             row = self.children.free_row(scoreboard.ROWS)
-            pid = signals.fork(config, lambda: self.after_fork_in_child(slot, row))
+            pid = worker.fork(config, lambda: self.after_fork_in_child(slot, row))
         except OSError as error:
             logger.error("worker=%d cannot be forked: %s. Trying again in %g s.", slot, error.strerror, FORK_RETRY)
-            self.backoff[slot].not_before = now + FORK_RETRY
+            self.schedule.postpone(slot, now + FORK_RETRY)
             return
         self.children.register(Child(pid, slot, self.children.generation, row, now))
 
@@ -226,13 +259,13 @@ class Primary:
         self.signals.reset_in_child()
         self.selector.close()
         return self.resources.worker_context(
-            slot, self.children.generation, row, self.policy, self.backoff[slot].failed_to_boot
+            slot, self.children.generation, row, self.policy, self.schedule.failed_to_boot(slot)
         )
 
     def drain_surplus_workers(self, now: float) -> None:
         for child in self.children.surplus_children():
             child.state = State.DRAINING
-            child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit)
+            child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit - self.policy.abort_grace)
             self.send(child, signal.SIGTERM)
 
     # The loop's own needs
@@ -248,8 +281,7 @@ class Primary:
         due = [self.service.due, *(self.hang_detector.deadline(child) for child in self.children if not child.aborted)]
         due += [child.deadline for child in self.children if child.deadline is not None]
         due += [moment for moment in (self.stop_at, self.reloader.deadline) if moment is not None]
-        if self.config is not None and not self.stopping:
-            due += [self.backoff[slot].not_before for slot in self.children.missing_slots()]
+        due += [moment for moment, _ in self.due_spawns()]
         return min(due, default=NEVER)
 
     def write_header(self) -> None:

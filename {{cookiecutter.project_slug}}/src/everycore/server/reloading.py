@@ -16,7 +16,7 @@ from everycore.server.children import ACCEPTING, Child, Children, describe_exit
 from everycore.server.policy import Policy
 from everycore.server.resources import Resources
 from everycore.server.scoreboard import Reload
-from everycore.server.signals import SignalQueue, all_signals_blocked
+from everycore.server.signals import SignalQueue, signals_blocked
 
 MAX_OUTPUT = 4000  # bytes from the end of a check's output
 
@@ -150,7 +150,7 @@ class Reloader:
     def _reexec(self) -> None:
         reexec_state = self._resources.reexec_state(self._children, self.scaled)
         self._resources.board.set_reload_status(Reload.STARTING)
-        with all_signals_blocked():
+        with signals_blocked():
             self._signals.repost_pending()
             try:
                 handover.reexec(reexec_state)

@@ -48,7 +48,7 @@ class Resources:
         except BindError:
             for opened in listeners:
                 close(opened)
-            run_dir.remove()
+            run_dir.remove(lock)
             os.close(lock)
             raise
         wakeup_pipe = os.pipe()
@@ -99,7 +99,7 @@ class Resources:
     def release(self) -> None:
         """Close the listeners and remove the run directory, when the last worker has exited."""
         self.close_listeners()
-        self.run_dir.remove()
+        self.run_dir.remove(self.lock)
 
 
 def children_of(reexec_state: ReexecState) -> list[Child]:

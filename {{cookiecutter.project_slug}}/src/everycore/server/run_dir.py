@@ -102,8 +102,22 @@ class RunDir:
                 return None
             time.sleep(POLL_INTERVAL)
 
-    def remove(self) -> None:
-        """Remove the scoreboard, the lock file and the directory."""
+    def remove(self, lock: int) -> None:
+        """Remove the scoreboard, the lock file and the directory, if they are those of `lock`.
+
+        The directory may have been removed under this primary, by logind's RemoveIPC for one. Then another primary
+        may have created it again.
+
+        Args:
+            lock: What `lock()` returned.
+        """
+        try:
+            is_own = os.path.samestat(self._lock.stat(), os.fstat(lock))
+        except OSError:
+            return
+        if not is_own:
+            logger.warning("RUN_DIR %s belongs to another primary; leaving it", self.path)
+            return
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may contain files of others

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from everycore.server import handover, parent_death, systemd
+from everycore.server import handover, parent_death, scoreboard, systemd
 from everycore.server.children import Children
 from everycore.server.handover import ReexecState
 from everycore.server.listeners import describe
 from everycore.server.loading import LoadError, preload
-from everycore.server.logging import counted, flush_streams
+from everycore.server.logging import counted, flush_streams, release_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
+from everycore.server.process import enable_stack_dumps, raise_open_files
 from everycore.server.resources import Resources, children_of
 from everycore.server.run_dir import RunDir
 from everycore.server.signals import SignalQueue
@@ -52,12 +53,14 @@ def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_d
         primary = _resume(reexec_state, target, workers, policy, run_dir=RunDir(run_dir), options=options)
     else:
         primary = _start(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
+    enable_stack_dumps()  # also for a child that hangs between its fork and the start of its worker
     flush_streams()
     try:
         return primary.run()
     finally:
         primary.resources.release()
         logger.info("stopped")
+        release_streams()
 
 
 def _start(
@@ -66,6 +69,8 @@ def _start(
     if sockets := systemd.listen_fds(os.environ):
         logger.info("service manager opened the sockets (LISTEN_FDS); BIND is not used")
         binds = [f"fd://{fd}" for fd in sockets]
+    if raised := raise_open_files():
+        logger.info("limit of open files raised from %d to %d", *raised)
     config = preload(target, **options)
     signals = SignalQueue()  # before the lock names this pid, because commands may then send signals to it
     resources = Resources.acquire(run_dir, binds)
@@ -96,6 +101,15 @@ def _resume(
         primary.reloader.fail(failure)
     else:
         primary.reloader.handed_over = True
+        _log_worker_count(children.wanted, resources.board.header[scoreboard.WANTED], workers)
         old = counted(len(children), "worker")
         logger.info("reload: generation %d starting, replacing %s", children.generation, old)
     return primary
+
+
+def _log_worker_count(wanted: int, before: int, configured: int) -> None:
+    """Say in a reload when the number of workers changes, or is kept though the settings or the CPUs say another."""
+    if wanted != before:
+        logger.info("reload: %s instead of %d", counted(wanted, "worker"), before)
+    elif wanted != configured:
+        logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", counted(wanted, "worker"), configured)

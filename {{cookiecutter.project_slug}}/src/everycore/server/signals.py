@@ -8,14 +8,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
-import uvicorn
-
-from everycore.server import worker
-from everycore.server.worker import WorkerContext
+# Other servers reopen their logs, replace their program or drain at these. Their default would end this one.
+IGNORED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 HANDLED = (
     signal.SIGTERM,
@@ -25,10 +23,14 @@ HANDLED = (
     signal.SIGTTIN,
     signal.SIGTTOU,
     signal.SIGCHLD,
+    *IGNORED_SIGNALS,
 )
 
 # A terminal's Ctrl-C and hang-up, and `kill` with a group's number, reach the workers as well.
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, *IGNORED_SIGNALS)
+
+
+logger = logging.getLogger(__name__)
 
 
 class SignalQueue:
@@ -39,8 +41,8 @@ class SignalQueue:
         self.reader.setblocking(False)
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in HANDLED:
-            signal.signal(number, _queued)
+        # A worker keeps what the app set at import for a signal that the primary ignores.
+        self._handlers = {number: signal.signal(number, do_nothing) for number in HANDLED}
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a re-executed primary starts with all blocked
 
     def take(self) -> list[int]:
@@ -63,49 +65,28 @@ class SignalQueue:
         signal.set_wakeup_fd(-1)
         for number in set(HANDLED) - set(GROUP_SIGNALS):
             signal.signal(number, signal.SIG_DFL)
+        for number in IGNORED_SIGNALS:
+            if callable(handler := self._handlers[number]):
+                signal.signal(number, handler)
         self.reader.close()
         self._writer.close()
 
 
 @contextmanager
-def all_signals_blocked() -> Iterator[None]:
-    """Hold every signal back: around a fork, so that no child runs its parent's handlers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def signals_blocked(but: Collection[signal.Signals] = ()) -> Iterator[None]:
+    """Hold all signals back but some: around a fork, so that no child runs its parent's handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - set(but))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _queued(number: int, frame: object) -> None:
+def do_nothing(number: int, frame: object) -> None:
     """Python needs some handler, or the signal would not reach the queue."""
 
 
-logger = logging.getLogger(__name__)
-
-
-def fork(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> int:
-    """Return the pid of a new worker that runs `config`. Raises OSError when there can be none now.
-
-    `make_context` is called in the child, and lets go of what is the primary's alone.
-    """
-    with all_signals_blocked():
-        pid = os.fork()
-        if pid == 0:
-            _live(config, make_context)
-    return pid
-
-
-def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> NoReturn:
-    """Never returns to the primary's loop."""
-    code = 1
-    try:
-        context = make_context()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        code = worker.run(config, context)
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        logger.exception("the worker failed")
-    finally:
-        os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child remove the primary's files
+def log_ignored(number: int) -> None:
+    if number == signal.SIGWINCH and sys.stderr is not None and sys.stderr.isatty():
+        return  # the window of a terminal has another size
+    logger.info("%s ignored: it has no meaning here", signal.Signals(number).name)

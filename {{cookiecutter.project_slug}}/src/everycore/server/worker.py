@@ -5,31 +5,30 @@ as the far end of two pipes, and no sibling.
 """
 
 import asyncio
-import faulthandler
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from time import monotonic, monotonic_ns
+from typing import NoReturn
 
 import uvicorn
 import uvloop
 
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
+from everycore.server.app_forks import AppForks
 from everycore.server.children import State
 from everycore.server.connections import ShutDown, is_idle, is_in_handshake
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
+from everycore.server.process import ResidentMemory, enable_stack_dumps, max_connections, prefer_as_oom_victim
 from everycore.server.request_timeouts import RequestTimeouts
 from everycore.server.scoreboard import Scoreboard
+from everycore.server.signals import IGNORED_SIGNALS, do_nothing, log_ignored, signals_blocked
 from everycore.server.view import ClusterView
 
 TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
@@ -58,13 +57,44 @@ class WorkerContext:
     again: bool  # the one before it in this slot died before it was ready
 
 
+def fork(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> int:
+    """Return the pid of a new worker that runs `config`.
+
+    `make_context` is called in the child, and lets go of what is the primary's alone. SIGABRT is not held back: it
+    shows where a child hangs before it has started.
+
+    Raises:
+        OSError: There can be no other process now.
+    """
+    with signals_blocked(but=[signal.SIGABRT]):
+        pid = os.fork()
+        if pid == 0:
+            _live(config, make_context)
+    return pid
+
+
+def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> NoReturn:
+    """Never returns to the primary's loop."""
+    code = 1
+    try:
+        context = make_context()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        code = run(config, context)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        logger.exception("the worker failed")
+    finally:
+        os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child remove the primary's files
+
+
 def run(config: uvicorn.Config, context: WorkerContext) -> int:
     """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
     set_process_name(f"worker={context.slot} gen={context.generation}")
-    faulthandler.enable()  # SIGABRT prints every thread's stack
+    enable_stack_dumps()
+    prefer_as_oom_victim()
     parent_death.drain_when_parent_dies(context.parent_pipe)
     set_uvicorn_level(context.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
-    os.register_at_fork(after_in_child=partial(_close, context.listeners))
     worker = Worker(config, context)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -72,12 +102,6 @@ def run(config: uvicorn.Config, context: WorkerContext) -> int:
     finally:
         flush_streams()
     return 0
-
-
-def _close(listeners: Sequence[socket.socket]) -> None:
-    """In what the app forks, as multiprocessing may: it would keep the port after us."""
-    for listener in listeners:
-        listener.close()
 
 
 class Worker(uvicorn.Server):
@@ -89,7 +113,9 @@ class Worker(uvicorn.Server):
         self.request_timeouts = RequestTimeouts(
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
         )
+        self._app_forks = AppForks(self._sockets)
         self._shut_down = ShutDown()
+        self.memory = ResidentMemory()
         self._ticked = 0
         self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
         self._set_state(State.STARTING)
@@ -100,9 +126,13 @@ class Worker(uvicorn.Server):
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
         # Only now: before, there is nothing to drain, and SIGTERM ends a startup that may take long.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+        self._handle_signals()
         self.acceptor = Acceptor(
-            self.context.listeners, self._attach, self._connections, self.context.board.total_connections
+            self.context.listeners,
+            self._attach,
+            self._connections,
+            self.context.board.total_connections,
+            max_connections(),
         )
         self._write_heartbeat()
         self._sample_memory()
@@ -114,6 +144,26 @@ class Worker(uvicorn.Server):
             await self.main_loop()
         finally:
             await self._drain()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        for number in IGNORED_SIGNALS:
+            if signal.getsignal(number) is do_nothing:  # and not the app's own
+                loop.add_signal_handler(number, log_ignored, number)
+        for number in (signal.SIGTERM, *IGNORED_SIGNALS):
+            self._app_forks.handlers[number] = signal.getsignal(number)
+
+    def _sockets(self) -> Iterator[int]:
+        """The descriptors of all listeners and clients."""
+        for listener in self.context.listeners:
+            yield listener.fileno()
+        for connection in self.accepting | self.server_state.connections:
+            transport = getattr(connection, "transport", None)
+            if transport is not None and (opened := transport.get_extra_info("socket")) is not None:
+                yield opened.fileno()
+        for accepted in list(self.acceptor.accepting) if hasattr(self, "acceptor") else ():
+            yield accepted.fileno()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -179,7 +229,7 @@ class Worker(uvicorn.Server):
         row[scoreboard.HEARTBEAT] = now
 
     def _sample_memory(self) -> None:
-        self.row[scoreboard.RSS] = _resident_bytes()
+        self.row[scoreboard.RSS] = self.memory.read()
 
     def _retire_when_due(self) -> None:
         """Ask for a successor, and serve on until the primary has one ready."""
@@ -198,7 +248,7 @@ class Worker(uvicorn.Server):
             try:
                 await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
             except TimeoutError:
-                logger.warning("the app's lifespan did not shut down in time")
+                logger.warning("the app's lifespan did not end in time: it is cancelled")
             self._write_heartbeat()
 
     async def _finish(self, deadline: float) -> None:
@@ -248,9 +298,3 @@ class Worker(uvicorn.Server):
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-
-def _resident_bytes() -> int:
-    if sys.platform == "linux":
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
