@@ -10,10 +10,11 @@ import time
 from base64 import b64decode
 from pathlib import Path
 
-from browser import browser, development
-from conftest import ROOT
 from PIL import Image
 from playwright.sync_api import expect
+
+from browser import browser, development
+from conftest import ROOT
 from test_page import ask, fire, installed
 
 WORKERS = 4

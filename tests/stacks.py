@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KEPT, ROOT, captured, missing
 
 from benchmarks.load import Background
+from conftest import KEPT, ROOT, captured, missing
 
 GRACE = 45.0  # seconds; stop_grace_period
 SECRET = "of-this-test-and-of-no-other-purpose"

@@ -8,6 +8,8 @@ import socket
 import sys
 
 import pytest
+
+from benchmarks.load import Background
 from stacks import (
     COMPOSES,
     Stack,
@@ -20,8 +22,6 @@ from stacks import (
     running,
     settled,
 )
-
-from benchmarks.load import Background
 
 pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 

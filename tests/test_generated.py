@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+
 from conftest import KEPT, ROOT, captured, machine, pythons
 
 

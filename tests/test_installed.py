@@ -9,6 +9,7 @@ import time
 import urllib.request
 
 import pytest
+
 from conftest import PACKAGE, baked, captured, of_the_package
 
 pytestmark = pytest.mark.xdist_group("installed")  # once

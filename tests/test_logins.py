@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import suppress
 
 import pytest
+
 from browser import browser, chromium
 from conftest import missing
 from test_page import installed

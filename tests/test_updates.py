@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 from templates import DEMO, ENGINE, HOME, IN, MAKEFILE, RECORD, commit, contents, git, owned, release, run, write
 
