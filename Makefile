@@ -45,7 +45,7 @@ lint: .venv/dev ## Style and format of everything; types and import rules of the
 	@$(BIN)/ruff check --config pyproject.toml .
 	@$(BIN)/ruff format --check --config pyproject.toml .
 	@$(BIN)/mypy
-	@PYTHONPATH='$(SOURCES)' $(BIN)/lint-imports --no-cache
+	@PYTHONPATH='$(SOURCES)' $(BIN)/lint-imports --no-cache --no-logo
 
 format: .venv/dev ## Fix style and format
 	@$(BIN)/ruff check --fix --config pyproject.toml .

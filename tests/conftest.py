@@ -1,6 +1,6 @@
-"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter that it is tested on.
+"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter beside the one that runs.
 
-Without `--all` it is this one, and what is marked `in_all` does not run.
+What is marked `in_all` runs with `--all` only.
 """
 
 import os
@@ -47,7 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        metafunc.parametrize("python", pythons() if metafunc.config.getoption("--all") else [sys.executable])
+        found = others() if metafunc.config.getoption("--all") else []
+        metafunc.parametrize("python", found, ids=map(version, found))
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> str:
+    """A PATH with what a fresh machine has: no redis-server, no uv."""
+    return captured([ROOT / ".ci/bare", tmp_path / "bin", sys.executable], ROOT, timeout=60).stdout.strip()
 
 
 @pytest.fixture
@@ -95,19 +102,20 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
-def pythons() -> list[str]:
-    """Every CPython from 3.11 on that this machine has, by path: on PATH, of pyenv and of uv."""
+def others() -> list[str]:
+    """Every CPython from 3.11 on that this machine has beside this one, by path: on PATH, of pyenv and of uv."""
     found = {}
-    for minor in MINORS:
+    for minor in {*MINORS} - {sys.version_info.minor}:
         pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python"))
         managed = sorted((Path.home() / ".local/share/uv/python").glob(f"cpython-3.{minor}.*/bin/python3.{minor}"))
         for candidate in [shutil.which(f"python3.{minor}"), shutil.which("python3"), *pyenv, *managed]:
-            if candidate and _version(str(candidate)) == f"3.{minor}":
+            if candidate and version(str(candidate)) == f"3.{minor}":
                 found.setdefault(minor, str(candidate))
     return list(found.values())
 
 
-def _version(python: str) -> str:
+def version(python: str) -> str:
+    """Such as 3.13; empty if it does not run."""
     # A pyenv shim is there for versions that are not chosen, too: it has to be asked.
     say = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:

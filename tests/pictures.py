@@ -44,7 +44,7 @@ def opened(chrome, url, scheme, viewport, scale):
     page = context.new_page()
     page.failures = []
     page.on("requestfailed", lambda request: page.failures.append(request.failure))
-    page.goto(url)
+    page.goto(f"{url}demo")
     expect(page.locator(".card[data-state=ready]")).to_have_count(WORKERS)
     return page
 

@@ -46,7 +46,7 @@ def url(tmp_path_factory):
     """A cluster in development, as `make run` starts it."""
     folder = tmp_path_factory.mktemp("page")
     with development(installed(folder), folder, WORKERS) as address:
-        yield address
+        yield f"{address}demo"
 
 
 @pytest.fixture(scope="module")

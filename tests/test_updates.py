@@ -341,6 +341,5 @@ def state_of(place, shop, folder):
     return {True: "old", False: "new"}[contents(shop / folder) == contents(place.old / folder)]
 
 
-@pytest.mark.xfail(reason="the target comes with the move of the engine: then take this mark away")
 def test_makefile_of_a_project_has_the_recipe():
     assert MAKEFILE in (ROOT / IN / "Makefile").read_text()
