@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, tracked
 
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
