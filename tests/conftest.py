@@ -37,12 +37,29 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+# Of the tests that start servers, those that run without `--all`: the others take ten minutes of two cores.
+PROCESSES = ROOT / "tests" / "everycore" / "processes"
+QUICK = "caching documents draining healing http readme_code serving sessions state_page stopping".split()
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and not skip: nothing is missing."""
-    if not config.getoption("--all"):
-        left_out = [item for item in items if item.get_closest_marker("in_all")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    """Leave out, and not skip: nothing is missing. What is named by its file runs."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if not _named(item, config) and _is_slow(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    slow_process = item.path.parent == PROCESSES and item.path.stem.removeprefix("test_") not in QUICK
+    return slow_process or item.get_closest_marker("in_all") is not None
+
+
+def _named(item: pytest.Item, config: pytest.Config) -> bool:
+    folder = config.invocation_params.dir
+    return any((folder / argument.partition("::")[0]).resolve() == item.path for argument in config.args)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

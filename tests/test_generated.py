@@ -26,10 +26,19 @@ def run(command, cwd, **environ):
 
 
 def fresh(bake, name, **answers):
-    """A bake in a folder whose venv is kept from the last run."""
-    for part in ("src", "tests"):
-        shutil.rmtree(KEPT / name / answers.get("project_slug", "cluster-app") / part, ignore_errors=True)
-    return bake(into=KEPT / name, **answers)
+    """A bake in a folder whose venv is kept from the last run, and nothing else."""
+    project = KEPT / name / answers.get("project_slug", "cluster-app")
+    for path in project.glob("*"):
+        if path.is_dir() and path.name != ".venv":
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != "pyproject.toml":
+            path.unlink()
+    described = project / "pyproject.toml"
+    before = (described.read_bytes(), described.stat().st_mtime) if described.exists() else None
+    bake(into=KEPT / name, **answers)
+    if before and before[0] == described.read_bytes():
+        os.utime(described, (before[1], before[1]))  # nothing needs to be installed again
+    return project
 
 
 # Each answer is in one of them.
