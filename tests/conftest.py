@@ -39,7 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Of the tests that start servers, those that run without `--all`: the others take ten minutes of two cores.
 PROCESSES = ROOT / "tests" / "everycore" / "processes"
-QUICK = ["caching", "documents", "draining", "healing", "http", "readme_code", "serving", "sessions", "state_page", "stopping"]
+QUICK = {
+    *("caching", "documents", "draining", "healing", "http"),
+    *("readme_code", "serving", "sessions", "state_page", "stopping"),
+}
 
 
 @pytest.hookimpl(trylast=True)
