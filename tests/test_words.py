@@ -54,11 +54,8 @@ HISTORY = {"CHANGELOG.md", "docs/decisions.md", "docs/upgrading-from-0.1.md", "t
 PENDING: frozenset[str] = frozenset(
     {
         "tests/everycore/cli/test_settings_files.py",
-        "tests/everycore/processes/test_commands.py",
         "tests/everycore/processes/test_operators.py",
-        "tests/everycore/processes/test_security.py",
         "tests/everycore/processes/test_sessions.py",
-        "tests/everycore/processes/test_stopping.py",
         "tests/everycore/server/test_request_timeouts.py",
         "tests/everycore/server/test_systemd.py",
         "tests/everycore/state/test_broadcast.py",
