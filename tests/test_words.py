@@ -72,7 +72,6 @@ PENDING: frozenset[str] = frozenset(
         "tests/everycore/state/test_sessions.py",
         "{{cookiecutter.project_slug}}/docs/operations.md",
         "{{cookiecutter.project_slug}}/src/everycore/cli/control.py",
-        "{{cookiecutter.project_slug}}/src/everycore/server/worker.py",
         "{{cookiecutter.project_slug}}/src/everycore/state/broadcast.py",
         "{{cookiecutter.project_slug}}/src/everycore/state/cache/cache.py",
         "{{cookiecutter.project_slug}}/src/everycore/state/cache/entry.py",
