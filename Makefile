@@ -12,7 +12,8 @@ install = set -o pipefail; printf 'Installing %s ' '$(1)'; \
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
-.PHONY: help demo bake bench test test-all lint format clean
+.PHONY: help demo bake bench manifest test test-all lint format clean
+SOURCES := {{cookiecutter.project_slug}}/src
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,20 +34,26 @@ bench: .venv/bench ## Measure a project beside its peers, and write this README:
 	@$(BIN)/python -m benchmarks.readme
 
 test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
-	@echo 'About 5 minutes on 2 cores. make test-all: every Python found, Redis and Valkey, and the containers.'
+	@echo 'About 5 minutes on 2 cores. make test-all runs besides: every Python found, both event loops, Valkey, Redis 6.2,'
+	@echo 'a Redis Cluster, the containers, and the slow tests of processes (all but QUICK in tests/conftest.py).'
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST)
 
 test-all: lint ## What CI runs: every Python found, Redis and Valkey, the containers
 	@$(PYTEST) --all
 
-lint: .venv/dev ## Style and format, of the template's sources in place too
-	@$(BIN)/ruff check benchmarks hooks tests
+lint: .venv/dev ## Style and format of everything; types and import rules of the engine and the demo, in place
+	@$(BIN)/ruff check --config pyproject.toml .
 	@$(BIN)/ruff format --check --config pyproject.toml .
+	@$(BIN)/mypy
+	@PYTHONPATH='$(SOURCES)' $(BIN)/lint-imports --no-cache --no-logo
 
-format: .venv/dev ## Mend style and format
-	@$(BIN)/ruff check --fix benchmarks hooks tests
+format: .venv/dev ## Fix style and format
+	@$(BIN)/ruff check --fix --config pyproject.toml .
 	@$(BIN)/ruff format --config pyproject.toml .
+
+manifest: ## Write what the files of the engine and of the demo are now into their MANIFESTs
+	@$(PYTHON) -B '$(SOURCES)/everycore/manifest.py' --write
 
 clean: ## Remove what was installed, baked and cached
 	@rm -rf .venv build .pytest_cache .ruff_cache

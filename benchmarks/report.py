@@ -15,7 +15,7 @@ def folder(quick: bool) -> Path:
 
 
 def save(where: Path, name: str, entry: dict[str, Any], suites: Mapping[str, ModuleType]) -> None:
-    """Put one suite's entry beside those of earlier runs, and write latest.json and latest.md anew."""
+    """Put one suite's entry beside those of earlier runs, and rewrite latest.json and latest.md."""
     where.mkdir(parents=True, exist_ok=True)
     path = where / "latest.json"
     entries = json.loads(path.read_text()) if path.exists() else {}

@@ -19,7 +19,8 @@ if answers["demo"] == "no":
     # As the README describes it: remove the folder, and each line that names it.
     shutil.rmtree(Path("src", DEMO))
     engine = Path("src", "everycore")  # the engine names the demo in `make update`
-    for path in [path for path in Path().rglob("*") if path.is_file() and engine not in path.parents]:
+    left = {engine, Path(".git"), Path(".venv")}  # the last two where this is a project made again
+    for path in [path for path in Path().rglob("*") if path.is_file() and not left & {*path.parents}]:
         text = path.read_text(encoding="utf-8")
         if DEMO in text:
             kept = "".join(line for line in text.splitlines(keepends=True) if DEMO not in line)

@@ -9,8 +9,8 @@ answers = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 MAX_LENGTH = 40  # characters; longer names would make lines of the generated code too long for its lint
 
-# Names of packages and folders that a project contains or installs. A package with such a name would hide the other one,
-# and a project with such a name could not depend on the other one.
+# Names of packages and folders that a project contains or installs. A package with such a name would hide the other
+# one, and a project with such a name could not depend on the other one.
 TAKEN = {
     *("everycore", "everycore_demo", "deploy", "docs", "examples", "src", "test", "tests"),
     *("anyio", "click", "h11", "hiredis", "httptools", "httpx2", "idna", "itsdangerous", "jinja2", "markupsafe"),
@@ -23,11 +23,11 @@ TAKEN = {
 def problems():
     slug, package = answers["project_slug"], answers["package_name"]
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
-        yield f"project_slug {slug!r} must start with a letter and have only lower-case letters, digits and single dashes"
+        yield f"project_slug {slug!r} must start with a letter and have only lower-case letters, digits, single dashes"
     elif slug.replace("-", "_") in TAKEN:
         yield f"project_slug {slug!r} is the name of a package or folder that the project contains or installs"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", package):
-        yield f"package_name {package!r} must start with a letter and have only lower-case letters, digits and single underscores"
+        yield f"package_name {package!r} must start with a letter and have only lower-case letters, digits and single _"
     elif keyword.iskeyword(package) or keyword.issoftkeyword(package):
         yield f"package_name {package!r} is a Python keyword"
     elif package in sys.stdlib_module_names or package in TAKEN:

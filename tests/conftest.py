@@ -1,6 +1,6 @@
-"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter that it is tested on.
+"""Fixtures: `bake(**answers)` generates a project, `python` is each interpreter beside the one that runs.
 
-Without `--all` it is this one, and what is marked `in_all` does not run.
+What is marked `in_all` runs with `--all` only.
 """
 
 import os
@@ -37,17 +37,44 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+# Of the tests that start servers, those that run without `--all`: the others take ten minutes of two cores.
+PROCESSES = ROOT / "tests" / "everycore" / "processes"
+QUICK = {
+    *("caching", "documents", "draining", "healing", "http"),
+    *("readme_code", "serving", "sessions", "state_page", "stopping"),
+}
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and not skip: nothing is missing."""
-    if not config.getoption("--all"):
-        left_out = [item for item in items if item.get_closest_marker("in_all")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    """Leave out, and not skip: nothing is missing. What is named by its file runs."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if not _named(item, config) and _is_slow(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    slow_process = item.path.parent == PROCESSES and item.path.stem.removeprefix("test_") not in QUICK
+    return slow_process or item.get_closest_marker("in_all") is not None
+
+
+def _named(item: pytest.Item, config: pytest.Config) -> bool:
+    folder = config.invocation_params.dir
+    return any((folder / argument.partition("::")[0]).resolve() == item.path for argument in config.args)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        metafunc.parametrize("python", pythons() if metafunc.config.getoption("--all") else [sys.executable])
+        found = others() if metafunc.config.getoption("--all") else []
+        metafunc.parametrize("python", found, ids=map(version, found))
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> str:
+    """A PATH with what a fresh machine has: no redis-server, no uv."""
+    return captured([ROOT / ".ci/bare", tmp_path / "bin", sys.executable], ROOT, timeout=60).stdout.strip()
 
 
 @pytest.fixture
@@ -95,19 +122,20 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
-def pythons() -> list[str]:
-    """Every CPython from 3.11 on that this machine has, by path: on PATH, of pyenv and of uv."""
+def others() -> list[str]:
+    """Every CPython from 3.11 on that this machine has beside this one, by path: on PATH, of pyenv and of uv."""
     found = {}
-    for minor in MINORS:
+    for minor in {*MINORS} - {sys.version_info.minor}:
         pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python"))
         managed = sorted((Path.home() / ".local/share/uv/python").glob(f"cpython-3.{minor}.*/bin/python3.{minor}"))
         for candidate in [shutil.which(f"python3.{minor}"), shutil.which("python3"), *pyenv, *managed]:
-            if candidate and _version(str(candidate)) == f"3.{minor}":
+            if candidate and version(str(candidate)) == f"3.{minor}":
                 found.setdefault(minor, str(candidate))
     return list(found.values())
 
 
-def _version(python: str) -> str:
+def version(python: str) -> str:
+    """Such as 3.13; empty if it does not run."""
     # A pyenv shim is there for versions that are not chosen, too: it has to be asked.
     say = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:

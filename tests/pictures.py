@@ -10,10 +10,11 @@ import time
 from base64 import b64decode
 from pathlib import Path
 
-from browser import browser, development
-from conftest import ROOT
 from PIL import Image
 from playwright.sync_api import expect
+
+from browser import browser, development
+from conftest import ROOT
 from test_page import ask, fire, installed
 
 WORKERS = 4
@@ -43,7 +44,7 @@ def opened(chrome, url, scheme, viewport, scale):
     page = context.new_page()
     page.failures = []
     page.on("requestfailed", lambda request: page.failures.append(request.failure))
-    page.goto(url)
+    page.goto(f"{url}demo")
     expect(page.locator(".card[data-state=ready]")).to_have_count(WORKERS)
     return page
 

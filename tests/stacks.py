@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KEPT, ROOT, captured, missing
 
 from benchmarks.load import Background
+from conftest import KEPT, ROOT, captured, missing
 
 GRACE = 45.0  # seconds; stop_grace_period
 SECRET = "of-this-test-and-of-no-other-purpose"
@@ -84,7 +84,7 @@ def engine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def docker_project(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bake, with things beside it that must not get into an image; its layers are kept for all tests."""
     into = tmp_path_factory.mktemp("docker")
     run(sys.executable, "-m", "cookiecutter", ROOT, "--no-input", "--output-dir", into)
@@ -116,10 +116,10 @@ def layers(folder: Path, *targets: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def locked(project: Path) -> Path:
+def locked(docker_project: Path) -> Path:
     """The same with a uv.lock."""
-    copied = project.parent / "locked"
-    shutil.copytree(project, copied)
+    copied = docker_project.parent / "locked"
+    shutil.copytree(docker_project, copied)
     uv = [sys.executable, "-m", "uv", "--no-progress", "--quiet"]
     run(*uv, "lock", cwd=copied, UV_PYTHON=sys.executable, UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never")
     return copied

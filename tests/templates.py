@@ -6,12 +6,14 @@ project of the small one, `project` of each.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, tracked
 
 IN = "{{cookiecutter.project_slug}}"
@@ -21,11 +23,7 @@ ENGINE, DEMO, RECORD = Path("src/everycore"), Path("src/everycore_demo"), Path("
 AUTHOR = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 # The target in a bake's Makefile. Its first line is the way on after a kill between two renames.
-MAKEFILE = """\
-update: setup ## Replace src/everycore by a newer release, and list what else changed: FROM=url-or-path TO=tag
-\t@test -d src/everycore || mv .update/old/everycore src/
-\t@PYTHONPATH=src $(BIN)/python -m everycore.update $(if $(FROM),--from '$(FROM)') $(if $(TO),--to '$(TO)')
-"""
+(MAKEFILE,) = re.findall(r"^update: .*?\n(?=\n)", (ROOT / IN / "Makefile").read_text(), re.M | re.S)
 
 SMALL = {
     "cookiecutter.json": """{
@@ -148,7 +146,7 @@ def run(command, folder, code=0, **environ):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert ended.returncode == code, ended.stdout
     return ended.stdout

@@ -8,6 +8,8 @@ import socket
 import sys
 
 import pytest
+
+from benchmarks.load import Background
 from stacks import (
     COMPOSES,
     Stack,
@@ -21,24 +23,22 @@ from stacks import (
     settled,
 )
 
-from benchmarks.load import Background
-
 pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 
 
-def test_the_container_job_of_a_bake_passes(project):
+def test_the_container_job_of_a_bake_passes(docker_project):
     # Without a uv.lock, by the old builder and the old Compose; the stack of test_docker.py has the new ones.
     (compose,) = COMPOSES["1.29"]()
     job = ("make", "container", f"PYTHON={sys.executable}", f"COMPOSE={compose}")
-    assert re.search(r"6 passed", run(*job, cwd=project, DOCKER_BUILDKIT="0"))
+    assert re.search(r"6 passed", run(*job, cwd=docker_project, DOCKER_BUILDKIT="0"))
 
 
 @pytest.mark.parametrize("version", COMPOSES)
-def test_the_code_that_is_edited_runs_in_the_container_and_reloads(project, version):
-    stack = Stack(COMPOSES[version](), project, f"dev{os.getpid()}", DOCKER_BUILDKIT="0")
+def test_the_code_that_is_edited_runs_in_the_container_and_reloads(docker_project, version):
+    stack = Stack(COMPOSES[version](), docker_project, f"dev{os.getpid()}", DOCKER_BUILDKIT="0")
     with running(stack, "--build"):
         stack.healthy()
-        edited = project / "src" / "cluster_app" / "web" / "health.py"
+        edited = docker_project / "src" / "everycore" / "web" / "health.py"
         before = edited.read_text()
         try:
             edited.write_text(before.replace('PlainTextResponse("ok")', 'PlainTextResponse("edited")'))
@@ -52,8 +52,8 @@ def test_the_code_that_is_edited_runs_in_the_container_and_reloads(project, vers
         assert stack.state()["ExitCode"] == 0
 
 
-def test_three_hosts_share_one_state_and_one_may_go_under_load(project):
-    stack = Stack(COMPOSES["v2"](), project, f"hosts{os.getpid()}", DOCKER_BUILDKIT="0", BALANCER_PORT="0")
+def test_three_hosts_share_one_state_and_one_may_go_under_load(docker_project):
+    stack = Stack(COMPOSES["v2"](), docker_project, f"hosts{os.getpid()}", DOCKER_BUILDKIT="0", BALANCER_PORT="0")
     with running(stack, "--build", "balancer"):
         url = stack.url("balancer", 8080)
         eventually(lambda: len({get(f"{url}/demo/hit")[1]["worker"]["host"] for _ in range(12)}) == 3)
@@ -67,13 +67,11 @@ def test_three_hosts_share_one_state_and_one_may_go_under_load(project):
         assert stack.state("web2")["Running"]
 
 
-def test_the_docker_commands_of_its_readme_work_word_for_word(project, tmp_path):
-    project = shutil.copytree(project, tmp_path / "word-for-word", ignore=shutil.ignore_patterns("secrets"))
-    (section,) = re.findall(r"^## With Docker\n(.*?)^## ", (project / "README.md").read_text(), re.S | re.M)
+def test_the_docker_commands_of_its_readme_work_word_for_word(docker_project, tmp_path):
+    project = shutil.copytree(docker_project, tmp_path / "word-for-word", ignore=shutil.ignore_patterns("secrets"))
+    blocks = re.findall(r"```sh\n(.*?)```", (project / "README.md").read_text(), re.S)
     lines = [
-        line.split("  #")[0].strip()
-        for block in re.findall(r"```sh\n(.*?)```", section, re.S)
-        for line in block.splitlines()
+        line.split("  #")[0].strip() for block in blocks if "docker compose" in block for line in block.splitlines()
     ]
     assert len(lines) == 9
     lines.remove("make container")  # it has a test of its own

@@ -7,6 +7,8 @@ import threading
 import time
 
 import pytest
+
+from benchmarks.load import REFUSED, Background
 from stacks import (
     COMPOSES,
     GRACE,
@@ -20,8 +22,6 @@ from stacks import (
     running,
     settled,
 )
-
-from benchmarks.load import REFUSED, Background
 
 pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 

@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+
 from conftest import KEPT, baked, captured
 
 DEADLINE = 60.0  # seconds

@@ -9,12 +9,14 @@ import time
 import urllib.request
 
 import pytest
-from conftest import PACKAGE, baked, captured, of_the_package
+
+from conftest import baked, captured
+from everycore.cli import run_redis
+from everycore.cli.dev_redis import find_server
 
 pytestmark = pytest.mark.xdist_group("installed")  # once
 
 DEADLINE = 60.0  # seconds
-embedded = of_the_package(PACKAGE, "embedded")
 
 # What an app does that needs more than Starlette itself.
 APP = """
@@ -101,7 +103,7 @@ def serving(python, folder, redis):
 
 
 def test_installed_app_serves_page_form_upload_and_websocket(installed, tmp_path):
-    with embedded.redis_server() as redis, serving(installed, tmp_path, redis) as url:
+    with run_redis() as redis, serving(installed, tmp_path, redis) as url:
         ended = captured([installed, "-c", CLIENT, url], tmp_path, 120)
         assert ended.returncode == 0, ended.stdout
     assert json.loads(ended.stdout.splitlines()[-1]) == {
@@ -115,7 +117,7 @@ def test_installed_app_serves_page_form_upload_and_websocket(installed, tmp_path
 
 
 def test_installed_demo_is_exact(installed, tmp_path):
-    (tmp_path / "redis-server").symlink_to(embedded.find_server())
+    (tmp_path / "redis-server").symlink_to(find_server())
     ended = captured([installed.with_name("cluster-app"), "demo"], tmp_path, 120, PATH=str(tmp_path))
     assert ended.returncode == 0, ended.stdout
     assert "Redis counted 200 for 200 responses: exact" in ended.stdout

@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -10,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from conftest import missing
+from everycore.server import ServerSettings
+from everycore.server.settings import default_run_dir
+from everycore.web import AppSettings
 
 MANIFESTS = "deploy/kubernetes"
 KEY = "x" * 32
+SECRETS = {"SECRET_KEY": KEY, "OPS_TOKEN": KEY, "REDIS_URL": "redis://redis:6379/0"}
 OLDEST, NEWEST = "1.30", "1.37"
 
 # "Restricted", of the Pod Security Standards: what a volume may be, and a container; its root is read-only besides.
@@ -79,15 +83,12 @@ def selectors_in(node):
 
 
 def settings_of(objects, project):
-    """What the app itself reads from the environment of its container, and the primary's policy."""
+    """The environment of the container, and what the server and the app read from it."""
     _, container = web(objects)
     environ = dict(objects["ConfigMap", "settings"]["data"])
     for each in container.get("env", []):
-        environ[each["name"]] = each.get("value") or KEY
-    source = project / "src" / "cluster_app"
-    settings = runpy.run_path(str(source / "settings.py"))["read"](environ)
-    policy = runpy.run_path(str(source / "cluster" / "policy.py"))["Policy"](graceful_timeout=settings.graceful_timeout)
-    return environ, settings, policy
+        environ[each["name"]] = each.get("value") or SECRETS[each["name"]]
+    return environ, ServerSettings.from_environ(environ), AppSettings.from_environ(environ)
 
 
 @pytest.mark.parametrize("slug", ["cluster-app", "a" * 40])
@@ -132,13 +133,13 @@ def test_what_the_app_writes_to_is_mounted(objects, project):
     mounts = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
     _, settings, _ = settings_of(objects, project)
     # The volume itself belongs to root, and the primary wants a folder of its own user's.
-    assert mounts[str(settings.run_dir.parent)]["medium"] == "Memory"
+    assert mounts[str((settings.run_dir or default_run_dir("cluster_app.app:create_app")).parent)]["medium"] == "Memory"
     assert "medium" not in mounts["/tmp"]
     assert all("sizeLimit" in volume for volume in volumes.values())
 
 
 def test_the_environment_is_one_that_the_app_knows(objects, project, overlay):
-    environ, settings, _ = settings_of(objects, project)
+    environ, _, settings = settings_of(objects, project)
     known = re.findall(r"^#? ?([A-Z_]+)=", (project / ".env.example").read_text(), re.M)
     assert environ.keys() <= set(known)
     assert settings.production == (overlay == "production")
@@ -174,7 +175,8 @@ def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(objec
 
 def test_a_pod_has_longer_to_leave_than_its_primary_takes(objects, project):
     pod, container = web(objects)
-    _, settings, policy = settings_of(objects, project)
+    _, settings, _ = settings_of(objects, project)
+    policy = settings.policy()
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     # Lingering is a part of the graceful timeout; drain_limit is when the primary ends the last worker itself.
     assert settings.linger <= settings.graceful_timeout < policy.drain_limit
@@ -184,16 +186,17 @@ def test_a_pod_has_longer_to_leave_than_its_primary_takes(objects, project):
 
 def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(objects, project):
     _, container = web(objects)
-    _, settings, policy = settings_of(objects, project)
-    routes = re.findall(r'Route\("(/\w+)"', (project / "src/cluster_app/web/health.py").read_text())
+    _, settings, app = settings_of(objects, project)
+    abort_grace = settings.policy().abort_grace
+    routes = re.findall(r'Route\("(/\w+)"', (project / "src/everycore/web/health.py").read_text())
     startup, liveness, readiness = (container[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
     assert [probe["httpGet"]["path"] for probe in (startup, liveness, readiness)] == ["/healthz", "/healthz", "/readyz"]
     assert {"/healthz", "/readyz"} <= set(routes)
     (port,) = container["ports"]
     assert {probe["httpGet"]["port"] for probe in (startup, liveness, readiness)} == {port["name"]}
-    assert startup["periodSeconds"] * startup["failureThreshold"] > settings.boot_timeout + policy.abort_grace
+    assert startup["periodSeconds"] * startup["failureThreshold"] > settings.boot_timeout + abort_grace
     assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 2 * settings.hang_timeout
-    assert readiness["timeoutSeconds"] > settings.redis_timeout
+    assert readiness["timeoutSeconds"] > app.redis_timeout
 
 
 def test_the_port_and_the_user_are_the_images(objects, project):
@@ -256,5 +259,5 @@ def test_without_it_nothing_of_it_is_left(bake):
     assert (project / "deploy" / "systemd").is_dir()
     for path in project.rglob("*"):
         assert not re.search(r"kube|k8s|kustom", str(path.relative_to(project)), re.I), path
-        if path.is_file():
+        if path.is_file() and path.name != ".cluster-template.json" and "everycore" not in path.parts:
             assert not re.search(rb"kube|k8s|kustom", path.read_bytes(), re.I), path

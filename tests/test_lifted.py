@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from everycore.cli import run_redis
 
 IMPORTS = re.compile(r'^IMPORTS = """\n(.*?)"""', re.M | re.S)

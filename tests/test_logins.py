@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import suppress
 
 import pytest
+
 from browser import browser, chromium
 from conftest import missing
 from test_page import installed
@@ -21,6 +22,7 @@ DEADLINE = 30.0  # seconds, generous: only a test that fails waits so long
 APP = """
 from cluster_app.app import create_app
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from starlette.routing import Route
 
 FORM = '<form method="post" action="/login"><button>Log in</button></form>'
 POPUP = '<a href="http://localhost:{port}/opened" target="_blank" rel="opener">Open</a>'
@@ -43,11 +45,13 @@ async def opened(request):
 
 def app():
     app = create_app()
-    app.add_route("/form", form)
-    app.add_route("/login", login, methods=["POST"])
-    app.add_route("/origin", origin, methods=["POST"])
-    app.add_route("/provider", provider)
-    app.add_route("/opened", opened)
+    app.router.routes[:0] = [
+        Route("/form", form),
+        Route("/login", login, methods=["POST"]),
+        Route("/origin", origin, methods=["POST"]),
+        Route("/provider", provider),
+        Route("/opened", opened),
+    ]
     return app
 """
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PACKAGE, ROOT, captured
+
+from conftest import ROOT, captured
+
+SOURCES = ROOT / "{{cookiecutter.project_slug}}" / "src"
 
 MISSING = """
 def test_a(missing): missing("no moon. Install it: apt install moon")
@@ -27,8 +30,9 @@ def tests_of(tmp_path):
 
     def run(code, *options, **environ):
         (tmp_path / "test_one.py").write_text(code)
-        command = [sys.executable, "-m", "pytest", "-p", "testing_machine", "-p", "no:cacheprovider", *options]
-        return captured(command, tmp_path, 60, PYTHONPATH=str(PACKAGE), PYTHONDONTWRITEBYTECODE="1", **environ)
+        plugins = ["-p", "everycore.testing.machine", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *plugins, *options]
+        return captured(command, tmp_path, 60, PYTHONPATH=str(SOURCES), PYTHONDONTWRITEBYTECODE="1", **environ)
 
     return run
 

@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
 from browser import browser, chromium, development
 from conftest import baked, missing
-from playwright.sync_api import expect
 from test_generated import fresh, run
 
 pytestmark = pytest.mark.xdist_group("the page")  # one cluster and one browser for all
@@ -45,7 +46,7 @@ def url(tmp_path_factory):
     """A cluster in development, as `make run` starts it."""
     folder = tmp_path_factory.mktemp("page")
     with development(installed(folder), folder, WORKERS) as address:
-        yield address
+        yield f"{address}demo"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+
 from templates import DEMO, ENGINE, HOME, IN, RECORD, SOURCE, git, write, write_manifests
 
 sys.path.insert(0, str(SOURCE))

@@ -4,32 +4,25 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import common
-from cluster_app.state.cache import Cache
-from cluster_app.state.cookies import SessionCookie
-from cluster_app.state.counters import Counters
-from cluster_app.state.middleware import SessionMiddleware
-from cluster_app.state.redis import UNAVAILABLE, connect
-from cluster_app.state.sessions import SessionStore
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-REDIS_TIMEOUT = 1.0  # seconds; the bake's own default
+from everycore import state
+
 SECRET_KEY = "for-the-benchmarks-only-and-nothing-else"
 
 
 async def logout(request: Request) -> Response:
-    request.session.destroy()
+    state.session(request).destroy()
     return PlainTextResponse("ended")
 
 
 async def counter(request: Request) -> Response:
-    return JSONResponse({"count": await request.state.counters.add("bench")})
+    return JSONResponse({"count": await request.state.counters.increment("bench")})
 
 
 async def cached(request: Request) -> Response:
@@ -47,19 +40,19 @@ async def try_again(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-    redis = connect(os.environ["REDIS_URL"], REDIS_TIMEOUT)
+async def ready(app: Starlette) -> AsyncIterator[None]:
     common.report_ready()
-    yield {
-        "redis": redis,
-        "counters": Counters(redis),
-        "cache": Cache(redis),
-        "sessions": SessionStore(redis, [SECRET_KEY], cookie=SessionCookie(secure=False)),
-    }
-    await redis.aclose()
+    yield
 
 
-sessions = [Middleware(SessionMiddleware)]
+ENVIRON = {
+    "APP_ENV": "development",
+    "REDIS_URL": os.environ["REDIS_URL"],
+    "SECRET_KEY": SECRET_KEY,
+    "SESSION_COOKIE": "session",  # as the peers' is named: suites/state.py sends one
+}
+settings = state.StateSettings.for_app("bench:app", ENVIRON)
+sessions = [state.sessions()]
 app = Starlette(
     routes=[
         *common.PLAIN_ROUTES,
@@ -68,6 +61,6 @@ app = Starlette(
         Route("/cached", cached),
         Route("/logout", logout, middleware=sessions),
     ],
-    lifespan=lifespan,
-    exception_handlers={error: try_again for error in UNAVAILABLE},
+    lifespan=state.lifespan(settings, ready),
+    exception_handlers={error: try_again for error in state.UNAVAILABLE_ERRORS},
 )

@@ -166,18 +166,19 @@ def own_redis_url() -> Iterator[str]:
         yield url
 
 
-LOOPS = [("asyncio", {"use_uvloop": chosen}) for chosen in (False, True)]
+LOOPS = {name: ("asyncio", {"use_uvloop": name == "uvloop"}) for name in ("uvloop", "asyncio")}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run async tests on both loops: workers have uvloop, a script asyncio's own; timers and transports differ.
+    """Run async tests on uvloop, as workers do; with `--all` also on asyncio's own loop, whose timers differ.
 
     By a mark, not a fixture: anyio's own `anyio_backend`, from a plugin that is loaded later, would win.
     """
     if "anyio_backend" in metafunc.fixturenames:
-        both = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"], scope="module")
-        metafunc.definition.add_marker(both)
+        names = list(LOOPS)[: None if metafunc.config.getoption("--all") else 1]
+        chosen = pytest.mark.parametrize("anyio_backend", [LOOPS[name] for name in names], ids=names, scope="module")
+        metafunc.definition.add_marker(chosen)
 
 
 @pytest.fixture

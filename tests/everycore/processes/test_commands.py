@@ -77,7 +77,7 @@ def test_what_is_no_address_is_a_usage_error(cli: Any, bind: str) -> None:
     refused(cli("serve", "--bind", bind), 2, "bind address ")
 
 
-def test_the_longest_patience_is_no_trouble(serve: Any, get: Any) -> None:
+def test_serve_with_the_longest_hang_timeout_answers(serve: Any, get: Any) -> None:
     assert get(serve("--workers", "1", HANG_TIMEOUT="9999999").url, "/healthz")[0] == 200
 
 

@@ -49,7 +49,7 @@ def server(serve: Any, tmp_path: Any) -> Any:
     return start
 
 
-def test_every_answer_has_the_fields_that_browsers_heed(server: Any, ask: Any) -> None:
+def test_every_response_has_the_security_headers(server: Any, ask: Any) -> None:
     url = server(MAX_BODY="100").url
     for path, status in (("/", 200), ("/healthz", 200), ("/no/such", 404), ("/crash", 500), ("/metrics", 200)):
         answer = ask(url, path)
@@ -129,7 +129,7 @@ def closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-a: "], ids=["silent", "slowloris"])
-def test_five_hundred_slow_clients_stop_nobody_and_are_sent_away(
+def test_five_hundred_slow_clients_are_disconnected(
     serve: Any, get: Any, snapshot: Any, eventually: Any, said: bytes
 ) -> None:
     cluster = serve("--workers", "2", HEADER_TIMEOUT="2")

@@ -230,12 +230,12 @@ def test_whatever_comes_for_a_cookie_is_answered_and_leaves_no_traceback(visit: 
 def test_an_outage_is_never_logged_out_and_is_told_once(
     start: Any, redis_start: Any, tmp_path: Path, eventually: Any
 ) -> None:
-    away = redis_start("away")
-    cluster = start(REDIS_URL=f"unix://{tmp_path}/away/redis.sock")
+    unavailable = redis_start("unavailable")
+    cluster = start(REDIS_URL=f"unix://{tmp_path}/unavailable/redis.sock")
     visit = visits(cluster)
     _, _, cookie = visit("?login=ann")
     eventually(lambda: len({visit("", cookie)[1]["pid"] for _ in range(10)}) == 3)
-    os.kill(away.pid, signal.SIGSTOP)
+    os.kill(unavailable.pid, signal.SIGSTOP)
     try:
         for query in ("", "?set=a", "?update=a", "?logout"):
             asked = time.monotonic()
@@ -248,7 +248,7 @@ def test_an_outage_is_never_logged_out_and_is_told_once(
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1013
     finally:
-        os.kill(away.pid, signal.SIGCONT)
+        os.kill(unavailable.pid, signal.SIGCONT)
     eventually(lambda: [visit("", cookie)[0] for _ in range(10)] == [200] * 10)
     assert visit("", cookie)[1]["user"] == "ann"
     log = (tmp_path / "server-0.log").read_text()

@@ -91,7 +91,7 @@ def test_a_request_in_flight_is_told_to_close_also_when_it_began_long_before(
     with connect(cluster.url) as client:
         client.sendall(b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n")
         eventually(lambda: in_flight(snapshot(cluster)))
-        # uvicorn makes its default headers anew each second: this request holds older ones.
+        # uvicorn makes new default headers each second: this request holds older ones.
         requests_began = snapshot(cluster).workers[0].age_s
         eventually(lambda: snapshot(cluster).workers[0].age_s > requests_began + 1.5)
         cluster.process.terminate()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
-from test_cache import DEADLINE, Computation
 
 from everycore.state.cache.cache import Cache
 from everycore.state.client.connect import connect
+from test_cache import DEADLINE, Computation
 
 pytestmark = pytest.mark.anyio
 

@@ -54,8 +54,8 @@ async def test_close_sends_buffered_additions(redis: Redis, monkeypatch: pytest.
 
 
 async def test_outage_is_logged_once_and_counting_resumes(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    away = connect("unix:///nowhere/redis.sock", 0.5)
-    counters = Counters(away)
+    unavailable = connect("unix:///nowhere/redis.sock", 0.5)
+    counters = Counters(unavailable)
     for _ in range(2):
         counters.add_buffered("hot")
         assert counters._sender is not None

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
-from test_leader import LEASE, Record, leading, stop, until
 
 from everycore.state.client.connect import connect
 from everycore.state.leader import run_as_leader
+from test_leader import LEASE, Record, leading, stop, until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,12 +5,12 @@ import logging
 from typing import Any
 
 import pytest
-import test_cache
 from redis.asyncio import Redis
-from test_cache import DEADLINE, Computation
 
+import test_cache
 from everycore.state.cache.cache import Cache, _Request
 from everycore.state.client.connect import connect
+from test_cache import DEADLINE, Computation
 
 pytestmark = pytest.mark.anyio
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
-from test_leader import stop, until
 
 from everycore.state.leader import run_as_leader
 from everycore.state.schedule import Scheduled, daily, every
+from test_leader import stop, until
 
 
 def at(text: str, zone: str = "UTC") -> float:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from test_leader import until
 
 from everycore.state.client.connect import connect
 from everycore.state.stream import START, Stream
+from test_leader import until
 
 pytestmark = pytest.mark.anyio
 

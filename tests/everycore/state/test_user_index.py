@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from test_moving import before, made, saved
 
 from everycore.state.client.connect import connect
 from everycore.state.sessions.session import SessionEndedError
 from everycore.state.sessions.store import Lifetimes, SessionStore
+from test_moving import before, made, saved
 
 pytestmark = pytest.mark.anyio
 

@@ -52,9 +52,9 @@ def compute(folder: Path) -> dict[str, str]:
     found = {}
     for parent, folders, files in os.walk(folder):
         # A link to a folder is not walked. It counts as one file, so that it does not go unnoticed.
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        folders[:] = [name for name in folders if name not in NEVER_RELEASED and name not in links]
-        for name in [*files, *links]:
+        symlinks = [name for name in folders if Path(parent, name).is_symlink()]
+        folders[:] = [name for name in folders if name not in NEVER_RELEASED and name not in symlinks]
+        for name in [*files, *symlinks]:
             if name not in NEVER_RELEASED:
                 path = Path(parent, name)
                 content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()

@@ -32,7 +32,7 @@ from everycore.state.settings import DEVELOPMENT, StateSettings
 app_option = click.option(
     "--app",
     "target",
-    default=lambda: own_app(),
+    default=lambda: own_app(),  # noqa: PLW0108 - it is defined below
     required=True,
     help="ASGI app or app factory, as module:attribute.",
 )

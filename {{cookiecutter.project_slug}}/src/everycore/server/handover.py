@@ -73,7 +73,7 @@ def reexec(reexec_state: ReexecState) -> NoReturn:
     for fd in reexec_state.descriptors():
         os.set_inheritable(fd, True)
     try:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: json.dumps(asdict(reexec_state))})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: json.dumps(asdict(reexec_state))})  # noqa: S606
     finally:
         for fd in reexec_state.descriptors():
             os.set_inheritable(fd, False)

@@ -68,7 +68,7 @@ def parse_root_path(text: str) -> str:
 def default_run_dir(app: str) -> Path:
     """Return the default run directory. Each user and each top package of an app has its own."""
     name = f"{app.partition(':')[0].partition('.')[0]}-{os.getuid()}"
-    shared_memory = Path("/dev/shm")
+    shared_memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
 
 

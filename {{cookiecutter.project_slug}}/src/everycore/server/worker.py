@@ -258,7 +258,7 @@ class Worker(uvicorn.Server):
         self._set_state(State.DRAINING)
         self.view.worker_draining.set()
         self.config.encoded_headers.append((b"connection", b"close"))
-        await super().on_tick(0)  # makes the headers anew
+        await super().on_tick(0)  # renews the headers
         # uvicorn's shutdown() closes what is idle at once: those linger, because their client may just be sending.
         await self._wait_until_idle(min(deadline, loop.time() + self.context.policy.linger), spare_idle=True)
         await self.acceptor.finish()

