@@ -284,7 +284,7 @@ def test_no_line_of_a_cluster_holds_a_part_of_the_redis_password(
         admin.client_kill_filter(_type="normal")
     log = tmp_path / "server-0.log"
     eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
-    eventually(lambda: "Redis is " in log.read_text())
+    eventually(lambda: "redis unavailable" in log.read_text())
     for secret in ("hunter2", "2secret"):
         assert secret not in log.read_text()
         assert secret.encode() not in listed
@@ -294,3 +294,12 @@ def test_check_says_which_engine_this_is(cli: Any) -> None:
     note, *others = cli("check").stderr.splitlines()
     assert re.fullmatch(r"note: everycore \d+\.\d+\.\d+, (as released|changed here: .*)", note)
     assert others == []
+
+
+def test_check_without_a_key_asks_redis_all_the_same(cli: Any) -> None:
+    ended = cli("check", APP_ENV="production", SECRET_KEY="", REDIS_URL="redis://127.0.0.1:1")
+    assert ended.returncode == 2
+    errors = found(ended, "error")
+    assert [line for line in errors if "SECRET_KEY is not set" in line]
+    assert [line for line in errors if "Redis does not respond" in line]
+    assert len(errors) == 2

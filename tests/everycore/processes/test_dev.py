@@ -15,7 +15,7 @@ import pytest
 
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, Snapshot
-from places import SAMPLE, TEMPLATE
+from places import SAMPLE, TEMPLATE, importable
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
@@ -113,3 +113,25 @@ def _dev(port: int, log: Path, run_dir: Path, **environ: str) -> subprocess.Pope
 
 def board(run_dir: Path) -> Snapshot:
     return Scoreboard.read(RunDir(run_dir).board).snapshot()
+
+
+CHECKOUT = "from everycore.cli.dev import dev_run_dir; print(dev_run_dir('shop.app:create_app'))"
+
+
+def test_dev_of_two_checkouts_do_not_meet(tmp_path: Path) -> None:
+    """The run directory depends on where the app is; `status` and the like find the one of their checkout."""
+    folders = []
+    for name in ("one", "two"):
+        checkout = tmp_path / name / "shop"
+        checkout.mkdir(parents=True)
+        (checkout / "__init__.py").touch()
+        shown = subprocess.run(
+            [sys.executable, "-c", CHECKOUT],
+            env={**os.environ, "PYTHONPATH": importable(str(tmp_path / name))},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        folders.append(shown.stdout.strip())
+    assert len(set(folders)) == 2
+    assert all(Path(folder).name.startswith("shop-") for folder in folders)

@@ -22,7 +22,7 @@ from everycore.server.loading import LoadError, find_app, preload
 from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.settings import ServerSettings
-from everycore.state.settings import StateSettings
+from everycore.state.settings import DEVELOPMENT, StateSettings
 
 ERROR, USAGE = 1, 2
 # The first and the last Python whose incremental garbage collector lets memory grow up to fivefold (cpython #148726).
@@ -64,7 +64,6 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
         yield from on_websockets(preload(target, **without_tls))
     except SettingsError as error:
         yield from (Finding(fault, USAGE) for fault in error.args)
-        own = False  # without these settings Redis cannot be asked
     except LoadError as error:
         yield Finding(str(error), WORKER_BOOT_ERROR)
     yield from map(Finding, proxies.check_trusted(settings.forwarded_allow_ips))
@@ -74,9 +73,12 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
     yield from on_binds(settings.bind, primary)
     if own:
         try:
-            yield from asyncio.run(on_redis(StateSettings.for_app(target), rights=True))
-        except SettingsError as error:
-            yield from (Finding(fault, USAGE) for fault in error.args)
+            # A missing key is an error above, and Redis can be asked in spite of it.
+            state = StateSettings.for_app(target, {**os.environ, "APP_ENV": DEVELOPMENT})
+        except SettingsError:
+            return  # each fault is an error above
+        production = os.environ.get("APP_ENV") != DEVELOPMENT
+        yield from asyncio.run(on_redis(state, rights=True, production=production))
 
 
 def settings_faults(target: str, error: SettingsError) -> Iterator[Finding]:
@@ -203,13 +205,14 @@ def _on_descriptor(bind: str) -> Iterator[Finding]:
     )
 
 
-async def on_redis(settings: StateSettings, rights: bool) -> list[Finding]:
+async def on_redis(settings: StateSettings, rights: bool, production: bool) -> list[Finding]:
     """Return an error if Redis does not respond, and in production warnings about its configuration.
 
     Args:
         settings: The settings of the state.
         rights: Whether to try the commands of each feature, too. `serve` does not try them, because routes that need no
             session can be served while Redis is full.
+        production: Whether the configuration matters. The Redis of `dev` keeps nothing, and is not meant to.
     """
     from everycore.cli.redis_advice import check_server
     from everycore.cli.redis_rights import rehearse
@@ -222,4 +225,4 @@ async def on_redis(settings: StateSettings, rights: bool) -> list[Finding]:
     async with connect(settings.redis_url, settings.redis_timeout, settings.key_prefix) as redis:
         refusals = await rehearse(redis) if rights else []
         found = [Finding(each.text, ERROR if each.needed else 0) for each in refusals]
-        return found + [Finding(each) for each in (await check_server(redis) if settings.production else [])]
+        return found + [Finding(each) for each in (await check_server(redis) if production else [])]

@@ -18,13 +18,14 @@ import click
 
 from everycore.cli import checks
 from everycore.cli.control import ClusterControl, ControlError, headline, table
+from everycore.cli.dev import dev_run_dir
 from everycore.environ import SettingsError
 from everycore.server import cpus, handover, import_errors, proxies
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.loading import LoadError
 from everycore.server.logging import configure, counted, release_streams
 from everycore.server.primary import WORKER_BOOT_ERROR
-from everycore.server.run_dir import RunDirError
+from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.serve import serve as serve_cluster
 from everycore.server.settings import MAX_WORKERS, ServerSettings, default_run_dir
 from everycore.state.settings import DEVELOPMENT, StateSettings
@@ -47,6 +48,15 @@ def own_app() -> str | None:
 def run_dir(settings: ServerSettings, app: str | None) -> Path:
     """Return the run directory of an app's primary. The default is named after the app."""
     return settings.run_dir or default_run_dir(app or "everycore")
+
+
+def run_dir_in_use(settings: ServerSettings, app: str | None) -> Path:
+    """Return the run directory of the primary that a command is for: that of this checkout's `dev`, if it runs."""
+    if settings.run_dir is None and app is not None:
+        of_dev = dev_run_dir(app)
+        if RunDir(of_dev).owner() is not None:
+            return of_dev
+    return run_dir(settings, app)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -117,7 +127,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             state = StateSettings.for_app(target)
         except SettingsError as error:
             refuse(error)
-        for finding in asyncio.run(checks.on_redis(state, rights=False)):
+        for finding in asyncio.run(checks.on_redis(state, rights=False, production=state.production)):
             if finding.code:
                 fail(finding.text, finding.code)
             logging.getLogger(__name__).warning("%s", finding.text)
@@ -156,7 +166,7 @@ def check(target: str) -> None:
     )  # a finding reports an outage, so no warning repeats it
     try:
         settings = ServerSettings.from_environ()
-        findings = checks.find(target, settings, run_dir(settings, target), target == own_app())
+        findings = checks.find(target, settings, run_dir_in_use(settings, target), target == own_app())
     except SettingsError as error:
         findings = checks.settings_faults(target, error)
     code = 0
@@ -232,7 +242,7 @@ def stop() -> None:
 def running_server() -> Iterator[ClusterControl]:
     """Yield the running server of this app. Print a failure of its control as one line, and exit with 1."""
     try:
-        yield ClusterControl(run_dir(read_settings(), own_app()))
+        yield ClusterControl(run_dir_in_use(read_settings(), own_app()))
     except ControlError as error:
         fail(str(error))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from everycore.cli.dev_redis import run_redis
 from everycore.cli.local_server import development, serve_command
+from everycore.server.settings import default_run_dir
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
 MAX_SHOWN = 5  # changed files that one line names
@@ -44,7 +45,9 @@ def dev(app: str, arguments: list[str]) -> int:
         # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
         # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        process = subprocess.Popen(serve_command(app, *arguments), env=environment(redis_url), start_new_session=True)
+        process = subprocess.Popen(
+            serve_command(app, *arguments), env=environment(app, redis_url), start_new_session=True
+        )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
             signal.signal(number, lambda received, _: process.send_signal(received))
@@ -81,10 +84,16 @@ def has_terminal() -> bool:
     return True
 
 
-def environment(redis_url: str) -> dict[str, str]:
+def dev_run_dir(app: str) -> Path:
+    """Return the run directory of the app's `dev` server. Each checkout has one of its own."""
+    return default_run_dir(app, source_of(app))
+
+
+def environment(app: str, redis_url: str) -> dict[str, str]:
     """Return the environment of the server: the variables of this process, with those that make it `dev`.
 
     HANG_TIMEOUT is off by default, because a worker that stops at a breakpoint looks like one that hangs.
     """
     own = development(redis_url)
-    return {**own, "HANG_TIMEOUT": "0", **os.environ, "APP_ENV": own["APP_ENV"], "REDIS_URL": redis_url}
+    spare = {"HANG_TIMEOUT": "0", "RUN_DIR": str(dev_run_dir(app))}
+    return {**own, **spare, **os.environ, "APP_ENV": own["APP_ENV"], "REDIS_URL": redis_url}

@@ -62,7 +62,8 @@ class RunDir:
             owner = os.read(fd, 32).decode().strip() or "unknown"
             os.close(fd)
             raise RunDirError(
-                f"RUN_DIR {self.path} belongs to the running primary {owner}. Stop it, or set another RUN_DIR."
+                f"RUN_DIR {self.path} belongs to the running primary {owner}. "
+                "Set another RUN_DIR, or stop that one if it is yours."
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -1,5 +1,6 @@
 """The settings of the server, which are the same for every ASGI app. An app's own settings are not here."""
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -65,11 +66,18 @@ def parse_root_path(text: str) -> str:
     return text.rstrip("/")
 
 
-def default_run_dir(app: str) -> Path:
-    """Return the default run directory. Each user and each top package of an app has its own."""
-    name = f"{app.partition(':')[0].partition('.')[0]}-{os.getuid()}"
-    shared_memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
-    return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / name
+def default_run_dir(app: str, checkout: Path | None = None) -> Path:
+    """Return the run directory of this user for an app.
+
+    Args:
+        app: Its top-level package is part of the name: two apps do not meet there.
+        checkout: A folder that is part of the name too, so that two copies of one app do not meet: for `dev`.
+    """
+    name = app.partition(":")[0].partition(".")[0]
+    if checkout is not None:
+        name += f"-{hashlib.sha256(os.fsencode(checkout)).hexdigest()[:8]}"
+    shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
+    return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}-{os.getuid()}"
 
 
 @dataclass(frozen=True)
