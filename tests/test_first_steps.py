@@ -144,7 +144,7 @@ def test_job_runs_in_one_worker(project, tmp_path):
     app = package(project) / "app.py"
     code = app.read_text()
     (old,) = re.findall(r"^@asynccontextmanager\nasync def lifespan.*?    yield\n", code, re.S | re.M)
-    edit(app, (old, lifespan), ("from .pages import static", "from .jobs import clean_up\nfrom .pages import static"))
+    edit(app, (old, lifespan), ("from .pages import", "from .jobs import clean_up\nfrom .pages import"))
     edit(app, ("from collections.abc", "import asyncio\nfrom collections.abc"))
     with (tmp_path / "log").open("wb") as log, running(project, log) as get:
         eventually(lambda: "Hello" in get("/"))

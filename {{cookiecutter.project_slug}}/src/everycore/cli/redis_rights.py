@@ -87,7 +87,7 @@ async def _refused(redis: Redis, feature: Feature) -> str | None:
     try:
         await feature.rehearse(redis, name)
     except RedisError as error:
-        text = re.sub(r" script: [0-9a-f]{40}.*", "", str(error)).rstrip(".") or type(error).__name__
+        text = re.sub(r" script: .*", "", str(error)).rstrip(".") or type(error).__name__
         if "script" in str(error) and (names := await _commands_refused(redis, feature)):
             return f"{text}, which are {names}"
         return text
