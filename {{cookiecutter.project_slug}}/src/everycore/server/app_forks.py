@@ -1,7 +1,7 @@
-"""A process that the app forks in a worker is not a second worker: it keeps no signal and no socket of its parent.
+"""Resets the signal handlers and closes the sockets of a worker in processes that the app forks there.
 
-`multiprocessing` ends its children with SIGTERM, which a worker's own handler would take for a drain. A client's
-connection that a child holds does not end when the worker closes it.
+`multiprocessing` ends its children with SIGTERM, which an inherited handler of the worker would handle as a drain. If a
+child has a copy of a client's socket, the connection stays open when the worker closes its own.
 """
 
 import os
@@ -14,7 +14,7 @@ from everycore.server.signals import HANDLED, do_nothing
 
 
 class AppForks:
-    """Resets in each process that is forked from now on what is the worker's alone.
+    """Resets what belongs to the worker alone, in each process that is forked from now on.
 
     Args:
         sockets: Returns the descriptors of all clients and listeners.
@@ -23,11 +23,14 @@ class AppForks:
     def __init__(self, sockets: Callable[[], Iterable[int]]) -> None:
         self._sockets = sockets
         self._mask = threading.local()
-        self.handlers: dict[int, object] = dict.fromkeys(HANDLED, do_nothing)  # of the worker, by signal
+        self.handlers: dict[int, object] = dict.fromkeys(HANDLED, do_nothing)  # the worker's handlers by signal
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._reset)
 
     def _block(self) -> None:
-        """A signal to the child before its reset would run the worker's handler, and write to the worker's loop."""
+        """Block all signals.
+
+        A signal to the child before its reset would run the worker's handler and write to the worker's event loop.
+        """
         self._mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def _unblock(self) -> None:
@@ -37,7 +40,7 @@ class AppForks:
         try:
             signal.set_wakeup_fd(-1)
             for number in HANDLED:
-                # SIGQUIT has a handler in C (parent_death.py), of which Python does not know.
+                # For SIGQUIT, Python reports SIG_DFL, although parent_death.py has set a handler in C.
                 if signal.getsignal(number) in (self.handlers[number], signal.SIG_DFL):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             self._close_sockets()
@@ -45,7 +48,7 @@ class AppForks:
             self._unblock()
 
     def _close_sockets(self) -> None:
-        """Put something else under their numbers: a closed number could be used again while the event loop knows it."""
+        """Replace the sockets with /dev/null. A closed number could be reused while the event loop still has it."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in self._sockets():
             with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Who should run and who does: pure bookkeeping.
+"""The primary's record of its workers, and the rule that decides which to spawn and which to drain.
 
-No process, clock or file is touched here. The primary tells what happened (`register`, `ready`, `retiring`,
-`reap`) and asks what to do (`missing`, `surplus`). Crash, recycle, scale, reload and stop are one rule: every slot
-below `wanted` has one current worker, and an old one leaves only when its successor is ready.
+This module starts no process and opens no file. The primary records what happened (`register`, `ready`, `retiring`,
+`reap`) and reads what to do (`missing_slots`, `surplus_children`). Crash, recycle, scale, reload and stop are one rule:
+every slot below `wanted` has one current worker, and an old worker drains only when its replacement is ready.
 """
 
 import errno
@@ -17,11 +17,11 @@ from everycore.server.policy import Policy
 
 
 class State(IntEnum):
-    """A worker's life, as the board and the bookkeeping spell it."""
+    """The state of a worker, as its number on the scoreboard."""
 
     STARTING = 1
     READY = 2
-    RETIRING = 3  # it serves on, but asked for a successor
+    RETIRING = 3  # still serves, and has asked to be replaced
     DRAINING = 4
 
 
@@ -30,7 +30,7 @@ ACCEPTING = (State.READY, State.RETIRING)
 
 @dataclass
 class Child:
-    """One forked worker as its primary sees it. Times are monotonic seconds."""
+    """One forked worker, as its primary records it. Times are monotonic seconds."""
 
     pid: int
     slot: int
@@ -38,21 +38,25 @@ class Child:
     row: int
     since: float
     state: State = State.STARTING
-    heartbeat: int = 0  # the last one seen, as the board spells it
-    last_heartbeat: float = 0.0  # when it was, or when it was seen to be ready: no earlier silence counts against it
-    deadline: float | None = None  # when the next, harsher signal is due
+    heartbeat: int = 0  # the last value read from the scoreboard, in nanoseconds
+    last_heartbeat: float = 0.0  # its time, or when the worker became ready, because no heartbeat is due before
+    deadline: float | None = None  # of SIGABRT, and then of SIGKILL
     aborted: bool = False
 
     @property
     def overdue(self) -> bool:
-        """It did not complete its drain in time, and was aborted or killed."""
+        """Whether the worker did not drain in time and was aborted or killed."""
         return self.state is State.DRAINING and self.aborted
 
     def record_heartbeat(self, heartbeat: int, now: float) -> None:
-        """Note what the board has for the last beat, in monotonic nanoseconds.
+        """Record the heartbeat that the scoreboard shows.
 
-        Anybody could have written there. What lies ahead, or before what was last_heartbeat already, is no date; but
-        it is new, so it is a sign of life, and the true one has time to come.
+        The value may be corrupt, because the app can write to that memory. A time in the future, or before the last
+        heartbeat, counts as a heartbeat at `now`.
+
+        Args:
+            heartbeat: Monotonic nanoseconds.
+            now: Monotonic seconds.
         """
         if heartbeat != self.heartbeat:
             self.heartbeat = heartbeat
@@ -64,9 +68,15 @@ class Child:
 
 
 class Children:
-    """The children, and what is missing or too many."""
+    """The workers that exist, and which are missing or surplus."""
 
     def __init__(self, wanted: int, generation: int = 1) -> None:
+        """Start without children.
+
+        Args:
+            wanted: The number of slots.
+            generation: The current generation. Workers of another one are replaced.
+        """
         self.wanted = wanted
         self.generation = generation
         self._children: dict[int, Child] = {}
@@ -78,24 +88,33 @@ class Children:
         return len(self._children)
 
     def register(self, child: Child) -> None:
+        """Add a forked worker."""
         self._children[child.pid] = child
 
     def reap(self, pid: int) -> Child | None:
-        """Forget a dead child; None if it was none of ours (an orphan that PID 1 inherits, a check)."""
+        """Remove and return a dead worker. None if `pid` was no worker: a check, or an orphan that PID 1 inherits."""
         return self._children.pop(pid, None)
 
     def ready(self, pid: int, now: float) -> None:
+        """Record that a worker became ready.
+
+        Args:
+            pid: Process id of the worker.
+            now: Monotonic seconds.
+        """
         child = self._children[pid]
         if child.state is State.STARTING:
             child.state = State.READY
             child.last_heartbeat = now
 
     def retiring(self, pid: int) -> None:
+        """Record that a worker must be replaced."""
         child = self._children[pid]
         if child.state is State.READY:
             child.state = State.RETIRING
 
     def is_current(self, child: Child) -> bool:
+        """Return whether the worker fills its slot, so that the slot needs no other."""
         return (
             child.slot < self.wanted
             and child.generation == self.generation
@@ -103,16 +122,16 @@ class Children:
         )
 
     def ready_slots(self) -> set[int]:
-        """Children whose current worker is ready."""
+        """Return the slots whose current worker is ready."""
         return {child.slot for child in self if self.is_current(child) and child.state is State.READY}
 
     def missing_slots(self) -> list[int]:
-        """Children that want a worker."""
+        """Return the slots without a current worker."""
         held = {child.slot for child in self if self.is_current(child)}
         return [slot for slot in range(self.wanted) if slot not in held]
 
     def surplus_children(self) -> list[Child]:
-        """Workers to drain now: their slot is gone, or their successor is ready."""
+        """Return the workers to drain now: their slot was removed, or their replacement is ready."""
         served = self.ready_slots()
         return [
             child
@@ -122,7 +141,11 @@ class Children:
         ]
 
     def free_row(self, rows: int) -> int:
-        """The lowest board row that no child writes to; OSError, as a failing fork, when all `rows` are taken."""
+        """Return the lowest row of the scoreboard that no worker writes to, of `rows` rows.
+
+        Raises:
+            OSError: All rows are taken. It is the error of a fork that fails.
+        """
         taken = {child.row for child in self}
         for row in range(rows):
             if row not in taken:
@@ -131,18 +154,21 @@ class Children:
 
 
 def describe_exit(status: int) -> str:
-    """In words, for a log line."""
+    """Describe an exit status from waitpid() for a log line."""
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {_name(-code)}" if code < 0 else f"exited with code {code}"
 
 
 def exited_as_requested(status: int) -> bool:
-    """A worker that was told to leave before its loop ran has no handler yet, and goes by the signal itself."""
+    """Return whether a worker exited with code 0 or by SIGTERM.
+
+    A worker that gets SIGTERM before its event loop runs has no handler yet, and the signal ends it.
+    """
     return os.waitstatus_to_exitcode(status) in (0, -signal.SIGTERM)
 
 
 def _name(number: int) -> str:
-    """Most real-time signals have none."""
+    """Return the name of a signal, or its number, because most real-time signals have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -154,23 +180,27 @@ NEVER = float("inf")
 
 
 class HangDetector:
-    """One for a primary's life."""
+    """Computes when a worker counts as hung."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._resumed_at = monotonic()
 
     def note_resume(self, slept: float, planned: float) -> None:
-        """The primary slept `slept` seconds, where `planned` were meant.
+        """Extend all deadlines if the primary slept longer than planned.
 
-        If it was stopped or frozen itself (a laptop's lid, a container's freezer), so perhaps were the workers: no beat
+        Then the primary was suspended (laptop lid, container freezer), and the workers probably were too. No heartbeat
         counts as missed.
+
+        Args:
+            slept: Seconds that the primary slept.
+            planned: Seconds that it meant to sleep at most.
         """
         if slept > max(0.0, planned) + OVERSLEEP_TOLERANCE:
             self._resumed_at = monotonic()
 
     def deadline(self, child: Child) -> float:
-        """When `child` is to be aborted unless it beats before, in monotonic seconds."""
+        """Return when the primary aborts `child` unless a heartbeat comes before, in monotonic seconds."""
         if child.state is State.STARTING:
             return max(child.since, self._resumed_at) + self._policy.boot_timeout
         if child.state is State.DRAINING or self._policy.hang_timeout is None:

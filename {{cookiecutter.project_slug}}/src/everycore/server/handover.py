@@ -69,7 +69,11 @@ def start_check(output: int) -> int:
 
 
 def reexec(reexec_state: ReexecState) -> NoReturn:
-    """Re-execute this process. To be called with signals blocked. Raises OSError if that fails."""
+    """Re-execute this process. Call it with signals blocked.
+
+    Raises:
+        OSError: The program cannot be executed.
+    """
     for fd in reexec_state.descriptors():
         os.set_inheritable(fd, True)
     try:

@@ -1,4 +1,4 @@
-"""Writes lines to stderr without waiting for its reader: a log must harm no request and no supervision."""
+"""Writes lines to stderr without waiting for its reader, so that a slow log delays no request and no supervision."""
 
 import os
 import select
@@ -9,26 +9,28 @@ from collections.abc import Callable
 from contextlib import suppress
 
 WAIT = 0.05  # seconds for a slow reader; after a line that was dropped, the next ones do not wait
-PIPE_BUF = 4096  # bytes that a pipe takes at once or not at all, on Linux
+PIPE_BUF = 4096  # bytes that Linux writes to a pipe as a whole or not at all
 STDERR = 2
 
 
 class LogWriter:
-    """Writes each line whole, or drops it and counts it: a full or closed pipe, a full disk, a stopped terminal.
+    """Writes each line whole, or drops and counts it.
 
-    Whether a write may wait is a flag that all processes with the same pipe or terminal share. So the writer opens a
-    descriptor of its own where it can, and only that one never waits.
+    Lines are dropped at a full or closed pipe, a full disk or a stopped terminal.
+
+    O_NONBLOCK is a flag of the open file, which all processes that inherited the pipe or terminal share. So the writer
+    opens its own file where it can, and makes only that one non-blocking.
 
     Args:
-        report: Formats the line that says how many were dropped.
+        report: Formats the line that reports how many lines were dropped.
     """
 
     def __init__(self, report: Callable[[int], str]) -> None:
         self.dropped = 0
         self._report = report
-        self._cut = False  # the last line that was begun has no end
+        self._cut = False  # the last line was written in part
         self._own = -1
-        self._write: Callable[[bytes], int] = len  # without stderr its number may belong to another file
+        self._write: Callable[[bytes], int] = len  # without stderr, another file may have its number
         with suppress(OSError):
             if sys.stderr is not None:
                 self._choose(os.fstat(STDERR).st_mode)
@@ -41,14 +43,14 @@ class LogWriter:
         if stat.S_ISSOCK(kind):  # journald
             self._channel = socket.socket(fileno=os.dup(STDERR))
             self._own = self._channel.fileno()
-        else:  # fails for the pipe of another user, as in a container
+        else:  # the open fails for a pipe of another user, as in a container
             flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             self._own = os.open(f"/dev/fd/{STDERR}", flags)
         self._identity = os.fstat(self._own)
         self._write = self._send if stat.S_ISSOCK(kind) else self._write_to_own
 
     def write(self, line: str) -> None:
-        """Write `line` and its end. Never raises, and waits for `WAIT` seconds at most."""
+        """Write `line` and a newline. It never raises, and waits for at most `WAIT` seconds."""
         data = (line + "\n").encode(errors="backslashreplace")
         if self.dropped:
             data = f"{self._report(self.dropped)}\n".encode() + data
@@ -77,7 +79,10 @@ class LogWriter:
         return b""
 
     def _is_own(self) -> bool:
-        """An app may have closed all descriptors, and the number may be a client's connection by now."""
+        """Return whether the descriptor is still the writer's own.
+
+        If the app has closed all descriptors, the same number may now be a client's connection.
+        """
         with suppress(OSError):
             if os.path.samestat(os.fstat(self._own), self._identity):
                 return True

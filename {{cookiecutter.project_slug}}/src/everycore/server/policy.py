@@ -1,4 +1,4 @@
-"""How long, how often, how soon: the primary's decisions as data, without a clock and without a process."""
+"""Timeouts, backoff and limits: the primary's decisions as data, without a clock and without a process."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,19 +8,23 @@ from random import uniform
 
 @dataclass(frozen=True)
 class Policy:
-    """Every timeout of the server, in seconds.
+    """The timeouts and limits of the server. Timeouts are in seconds.
 
-    boot_timeout: for a check, and from fork until the worker must be ready (its lifespan complete and accepting).
-    boot_attempts: workers that may die before any was ever ready; then the primary gives up with exit code 3.
-    graceful_timeout: how long a draining worker may finish what it began.
-    drain_delay: how long the board says "draining", so that load balancers see it, before anything else happens.
-    linger: how long a draining worker still answers on kept-alive connections, with `Connection: close`.
-    hang_timeout: a worker without a heartbeat for this long is aborted; None leaves hung workers alone.
-    abort_grace: from SIGABRT (which prints every thread's stack) to SIGKILL.
-    header_timeout: for the head of a request to come; 0: any time.
-    body_timeout, write_timeout: since a client last sent a byte of a body, or took a byte of an answer; 0: any time.
-    max_requests: after about so many (a tenth more or less) a worker asks for its successor; 0: never.
-    max_growth: bytes of resident memory beyond what it had when it was ready, likewise; 0: never.
+    Args:
+        boot_timeout: For a check, and from the fork of a worker until it is ready: its lifespan has started and it
+            accepts connections.
+        boot_attempts: Number of workers that may die before any is ready. Then the primary gives up with exit code 3.
+        graceful_timeout: For a draining worker to finish its requests.
+        drain_delay: From a stop until the drain starts. The scoreboard meanwhile shows "draining", for load balancers.
+        linger: Time for which a draining worker still answers on kept-alive connections, with `Connection: close`.
+        hang_timeout: Since the last heartbeat, until the primary aborts the worker. None disables it.
+        abort_grace: From SIGABRT, which prints every thread's stack, to SIGKILL.
+        header_timeout: For the whole head of a request. 0 disables it.
+        body_timeout: Since a client last sent a byte of a request body. 0 disables it.
+        write_timeout: Since a client last received a byte of a response. 0 disables it.
+        max_requests: Number of requests, a tenth more or less, after which a worker asks to be replaced. 0 disables it.
+        max_growth: Bytes by which a worker's resident memory may grow after it became ready, before it asks to be
+            replaced. 0 disables it.
     """
 
     boot_timeout: float = 60.0
@@ -38,17 +42,17 @@ class Policy:
 
     @property
     def drain_limit(self) -> float:
-        """Seconds from SIGTERM to SIGKILL: the worker keeps the deadline itself, this is for one that cannot."""
+        """Seconds from SIGTERM to SIGKILL, for a worker that does not enforce `graceful_timeout` itself."""
         return self.graceful_timeout + 4.0
 
 
 class SpawnSchedule:
-    """When the next worker of each slot may be forked.
+    """Decides when the next worker of each slot may be forked.
 
-    A worker that was ready and then died is replaced at once, however often: one poisonous request must not take the
-    site down. Backoff is for workers that die before they are ready. The first such death is retried at once, the
-    next ones after 0.5, 2, 8 and then 15 s. Jitter keeps the slots from retrying in step. While no worker is ready at
-    all, the delays do not count: one start is tried each second.
+    A worker that was ready and then died is replaced at once, however often, because one request that crashes workers
+    must not make the site unavailable. Backoff is for workers that die before they are ready. The primary retries the
+    first such death at once, and the next ones after 0.5, 2, 8 and then 15 s. Jitter keeps the slots from retrying at
+    the same time. While no worker is ready, these delays are ignored, and one worker is started each second.
     """
 
     FIRST, FACTOR, CEILING = 0.5, 4.0, 15.0  # of the backoff, in seconds
@@ -60,7 +64,12 @@ class SpawnSchedule:
         self._next_retry = 0.0
 
     def record_boot_failure(self, slot: int, now: float) -> None:
-        """Note at `now` (monotonic seconds) that a worker of `slot` died before it was ready."""
+        """Record that a worker died before it was ready.
+
+        Args:
+            slot: The slot of the worker.
+            now: Monotonic seconds.
+        """
         failures = self._failures[slot] = self._failures.get(slot, 0) + 1
         delay = 0.0
         if failures > 1:
@@ -68,25 +77,43 @@ class SpawnSchedule:
         self._not_before[slot] = now + delay
 
     def record_ready(self, slot: int) -> None:
+        """Record that a worker became ready, which ends the backoff of its slot."""
         self._failures.pop(slot, None)
         self._not_before.pop(slot, None)
 
     def record_spawn(self, slot: int, now: float) -> None:
+        """Record that a worker is started.
+
+        Args:
+            slot: The slot of the worker.
+            now: Monotonic seconds.
+        """
         if self.failed_to_boot(slot):
             self._next_retry = now + self.RETRY_INTERVAL
 
     def postpone(self, slot: int, until: float) -> None:
-        """The fork itself failed."""
+        """Delay the next worker of a slot, because the fork failed.
+
+        Args:
+            slot: The slot of the worker.
+            until: Monotonic seconds.
+        """
         self._not_before[slot] = until
 
     def failed_to_boot(self, slot: int) -> bool:
-        """Whether the last worker of `slot` died before it was ready: then the log has its traceback."""
+        """Return whether the last worker of `slot` died before it was ready. The log then has its traceback."""
         return slot in self._failures
 
     def due(self, missing: Sequence[int], any_ready: bool) -> list[tuple[float, int]]:
-        """When a worker may be forked for each of the `missing` slots, and the slot; the earliest first.
+        """Return when a worker may be forked for each slot that needs one.
 
-        Of the slots whose workers fail to boot only the next one is listed while no worker is ready.
+        Args:
+            missing: The slots that need a worker.
+            any_ready: Whether any worker is ready. If not, only the next one of the slots whose workers fail to boot is
+                listed.
+
+        Returns:
+            Pairs of monotonic seconds and a slot, the earliest first.
         """
         due = sorted((self._not_before.get(slot, 0.0), slot) for slot in missing)
         if any_ready:
@@ -97,10 +124,10 @@ class SpawnSchedule:
 
 
 class DeathLog:
-    """Which deaths get a line in the log: the first ones of a minute, then one line in ten seconds."""
+    """Decides which deaths are logged: the first ones of a minute, then one line in ten seconds."""
 
     WINDOW = 60.0  # seconds
-    UNLIMITED = 5  # deaths in the window that get a line each
+    UNLIMITED = 5  # number of deaths in the window that get a line each
     INTERVAL = 10.0  # seconds between two lines beyond that
 
     def __init__(self) -> None:
@@ -108,7 +135,7 @@ class DeathLog:
         self._last_line = -self.INTERVAL
 
     def record(self, now: float) -> int | None:
-        """Note a death at `now` (monotonic seconds); return the deaths of the last minute if a line is due."""
+        """Record a death at `now`, in monotonic seconds. Return the deaths of the last minute if a line is due."""
         self._deaths.append(now)
         if self.is_limiting(now) and now < self._last_line + self.INTERVAL:
             return None
@@ -116,25 +143,36 @@ class DeathLog:
         return len(self._deaths)
 
     def is_limiting(self, now: float) -> bool:
+        """Return whether too many workers died in the last minute to log each. `now` is in monotonic seconds."""
         while self._deaths and self._deaths[0] <= now - self.WINDOW:
             self._deaths.popleft()
         return len(self._deaths) > self.UNLIMITED
 
 
 class Recycling:
-    """When one worker asks for a successor.
+    """Decides when a worker asks to be replaced.
 
-    The number of requests is drawn once, so that workers who share the load fairly do not all leave together.
+    Each worker varies the number of requests at random, because workers with equal load would all drain together.
     """
 
     def __init__(self, policy: Policy, resident: int) -> None:
-        """resident: bytes of memory when the worker became ready."""
+        """Set the limits of one worker.
+
+        Args:
+            policy: Timeouts and limits.
+            resident: Bytes of resident memory when the worker became ready.
+        """
         self._requests = policy.max_requests * uniform(0.9, 1.1)
         self._resident = resident + policy.max_growth
         self._policy = policy
 
     def reason(self, requests: int, resident: int) -> str | None:
-        """Why it is time, or None: for so many requests answered and so many bytes resident."""
+        """Return why the worker must be replaced, or None.
+
+        Args:
+            requests: Number of requests that it has answered.
+            resident: Bytes of resident memory.
+        """
         if self._policy.max_requests and requests >= self._requests:
             return f"it answered {requests} requests"
         if self._policy.max_growth and resident > self._resident:

@@ -1,7 +1,9 @@
-"""The primary: one loop that compares what is wanted with what is there, and mends the difference.
+"""The primary: a reconciliation loop that compares desired with actual workers and corrects the difference.
 
-It never serves, never blocks, opens no thread, no event loop and no connection. Invariants: a slot's old
-worker leaves only after its successor is ready; whatever happens to a worker, the sockets stay open here.
+The primary serves no request and never blocks. It opens no thread, no event loop and no connection. Invariants:
+
+- The old worker of a slot drains only after its replacement is ready.
+- The primary keeps the listening sockets open, whatever happens to a worker.
 """
 
 import logging
@@ -40,10 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Primary:
-    """Keeps `slots` filled with workers that run `config`, until told to stop.
-
-    `config` is None when a re-executed primary could not load the new code: then the inherited workers serve on.
-    """
+    """Keeps one ready worker in each slot until the server is stopped."""
 
     def __init__(
         self,
@@ -53,6 +52,16 @@ class Primary:
         policy: Policy,
         signals: SignalQueue,
     ) -> None:
+        """Spawn nothing until `run()`.
+
+        Args:
+            config: What the workers run. None if a re-executed primary could not load the new code: the inherited
+                workers then keep serving, and none is spawned.
+            resources: The sockets, scoreboard, lock and pipes.
+            children: The wanted number of workers, and after a re-exec the inherited workers.
+            policy: Timeouts and limits.
+            signals: The queue of this process's signals.
+        """
         self.config = config
         self.resources = resources
         self.board = resources.board
@@ -61,7 +70,7 @@ class Primary:
         self.schedule = SpawnSchedule()
         self.death_log = DeathLog()
         self.stopping = False
-        self.stop_at: float | None = None  # when the drain delay is over
+        self.stop_at: float | None = None  # end of the drain delay, in monotonic seconds
         self.ever_ready = any(child.state is not State.STARTING for child in children)
         self.boot_failures = 0
         self.exit_code = 0
@@ -74,7 +83,7 @@ class Primary:
         self.selector.register(resources.wakeup_pipe[0], EVENT_READ)
 
     def run(self) -> int:
-        """Serve until stopped; return the exit code."""
+        """Run the loop until the last worker has exited after a stop. Return the exit code."""
         while True:
             now = monotonic()
             self.reap_children(now)
@@ -90,9 +99,10 @@ class Primary:
             for number in self.wait(now):
                 self.handle_signal(number)
 
-    # What people ask
+    # Requests of operators
 
     def handle_signal(self, number: int) -> None:
+        """Do what the signal `number` requests."""
         match number:
             case signal.SIGTERM | signal.SIGINT if self.stopping:
                 self.stop_at_once()
@@ -110,6 +120,7 @@ class Primary:
                 log_ignored(number)
 
     def stop_gracefully(self) -> None:
+        """Show "draining" on the scoreboard now, and drain all workers after `drain_delay`."""
         logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
@@ -117,6 +128,7 @@ class Primary:
         self.write_header()
 
     def stop_at_once(self) -> None:
+        """Close the listeners and send SIGKILL to all workers."""
         logger.info("stopping at once")
         self.stopping = True
         self.stop_at = None
@@ -127,22 +139,25 @@ class Primary:
             self.send(child, signal.SIGKILL)
 
     def stop_when_due(self, now: float) -> None:
+        """Start the drain when the drain delay is over. `now` is in monotonic seconds, here and below."""
         if self.stop_at is None or now < self.stop_at:
             return
-        # Ours first: once the workers have closed theirs, late clients are refused and not left hanging.
+        # The primary closes its sockets first. When the workers have closed theirs, the kernel then refuses late
+        # clients, which would otherwise wait in the queue of a socket that nobody accepts from.
         self.stop_at = None
         self.resources.close_listeners()
         self.children.wanted = 0
 
     def scale(self, wanted: int) -> None:
+        """Set the number of workers, unless it is out of range or the server is stopping."""
         if not self.stopping and 1 <= wanted <= scoreboard.ROWS // 2:
             self.children.wanted = self.reloader.scaled = wanted
             logger.info("scaled to %s", counted(wanted, "worker"))
 
-    # What happens by itself
+    # Steps of the loop
 
     def reap_children(self, now: float) -> None:
-        """Every dead child, ours or not: as PID 1 in a container the primary inherits orphans."""
+        """Reap every dead child. As PID 1 in a container the primary also inherits orphans of other processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -152,14 +167,21 @@ class Primary:
                 return
             if self.reloader.on_check_exit(pid, status, self.stopping):
                 continue
-            self.read_worker_states()  # it may have become ready since the last look
+            self.read_worker_states()  # the dead worker may have become ready since they were last read
             if child := self.children.reap(pid):
                 self.handle_worker_exit(child, status, now)
-                self.board.absorb_dead_row(child.row)  # last: who finds no row finds how it ended
+                self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
 
     def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
+        """Log how a worker exited, record a boot failure, and give up if no worker can become ready.
+
+        Args:
+            child: The reaped worker.
+            status: Its exit status, from waitpid().
+            now: Monotonic seconds.
+        """
         lived = now - child.since
-        if child.state is State.DRAINING or self.stopping:  # nobody waits for its successor
+        if child.state is State.DRAINING or self.stopping:  # it needs no replacement
             if exited_as_requested(status):
                 logger.info("%s left after %.1f s", child, lived)
                 return
@@ -187,11 +209,12 @@ class Primary:
             self.give_up()
 
     def give_up(self) -> None:
+        """Stop at once, with exit code 3."""
         self.exit_code = WORKER_BOOT_ERROR
         self.stop_at_once()
 
     def read_worker_states(self) -> None:
-        """Some worker turned: got ready, or asks for a successor. The board says which."""
+        """Read from the scoreboard which workers became ready or asked to be replaced."""
         with suppress(BlockingIOError):
             os.read(self.resources.wakeup_pipe[0], 4096)
         for child in self.children:
@@ -205,11 +228,12 @@ class Primary:
                 self.ever_ready = True
                 level = logging.DEBUG if self.death_log.is_limiting(now) else logging.INFO
                 logger.log(level, "%s ready after %.0f ms", child, (now - child.since) * 1000)
-            if row[scoreboard.STATE] in (State.RETIRING, State.DRAINING):  # or somebody sent it SIGTERM
+            if row[scoreboard.STATE] in (State.RETIRING, State.DRAINING):  # DRAINING: another process sent it SIGTERM
                 self.children.retiring(child.pid)
         self.reloader.complete_if_done()
 
     def enforce_deadlines(self, now: float) -> None:
+        """Abort or kill workers that sent no heartbeat or did not drain in time, and a check that takes too long."""
         self.reloader.enforce_check_deadline(now)
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
@@ -223,13 +247,20 @@ class Primary:
                 self.abort(child, now, "is aborted: no heartbeat in time")
 
     def abort(self, child: Child, now: float, reason: str) -> None:
-        """Have it print its stacks and end; SIGKILL follows if it does not."""
+        """Send SIGABRT, at which a worker prints its stacks and exits. SIGKILL follows after `abort_grace`.
+
+        Args:
+            child: The worker.
+            now: Monotonic seconds.
+            reason: For the log.
+        """
         logger.error("%s %s; its stacks follow", child, reason)
         child.aborted = True
         child.deadline = now + self.policy.abort_grace
         self.send(child, signal.SIGABRT)
 
     def spawn_missing_workers(self, now: float) -> None:
+        """Spawn a worker in each slot that needs one and whose backoff is over."""
         if self.config is None:
             return
         for moment, slot in self.due_spawns():
@@ -237,13 +268,20 @@ class Primary:
                 self.spawn(self.config, slot, now)
 
     def due_spawns(self) -> list[tuple[float, int]]:
-        """When a worker may be forked, in monotonic seconds, and for which slot."""
+        """Return the moments at which a worker may be spawned, in monotonic seconds, each with its slot."""
         if self.config is None or self.stopping:
             return []
         any_ready = any(child.state in ACCEPTING for child in self.children)
         return self.schedule.due(self.children.missing_slots(), any_ready)
 
     def spawn(self, config: uvicorn.Config, slot: int, now: float) -> None:
+        """Fork a worker, or log the failure and retry after FORK_RETRY seconds.
+
+        Args:
+            config: What the worker runs.
+            slot: The slot of the worker.
+            now: Monotonic seconds.
+        """
         self.schedule.record_spawn(slot, now)
         try:
             row = self.children.free_row(scoreboard.ROWS)
@@ -255,7 +293,12 @@ class Primary:
         self.children.register(Child(pid, slot, self.children.generation, row, now))
 
     def after_fork_in_child(self, slot: int, row: int) -> WorkerContext:
-        """In the child: what was the primary's goes, what the worker needs stays."""
+        """In the child: release what only the primary uses, and return what the worker needs.
+
+        Args:
+            slot: The slot of the worker.
+            row: Index of its row on the scoreboard.
+        """
         self.signals.reset_in_child()
         self.selector.close()
         return self.resources.worker_context(
@@ -263,21 +306,23 @@ class Primary:
         )
 
     def drain_surplus_workers(self, now: float) -> None:
+        """Send SIGTERM to the workers whose slot was removed or whose replacement is ready."""
         for child in self.children.surplus_children():
             child.state = State.DRAINING
             child.deadline = min(child.deadline or NEVER, now + self.policy.drain_limit - self.policy.abort_grace)
             self.send(child, signal.SIGTERM)
 
-    # The loop's own needs
+    # Parts of the loop
 
     def wait(self, now: float) -> list[int]:
-        """Sleep until something happens or is due; return the signals that came. Nothing is polled."""
+        """Sleep until a signal, a worker's message or the next deadline. Return the signals. Nothing is polled."""
         timeout = min(self.next_due() - monotonic(), MAX_SLEEP)
         self.selector.select(max(0.0, timeout))
         self.hang_detector.note_resume(monotonic() - now, timeout)
         return self.signals.take()
 
     def next_due(self) -> float:
+        """Return the earliest deadline, in monotonic seconds."""
         due = [self.service.due, *(self.hang_detector.deadline(child) for child in self.children if not child.aborted)]
         due += [child.deadline for child in self.children if child.deadline is not None]
         due += [moment for moment in (self.stop_at, self.reloader.deadline) if moment is not None]
@@ -285,6 +330,7 @@ class Primary:
         return min(due, default=NEVER)
 
     def write_header(self) -> None:
+        """Write the primary's part of the scoreboard, and clear the rows that have no worker."""
         header = self.board.header
         header[scoreboard.PRIMARY] = os.getpid()
         header[scoreboard.GENERATION] = self.children.generation
@@ -294,5 +340,11 @@ class Primary:
         self.board.write_header()
 
     def send(self, child: Child, number: signal.Signals) -> None:
+        """Send a signal to a worker that may have exited already.
+
+        Args:
+            child: The worker.
+            number: The signal.
+        """
         with suppress(ProcessLookupError):
             os.kill(child.pid, number)

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel about itself: open files, memory, and its place in an out-of-memory kill."""
+"""Limits and memory of the current process: open files, resident memory, stack dumps, and its OOM score."""
 
 import faulthandler
 import os
@@ -7,29 +7,32 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-OOM_SCORE = 300  # of 1000: enough for the kernel to choose a worker before the primary, whose memory is larger
+OOM_SCORE = 300  # of 1000; enough for the kernel to kill a worker before the primary, which uses more memory
 OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 STATM = "/proc/self/statm"
 RESERVE_PART, MAX_RESERVE = 10, 64  # a tenth of the open files, at most 64
 
 
 def raise_open_files() -> tuple[int, int] | None:
-    """Raise the soft limit of open files to the hard one; return both, or None if nothing changed.
+    """Raise the soft limit of open files to the hard limit.
 
-    The soft limit is 1,024 on most systems, for the sake of programs that call select(2). Each client needs one file.
+    The soft limit is 1,024 on most systems, because of programs that call select(2). Each client needs one file.
+
+    Returns:
+        The soft limit before and the hard limit, or None if nothing changed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return None
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):  # macOS calls the hard limit infinite, and refuses it
+    except (OSError, ValueError):  # macOS reports an infinite hard limit and refuses to set it
         return None
     return soft, hard
 
 
 def max_connections() -> int:
-    """How many connections this process may hold, so that the app can still open files for its requests."""
+    """Return how many connections this process may have, so that the app can still open files."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
@@ -41,19 +44,19 @@ def max_connections() -> int:
 
 
 def enable_stack_dumps() -> None:
-    """Let SIGABRT, and a crash in C code, print the stacks of all threads."""
-    with suppress(RuntimeError, AttributeError, OSError, ValueError):  # there is no stderr to print them to
+    """Print the stacks of all threads at SIGABRT and at a crash in C code."""
+    with suppress(RuntimeError, AttributeError, OSError, ValueError):  # there is no stderr
         faulthandler.enable()
 
 
 def prefer_as_oom_victim() -> None:
-    """When memory is short, the kernel should kill this process, a worker, and not the primary."""
-    with suppress(OSError, ValueError):  # not Linux, no /proc, or it is read-only
+    """In a worker: have the kernel kill this process before the primary when memory runs out."""
+    with suppress(OSError, ValueError):  # not Linux, no /proc, or a read-only /proc
         OOM_SCORE_ADJ.write_text(str(min(1000, int(OOM_SCORE_ADJ.read_text()) + OOM_SCORE)))
 
 
 class ResidentMemory:
-    """The resident memory of this process. Only its construction opens a file: files may run out later."""
+    """Reads the resident memory of this process. It opens its file once, because the limit may be reached later."""
 
     def __init__(self) -> None:
         self._statm = -1
@@ -61,8 +64,8 @@ class ResidentMemory:
             self._statm = os.open(STATM, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> int:
-        """Return bytes: the present ones on Linux, else the largest so far."""
-        with suppress(OSError, ValueError, IndexError):  # no /proc, or the app has closed what it did not open
+        """Return the resident memory in bytes: the current value on Linux, elsewhere the largest so far."""
+        with suppress(OSError, ValueError, IndexError):  # no /proc, or the app has closed this descriptor
             return int(os.pread(self._statm, 128, 0).split()[1]) * resource.getpagesize()
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest * 1024

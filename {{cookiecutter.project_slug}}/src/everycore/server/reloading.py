@@ -100,13 +100,23 @@ class Reloader:
         return True
 
     def on_boot_failure(self, child: Child, how: str) -> None:
-        """Show in `status` that a worker of the new generation died before it was ready. The primary will retry."""
+        """Show in `status` that a worker of the new generation died before it was ready. The primary will retry.
+
+        Args:
+            child: The reaped worker.
+            how: How it exited, in words.
+        """
         if self.handed_over and child.generation == self._children.generation and self._check is None:
             reason = f"{child} {how}; the old generation keeps running"
             self._resources.board.set_reload_status(Reload.STARTING, reason)
 
     def on_drain_failure(self, child: Child, how: str) -> None:
-        """Show in `status` and `reload` that a worker of an older generation died before its drain was complete."""
+        """Show in `status` and `reload` that a worker of an older generation died before its drain was complete.
+
+        Args:
+            child: The reaped worker.
+            how: How it exited, in words.
+        """
         if child.generation < self._children.generation:
             self._failed_drain = f"{child} {how} while it drained"
             if self._resources.board.header[scoreboard.RELOAD] == Reload.DONE:

@@ -58,7 +58,12 @@ class Resources:
 
     @classmethod
     def inherit(cls, run_dir: RunDir, reexec_state: ReexecState) -> Self:
-        """Find the resources again after a re-exec."""
+        """Find the resources again after a re-exec.
+
+        Args:
+            run_dir: The run directory.
+            reexec_state: The state from before the re-exec.
+        """
         return cls(
             run_dir,
             reexec_state.lock,
@@ -69,7 +74,12 @@ class Resources:
         )
 
     def reexec_state(self, children: Children, scaled: int | None) -> ReexecState:
-        """Return what `inherit` and `children_of` need after the re-exec."""
+        """Return what `inherit` and `children_of` need after the re-exec.
+
+        Args:
+            children: The primary's children.
+            scaled: Number of workers set by signals, or None.
+        """
         self.board.write_header()  # `Scoreboard.inherit` reads it
         return ReexecState(
             lock=self.lock,
@@ -84,7 +94,15 @@ class Resources:
         )
 
     def worker_context(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> WorkerContext:
-        """In a forked child: close the primary's descriptors and return what the worker needs."""
+        """In a forked child: close the primary's descriptors and return what the worker needs.
+
+        Args:
+            slot: The slot of the worker.
+            generation: The generation of the worker.
+            row: Index of its row on the scoreboard.
+            policy: Timeouts and limits.
+            again: Whether the last worker of this slot died before it was ready.
+        """
         os.close(self.parent_pipe[1])
         os.close(self.wakeup_pipe[0])
         os.close(self.lock)

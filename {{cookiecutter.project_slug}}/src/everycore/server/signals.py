@@ -1,7 +1,7 @@
-"""Signals as a queue: nothing is ever done inside a handler.
+"""A queue of signals, so that no handler does any work.
 
-Python's C-level handler writes each signal's number to a socket (`signal.set_wakeup_fd`); the primary's loop
-reads them there, between two rounds, in order.
+Python's C-level handler writes each signal's number to a socket (`signal.set_wakeup_fd`). The primary's loop reads them
+there once per round, in order.
 """
 
 import logging
@@ -12,7 +12,8 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-# Other servers reopen their logs, replace their program or drain at these. Their default would end this one.
+# Other servers reopen their logs, re-execute or drain at these signals. The default action of USR1 and USR2 would end
+# the primary.
 IGNORED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 HANDLED = (
@@ -26,7 +27,7 @@ HANDLED = (
     *IGNORED_SIGNALS,
 )
 
-# A terminal's Ctrl-C and hang-up, and `kill` with a group's number, reach the workers as well.
+# Signals that a terminal (Ctrl-C, hang-up) or `kill` sends to the whole process group, including the workers.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, *IGNORED_SIGNALS)
 
 
@@ -34,33 +35,36 @@ logger = logging.getLogger(__name__)
 
 
 class SignalQueue:
-    """Queues the `HANDLED` signals from its construction on."""
+    """Queues the `HANDLED` signals as soon as it is created."""
 
     def __init__(self) -> None:
         self.reader, self._writer = socket.socketpair()
         self.reader.setblocking(False)
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        # A worker keeps what the app set at import for a signal that the primary ignores.
+        # The app may have set handlers at its import. A worker restores those of signals that the primary ignores.
         self._handlers = {number: signal.signal(number, do_nothing) for number in HANDLED}
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a re-executed primary starts with all blocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a re-executed primary starts with all signals blocked
 
     def take(self) -> list[int]:
-        """The signals that came, oldest first; each kind once, as the kernel itself would merge them."""
+        """Return the signals received, the oldest first and each number once, as the kernel merges pending signals."""
         try:
             return list(dict.fromkeys(self.reader.recv(4096)))
         except BlockingIOError:
             return []
 
     def repost_pending(self) -> None:
-        """To be called with signals blocked, before an exec: what is queued would be lost with the queue."""
+        """Send the queued signals to this process again, because the queue does not survive an exec.
+
+        Call it with signals blocked.
+        """
         for number in self.take():
             os.kill(os.getpid(), number)
 
     def reset_in_child(self) -> None:
-        """Undo everything in a fresh child, but for what reaches a whole group: about that the primary decides.
+        """In a forked worker: reset all signals but `GROUP_SIGNALS`, which only the primary handles.
 
-        Those keep a handler that does nothing. Ignored, they would be so in every program that the app starts, too.
+        Those keep a handler that does nothing. With SIG_IGN, programs that the app starts would ignore them too.
         """
         signal.set_wakeup_fd(-1)
         for number in set(HANDLED) - set(GROUP_SIGNALS):
@@ -74,7 +78,7 @@ class SignalQueue:
 
 @contextmanager
 def signals_blocked(but: Collection[signal.Signals] = ()) -> Iterator[None]:
-    """Hold all signals back but some: around a fork, so that no child runs its parent's handlers."""
+    """Block all signals except `but`. Around a fork, this keeps the child from running its parent's handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - set(but))
     try:
         yield
@@ -83,10 +87,11 @@ def signals_blocked(but: Collection[signal.Signals] = ()) -> Iterator[None]:
 
 
 def do_nothing(number: int, frame: object) -> None:
-    """Python needs some handler, or the signal would not reach the queue."""
+    """Do nothing. Without a Python handler, the signal would not be written to the queue."""
 
 
 def log_ignored(number: int) -> None:
+    """Log that the signal `number` was ignored."""
     if number == signal.SIGWINCH and sys.stderr is not None and sys.stderr.isatty():
-        return  # the window of a terminal has another size
+        return  # the terminal's window was resized
     logger.info("%s ignored: it has no meaning here", signal.Signals(number).name)

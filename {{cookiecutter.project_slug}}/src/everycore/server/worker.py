@@ -1,7 +1,7 @@
-"""One worker: a uvicorn.Server that accepts fairly, beats and drains.
+"""One worker: a uvicorn.Server that accepts its fair share, writes heartbeats and drains.
 
-It runs in a forked child whose app is imported already. It knows its own row of the board, its primary only
-as the far end of two pipes, and no sibling.
+It runs in a forked child whose app is imported already. It writes its own row of the scoreboard only. It is connected
+to its primary by two pipes, and to no other worker.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ from everycore.server.scoreboard import Scoreboard
 from everycore.server.signals import IGNORED_SIGNALS, do_nothing, log_ignored, signals_blocked
 from everycore.server.view import ClusterView
 
-TICK, TICKS_A_SECOND = 0.1, 10  # uvicorn's own, in seconds
-DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter: a drain should end when its last connection does
+TICK, TICKS_A_SECOND = 0.1, 10  # seconds; uvicorn's own interval
+DRAIN_TICK, DRAIN_TICKS_A_SECOND = 0.02, 50  # shorter, so that a drain ends soon after its last connection
 HANDSHAKE_TIMEOUT = 10.0  # seconds for TLS
 CLOSE_TIMEOUT = (
-    3600.0  # seconds; request_timeouts.py looks after it: uvloop's own 30 s would cut a client that reads slowly
+    3600.0  # seconds; request_timeouts.py limits the wait. uvloop's own 30 s would cut off a client that reads slowly
 )
-CANCEL_GRACE = 1.0  # seconds for what a cancelled request does at its end
+CANCEL_GRACE = 1.0  # seconds for the cleanup of a canceled request
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is given at its fork."""
+    """What a worker gets from its primary at the fork."""
 
     slot: int
     generation: int
@@ -52,19 +52,25 @@ class WorkerContext:
     board: Scoreboard
     listeners: Sequence[socket.socket]
     policy: Policy
-    parent_pipe: int  # read end: end of file when the primary is gone
-    wakeup_pipe: int  # write end: a byte tells the primary to look at the board
-    again: bool  # the one before it in this slot died before it was ready
+    parent_pipe: int  # read end, which reports the end of the file when the primary exits
+    wakeup_pipe: int  # write end, where a byte makes the primary read the scoreboard
+    again: bool  # whether the last worker of this slot died before it was ready
 
 
 def fork(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> int:
-    """Return the pid of a new worker that runs `config`.
+    """Fork a worker.
 
-    `make_context` is called in the child, and lets go of what is the primary's alone. SIGABRT is not held back: it
-    shows where a child hangs before it has started.
+    All signals but SIGABRT are blocked around the fork. SIGABRT shows where a child hangs before it has started.
+
+    Args:
+        config: What the worker runs.
+        make_context: Called in the child. It releases what only the primary uses.
+
+    Returns:
+        The pid of the worker.
 
     Raises:
-        OSError: There can be no other process now.
+        OSError: The kernel cannot create another process.
     """
     with signals_blocked(but=[signal.SIGABRT]):
         pid = os.fork()
@@ -74,7 +80,7 @@ def fork(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> i
 
 
 def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> NoReturn:
-    """Never returns to the primary's loop."""
+    """Run the worker and exit, so that the child never continues the primary's loop."""
     code = 1
     try:
         context = make_context()
@@ -85,16 +91,24 @@ def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> 
     except BaseException:
         logger.exception("the worker failed")
     finally:
-        os._exit(code & 0xFF)  # as sys.exit does: an OverflowError would let the child remove the primary's files
+        os._exit(code & 0xFF)  # as sys.exit does; an OverflowError here would make the child remove the primary's files
 
 
 def run(config: uvicorn.Config, context: WorkerContext) -> int:
-    """Serve until asked to stop; return the exit code. To be called in the forked child, signals unblocked."""
+    """In the forked child, with signals unblocked: serve until SIGTERM.
+
+    Args:
+        config: What the worker runs.
+        context: What the worker got from its primary.
+
+    Returns:
+        The exit code.
+    """
     set_process_name(f"worker={context.slot} gen={context.generation}")
     enable_stack_dumps()
     prefer_as_oom_victim()
     parent_death.drain_when_parent_dies(context.parent_pipe)
-    set_uvicorn_level(context.again)  # its predecessor's traceback is in the log; one for each fork would bury the rest
+    set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
     worker = Worker(config, context)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -105,11 +119,19 @@ def run(config: uvicorn.Config, context: WorkerContext) -> int:
 
 
 class Worker(uvicorn.Server):
+    """A uvicorn server that gets its connections from an `Acceptor` and reports its state on the scoreboard."""
+
     def __init__(self, config: uvicorn.Config, context: WorkerContext) -> None:
+        """Write the first heartbeat, with the state STARTING.
+
+        Args:
+            config: What the worker runs.
+            context: What the worker got from its primary.
+        """
         super().__init__(config)
         self.context = context
         self.row = context.board.row(context.row)
-        self.accepting: set[object] = set()  # protocols being attached; uvicorn knows some of them already
+        self.accepting: set[object] = set()  # protocols being attached, of which uvicorn counts some already
         self.request_timeouts = RequestTimeouts(
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
         )
@@ -121,11 +143,13 @@ class Worker(uvicorn.Server):
         self._set_state(State.STARTING)
 
     async def work(self) -> None:
+        """Start the app, serve until SIGTERM, and drain."""
         self.lifespan = self.config.lifespan_class(self.config)
         self.view = ClusterView(self.context.board, self.context.row)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
-        # Only now: before, there is nothing to drain, and SIGTERM ends a startup that may take long.
+        # During the startup there is nothing to drain, and SIGTERM must end a startup that takes long. So the handlers
+        # are set after it.
         self._handle_signals()
         self.acceptor = Acceptor(
             self.context.listeners,
@@ -149,13 +173,13 @@ class Worker(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         for number in IGNORED_SIGNALS:
-            if signal.getsignal(number) is do_nothing:  # and not the app's own
+            if signal.getsignal(number) is do_nothing:  # the app has set no handler of its own
                 loop.add_signal_handler(number, log_ignored, number)
         for number in (signal.SIGTERM, *IGNORED_SIGNALS):
             self._app_forks.handlers[number] = signal.getsignal(number)
 
     def _sockets(self) -> Iterator[int]:
-        """The descriptors of all listeners and clients."""
+        """Yield the descriptors of all listeners and clients."""
         for listener in self.context.listeners:
             yield listener.fileno()
         for connection in self.accepting | self.server_state.connections:
@@ -168,18 +192,18 @@ class Worker(uvicorn.Server):
     def _stop(self) -> None:
         self.should_exit = True
         self.view.worker_draining.set()
-        # What uvicorn calls at this signal: sse-starlette and others put their own in its place, and end streams by it.
+        # uvicorn calls handle_exit() at this signal. sse-starlette and other libraries replace it to end their streams.
         self.handle_exit(signal.SIGTERM, None)
 
     def _set_state(self, state: State) -> None:
         self._state = state
         self._write_identity()
-        # A full bell has been rung enough, and without a primary nobody listens.
+        # A full pipe already guarantees a wake-up. A broken pipe means that the primary has exited.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.context.wakeup_pipe, b"!")
 
     def _write_identity(self) -> None:
-        """Again and again, because an app that writes where it should not must not make us a stranger."""
+        """Write which worker this row belongs to, on every heartbeat, in case the app overwrote it."""
         row = self.row
         row[scoreboard.SLOT], row[scoreboard.ROW_GENERATION] = self.context.slot, self.context.generation
         row[scoreboard.SINCE], row[scoreboard.STATE] = self._since, self._state
@@ -202,13 +226,17 @@ class Worker(uvicorn.Server):
             self.accepting.discard(protocol)
 
     def _connections(self) -> int:
-        """How many are open; siblings see it on the board at once, also in the middle of a burst."""
+        """Return how many connections are open, and write it to the scoreboard.
+
+        Other workers see it at once, also during a burst.
+        """
         joined = self.server_state.connections
         count = len(joined) + len(self.acceptor.accepting) - len(self.accepting & joined)
         self.row[scoreboard.CONNECTIONS] = count
         return count
 
     async def on_tick(self, counter: int) -> bool:
+        """Every 0.1 s write a heartbeat, and every second enforce the limits. Return whether to stop serving."""
         self._write_heartbeat()
         if counter % TICKS_A_SECOND == 0:
             self._sample_memory()
@@ -217,7 +245,7 @@ class Worker(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _write_heartbeat(self) -> None:
-        """Runs in the event loop, so that a blocked loop is seen."""
+        """Write a heartbeat. It is written in the event loop, so that a blocked loop stops it."""
         row, now = self.row, monotonic_ns()
         if self._ticked:
             row[scoreboard.LAG] = max(0, now - self._ticked - int(TICK * 1e9))
@@ -232,14 +260,14 @@ class Worker(uvicorn.Server):
         self.row[scoreboard.RSS] = self.memory.read()
 
     def _retire_when_due(self) -> None:
-        """Ask for a successor, and serve on until the primary has one ready."""
+        """Ask to be replaced when a limit is reached, and keep serving until the replacement is ready."""
         reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
         if reason and self._state is State.READY:
             logger.info("asks for a successor: %s", reason)
             self._set_state(State.RETIRING)
 
     async def _drain(self) -> None:
-        """Stop accepting, finish what began, close every connection, and end the app's lifespan whatever happens."""
+        """Stop accepting, finish the requests and close all connections. Then end the app's lifespan, in any case."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.context.policy.graceful_timeout
         try:
@@ -252,14 +280,15 @@ class Worker(uvicorn.Server):
             self._write_heartbeat()
 
     async def _finish(self, deadline: float) -> None:
-        """Answer what comes on open connections for a while, then close what is idle."""
+        """Answer requests on open connections for `linger` seconds, then close idle connections."""
         loop = asyncio.get_running_loop()
         self.acceptor.stop(last=self.context.board.draining)
         self._set_state(State.DRAINING)
         self.view.worker_draining.set()
         self.config.encoded_headers.append((b"connection", b"close"))
-        await super().on_tick(0)  # renews the headers
-        # uvicorn's shutdown() closes what is idle at once: those linger, because their client may just be sending.
+        await super().on_tick(0)  # uvicorn builds its default headers again
+        # uvicorn's shutdown() closes idle connections at once. They stay open here for a while, because a client may be
+        # sending a request at this moment.
         await self._wait_until_idle(min(deadline, loop.time() + self.context.policy.linger), spare_idle=True)
         await self.acceptor.finish()
         await self._wait_until_idle(deadline, spare_idle=False)
@@ -271,7 +300,7 @@ class Worker(uvicorn.Server):
         state = self.server_state
         while state.connections or state.tasks or self.acceptor.accepting:
             if ticks % DRAIN_TICKS_A_SECOND == 0:
-                await super().on_tick(0)  # the date
+                await super().on_tick(0)  # uvicorn renews the Date header
                 self.request_timeouts.enforce(state.connections, monotonic())
                 self._shut_down(
                     connection
@@ -285,7 +314,10 @@ class Worker(uvicorn.Server):
             ticks += 1
 
     async def _cut(self) -> None:
-        """End what has not ended by the deadline. The app's tracebacks would only say that it was cancelled."""
+        """Cancel the requests that run at the deadline, then abort the connections that are left.
+
+        Tracebacks of the app are not logged, because they would only show the cancellation.
+        """
         if tasks := list(self.server_state.tasks):
             logger.warning("%d requests cancelled at the graceful timeout", len(tasks))
             logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
@@ -293,7 +325,7 @@ class Worker(uvicorn.Server):
                 task.cancel(msg="the graceful timeout is over")
             await asyncio.wait(tasks, timeout=CANCEL_GRACE)
         for connection in list(self.server_state.connections):
-            connection.transport.abort()  # its client has not taken its answer
+            connection.transport.abort()  # the client has not read its response
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
