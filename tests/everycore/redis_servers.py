@@ -6,7 +6,6 @@
 import random
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from typing import Any
 import pytest
 import redis.asyncio as aio
 from redis import Redis, RedisCluster
-from redis.exceptions import RedisError
 
 from everycore.cli.dev_redis import run_redis, start
 from everycore.state.client.connect import connect
+from everycore.testing.waiting import wait_until
 
 HOST = "127.0.0.1"
-DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 
 
 @contextmanager
@@ -44,19 +42,6 @@ def servers(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         for process in started:
             process.kill()
             process.wait()
-
-
-def wait_until(condition: Callable[[], Any], within: float = DEADLINE) -> Any:
-    """The condition's value, as soon as it is true. What Redis says until then does not matter."""
-    until = time.monotonic() + within
-    while True:
-        try:
-            if value := condition():
-                return value
-        except RedisError as error:
-            value = error
-        assert time.monotonic() < until, f"not true within {within} s: {value!r}"
-        time.sleep(0.01)
 
 
 def free_port() -> int:
