@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator
 
@@ -18,16 +19,22 @@ DEADLINE = 20.0  # seconds; only a test that fails waits so long
 
 
 @pytest.fixture
-async def here(redis: Redis) -> AsyncIterator[Broadcast]:
-    made = Broadcast(redis)
+def prefix() -> str:
+    """One for each test: what another test sent may still be on its way through a Redis Cluster."""
+    return f"broadcast-{secrets.token_hex(4)}:"
+
+
+@pytest.fixture
+async def here(redis: Redis, prefix: str) -> AsyncIterator[Broadcast]:
+    made = Broadcast(redis, prefix)
     yield made
     await made.aclose()
 
 
 @pytest.fixture
-async def there(redis_url: str, anyio_backend: str) -> AsyncIterator[Broadcast]:
+async def there(redis_url: str, prefix: str, anyio_backend: str) -> AsyncIterator[Broadcast]:
     client = connect(redis_url, 5.0)
-    made = Broadcast(client)
+    made = Broadcast(client, prefix)
     yield made
     await made.aclose()
     await client.aclose()
@@ -97,9 +104,9 @@ async def test_slow_listener_gets_missed(here: Broadcast) -> None:
         assert [await following(slow) for _ in range(3)] == [MISSED, MAX_WAITING + 1, MAX_WAITING + 2]
 
 
-async def test_foreign_message_not_json_is_ignored(here: Broadcast, redis: Redis) -> None:
+async def test_foreign_message_not_json_is_ignored(here: Broadcast, redis: Redis, prefix: str) -> None:
     async with here.listen("news") as messages:
-        await redis.publish("broadcast:news", b"\xff{")
+        await redis.publish(f"{prefix}news", b"\xff{")
         await here.send("news", "good")
         assert await following(messages) == "good"
 
@@ -115,7 +122,7 @@ async def test_message_reaches_every_listener_in_order(here: Broadcast, there: B
 
 
 @pytest.mark.one_server("asks one server who is connected")
-async def test_worker_has_one_connection_and_unsubscribes_last(here: Broadcast, redis: Redis) -> None:
+async def test_worker_has_one_connection_and_unsubscribes_last(here: Broadcast, redis: Redis, prefix: str) -> None:
     before = await connections(redis)
     async with here.listen("a"), here.listen("b") as messages:
         async with here.listen("a"), here.listen("b"):
@@ -123,8 +130,8 @@ async def test_worker_has_one_connection_and_unsubscribes_last(here: Broadcast, 
         await here.send("b", 1)
         assert await following(messages) == 1
     async with here.listen("sync"):  # confirmed after what was sent before it
-        numbers = dict(await redis.pubsub_numsub("broadcast:a", "broadcast:b", "broadcast:sync"))
-    assert numbers == {b"broadcast:a": 0, b"broadcast:b": 0, b"broadcast:sync": 1}
+        numbers = dict(await redis.pubsub_numsub(*(f"{prefix}{name}" for name in ("a", "b", "sync"))))
+    assert list(numbers.values()) == [0, 0, 1]
 
 
 async def test_cancelled_listener_leaves_channel_intact(here: Broadcast, redis: Redis) -> None:
