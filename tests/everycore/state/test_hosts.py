@@ -1,9 +1,12 @@
 """Who is there, for as long as it says so."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from everycore.state.client.connect import connect
 from everycore.state.hosts import NAMES_TTL, HostRegistry
@@ -48,3 +51,16 @@ async def test_hosts_need_no_scan_of_the_keyspace(redis: Redis) -> None:
 async def test_hosts_without_redis_are_empty() -> None:
     async with connect("redis://127.0.0.1:1/0", 1.0) as nowhere:
         assert await HostRegistry(nowhere).peers("a:1") == {}
+
+
+async def test_refused_announcement_leaves_no_command_running(redis_start: Any, tmp_path: Path) -> None:
+    """Whoever is refused may close the client at once, as `check` does."""
+    redis_start("server")
+    client: Any
+    async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as client:
+        await client.execute_command("ACL SETUSER", "default", "-set", "-zadd")
+        before = asyncio.all_tasks()
+        for _ in range(20):
+            with pytest.raises(NoPermissionError):
+                await HostRegistry(client).announce("a:1", "hello")
+            assert asyncio.all_tasks() == before

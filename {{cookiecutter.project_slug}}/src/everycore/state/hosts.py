@@ -3,13 +3,13 @@
 One sorted set has the names of all hosts, by the time of their last announcement, so no reader scans the keyspace.
 """
 
-import asyncio
 from time import time
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from everycore.state.gathering import gather_all
 from everycore.state.prefix import prefixed
 
 TTL = 3.0  # seconds; a host announces itself about once a second
@@ -36,7 +36,7 @@ class HostRegistry:
     async def announce(self, name: str, content: str) -> None:
         """Publish `content` under `name`, and renew its TTL. Raises RedisError."""
         now = time()
-        await asyncio.gather(
+        await gather_all(
             self._redis.set(self._key(name), content, px=self._ttl_ms),
             self._redis.zadd(self._names, {name: now}),
             self._redis.zremrangebyscore(self._names, "-inf", now - NAMES_TTL),
@@ -48,7 +48,7 @@ class HostRegistry:
         try:
             known: list[Any] = await self._redis.zrange(self._names, 0, -1)
             names = [peer.decode() for peer in known if peer != name.encode()]
-            contents: list[Any] = await asyncio.gather(*(self._redis.get(self._key(peer)) for peer in names))
+            contents = await gather_all(*(self._redis.get(self._key(peer)) for peer in names))
         except RedisError:
             return {}
         return {peer: content for peer, content in zip(names, contents, strict=True) if content is not None}

@@ -9,7 +9,6 @@ under its old numbers. A value is invalid if one of its generations is unknown. 
 which share a slot, and tags are read by separate commands, so everything runs on a Redis Cluster.
 """
 
-import asyncio
 import logging
 import secrets
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 from everycore.state.cache.entry import Entry, unpack
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.script import RELEASE, Script
+from everycore.state.gathering import gather_all
 from everycore.state.prefix import prefixed
 
 MAX_ENTRIES = 10_000
@@ -200,10 +200,9 @@ class RedisCacheStore:
         now = monotonic()
         generations = {tag: self.near.get(self._tag_name(tag), now) for tag in tags}
         if unknown := [tag for tag, generation in generations.items() if generation is None]:
-            reading = asyncio.gather(*(self._generation(tag) for tag in unknown))
-            entry, read = await asyncio.gather(self._entry(key), reading)
+            entry, *read = await gather_all(self._entry(key), *(self._generation(tag) for tag in unknown))
             generations.update(zip(unknown, read, strict=True))
-        else:  # without gather's tasks, which cost more than the command
+        else:  # without the tasks of `gather_all`, which cost more than the command
             entry = await self._entry(key)
         return entry if entry is not None and entry.generations == generations else None, generations
 

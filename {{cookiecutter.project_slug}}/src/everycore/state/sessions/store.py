@@ -4,7 +4,6 @@ Each top-level key is a field with a JSON value, and a save writes only the fiel
 a visitor do not undo each other. A save never brings back a session that has ended. Reading writes nothing.
 """
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from everycore.state.client.script import Script
+from everycore.state.gathering import gather_all
 from everycore.state.prefix import prefixed
 from everycore.state.sessions.cookie import CookieSigner, SessionCookie, hash_id
 from everycore.state.sessions.scripts import CREATE, END, ENDED, LEFT_ALONE, MOVE, SAVE, SWAP
@@ -185,7 +185,7 @@ class SessionStore:
     async def sessions_of(self, user: str | int) -> list[SessionRecord]:
         """Return the user's sessions, the oldest first."""
         names = await self._users.sessions(str(user))
-        found = await asyncio.gather(*map(self._fields, names))
+        found = await gather_all(*map(self._fields, names))
         records = [
             SessionRecord(name, float(stored[CREATED]), float(stored[TOUCHED]))
             for name, stored in zip(names, found, strict=True)
@@ -207,7 +207,7 @@ class SessionStore:
         kept = keep._record.name if keep is not None else None
         names = [name for name in await self._users.sessions(user) if name != kept]
         whose = as_json(USER_ID, user), user
-        ends = await asyncio.gather(*(self._end(self._prefix + name, *whose, TOMBSTONE_TTL_MS) for name in names))
+        ends = await gather_all(*(self._end(self._prefix + name, *whose, TOMBSTONE_TTL_MS) for name in names))
         await self._users.forget(user, *(name for name, end in zip(names, ends, strict=True) if end != LEFT_ALONE))
         return ends.count(ENDED)
 
