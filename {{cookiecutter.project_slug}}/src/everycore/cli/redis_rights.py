@@ -13,14 +13,14 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from everycore.state import leader, rate_limit, schedule
+from everycore.state import expiring_names, leader, rate_limit, schedule
 from everycore.state.cache import store
 from everycore.state.client.script import RELEASE, Script
 from everycore.state.counters import Counters
 from everycore.state.hosts import HostRegistry
 from everycore.state.prefix import key_prefix_of, prefixed
 from everycore.state.rate_limit import RateLimiter, Rule
-from everycore.state.sessions import scripts, user_index
+from everycore.state.sessions import scripts
 from everycore.state.sessions.store import SessionStore
 
 SUBSCRIBE_TIMEOUT = 5.0  # seconds
@@ -184,6 +184,7 @@ async def _hosts(redis: Redis, name: str) -> None:
     await redis.zrem(prefixed(redis, "host:names"), name)
 
 
+SESSIONS = (scripts.SAVE, scripts.CREATE, scripts.SWAP, scripts.MOVE, scripts.END)
 LEADERS = (leader.ACQUIRE, leader.EXTEND, RELEASE, schedule.BEGIN)
 
 FEATURES = (
@@ -192,16 +193,7 @@ FEATURES = (
         "keys session:*",
         None,
         _sessions,
-        (
-            scripts.SAVE,
-            scripts.CREATE,
-            scripts.SWAP,
-            scripts.MOVE,
-            scripts.END,
-            user_index.CLOCK,
-            user_index.REGISTER,
-            user_index.LIST,
-        ),
+        (*SESSIONS, expiring_names.ADD, expiring_names.LIST),
     ),
     Feature("counters", "keys counter:*", "counters fail", _counters),
     Feature("the cache", "keys cache:*", "each worker computes for itself", _cache, (store.LOAD, store.STORE, RELEASE)),
