@@ -93,16 +93,16 @@ class ServerSettings(EnvironSettings):
         LOCAL, parse_proxies, "addresses, networks such as 10.0.0.0/8, unix or *; several with commas"
     )
     root_path: str = setting("", parse_root_path, "a path such as /shop")
-    header_timeout: float = 10.0
-    body_timeout: float = 60.0
-    write_timeout: float = 60.0
+    header_timeout: float = Policy.header_timeout
+    body_timeout: float = Policy.body_timeout
+    write_timeout: float = Policy.write_timeout
     keep_alive: float = setting(5.0, parse_positive_seconds, "a number of seconds, more than 0")
-    graceful_timeout: float = 30.0
-    drain_delay: float = 0.0
-    linger: float = 5.0
-    boot_timeout: float = 60.0
+    graceful_timeout: float = Policy.graceful_timeout
+    drain_delay: float = Policy.drain_delay
+    linger: float = Policy.linger
+    boot_timeout: float = Policy.boot_timeout
     hang_timeout: float = 30.0
-    max_requests: int = 0
+    max_requests: int = Policy.max_requests
     max_rss_mb: int = 0
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
     access_log: bool = False
@@ -115,7 +115,8 @@ class ServerSettings(EnvironSettings):
         if "tls_key" in values and "tls_cert" not in values:
             faults.append("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
         # With at least KEEP_ALIVE no idle connection is closed early. Half of the drain is left for the last requests.
-        keep_alive, graceful = values.get("keep_alive", 5.0), values.get("graceful_timeout", 30.0)
+        keep_alive = values.get("keep_alive", cls.keep_alive)
+        graceful = values.get("graceful_timeout", cls.graceful_timeout)
         return {"linger": min(keep_alive, graceful / 2), **values}
 
     def policy(self) -> Policy:

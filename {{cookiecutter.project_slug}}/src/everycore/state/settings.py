@@ -78,6 +78,11 @@ def parse_samesite(text: str) -> str:
     return text.lower()
 
 
+def is_production(environ: Mapping[str, str]) -> bool:
+    """Whether APP_ENV is "production", which is the default."""
+    return (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION
+
+
 def slug_of(module: str) -> str:
     """Return the key prefix for an app's module, such as acme-shop for acme_shop.app."""
     return module.partition(":")[0].partition(".")[0].replace("_", "-")
@@ -145,7 +150,7 @@ class StateSettings(EnvironSettings):
     def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
         values = super()._values(environ, faults)
         # With an invalid APP_ENV, SECRET_KEY is not checked: that error may not apply.
-        production = (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION
+        production = is_production(environ)
         keys = values.get("secret_keys") or _keys_of(values.get("secret_key_file"), faults)
         if keys and any(map(is_quoted, keys)):
             faults.append(f"SECRET_KEY {QUOTED}")

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-PATIENT_FOR = 2.0  # seconds without a sign of life
+DOT_INTERVAL = 2.0  # seconds
 
 
 class UpdateError(Exception):
@@ -58,7 +58,7 @@ def run(command: Sequence[str | Path], folder: Path, failed: str, doing: str = "
 def _wait(process: subprocess.Popen[str], dots: bool) -> tuple[str, str]:
     while True:
         try:
-            return process.communicate(timeout=PATIENT_FOR)
+            return process.communicate(timeout=DOT_INTERVAL)
         except subprocess.TimeoutExpired:
             if dots:
                 print(".", end="", flush=True)

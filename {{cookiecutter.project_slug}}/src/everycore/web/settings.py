@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everycore.environ import parse_items, setting
-from everycore.state.settings import MAKE_A_KEY, PRODUCTION, QUOTED, StateSettings, is_quoted
+from everycore.state.settings import MAKE_A_KEY, QUOTED, StateSettings, is_production, is_quoted
 
 MIN_TOKEN_LENGTH = 16  # characters
 
@@ -48,6 +48,6 @@ class AppSettings(StateSettings):
         token = values.get("ops_token")
         if token and is_quoted(token):
             faults.append(f"OPS_TOKEN {QUOTED}")
-        elif token and (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION and len(token) < MIN_TOKEN_LENGTH:
+        elif token and is_production(environ) and len(token) < MIN_TOKEN_LENGTH:
             faults.append(f"OPS_TOKEN has fewer than {MIN_TOKEN_LENGTH} characters. Make one with: {MAKE_A_KEY}")
         return values
