@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -23,6 +25,7 @@ pytest_plugins = ["stacks", "templates"]  # what needs a Docker engine, and what
 
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
+STOP_DEADLINE = 30.0  # seconds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -114,6 +117,26 @@ def captured(
         text=True,
         timeout=timeout,
     )
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    folder: Path,
+    stderr: IO[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    **environ: str,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in `folder` for the block; stop it as an operator would, and hold it to exit code 0."""
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0", "RUN_DIR": str(folder / "run"), **environ}
+    process = subprocess.Popen(command, cwd=folder, env=environ, stderr=stderr, pass_fds=pass_fds)
+    try:
+        yield process
+        process.terminate()
+        assert process.wait(STOP_DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def tracked() -> list[Path]:

@@ -3,20 +3,15 @@
 import contextlib
 import json
 import socket
-import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
 
-from conftest import baked, captured
+from conftest import baked, captured, running
 from everycore.cli import run_redis
 from everycore.cli.dev_redis import find_server
 
 pytestmark = pytest.mark.xdist_group("installed")  # once
-
-DEADLINE = 60.0  # seconds
 
 # What an app does that needs more than Starlette itself.
 APP = """
@@ -79,27 +74,14 @@ def installed(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(python, folder, redis):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
     (folder / "yours.py").write_text(APP)
-    command = [python.with_name("cluster-app"), "serve", "--app", "yours:app", "--bind", url.removeprefix("http://")]
-    environ = {"APP_ENV": "development", "REDIS_URL": redis, "RUN_DIR": str(folder / "run"), "PYTHONPATH": str(folder)}
-    process = subprocess.Popen(command, cwd=folder, env=environ)
-    try:
-        until = time.monotonic() + DEADLINE
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/readyz", timeout=DEADLINE).close()
-                break
-            except OSError:
-                assert time.monotonic() < until and process.poll() is None, "it does not get ready"
-                time.sleep(0.05)
-        yield url
-        process.terminate()
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.wait()
+    # The connections of clients wait in this listener until a worker is ready.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bind = f"fd://{listener.fileno()}"
+        command = [python.with_name("cluster-app"), "serve", "--app", "yours:app", "--bind", bind]
+        environ = {"APP_ENV": "development", "REDIS_URL": redis, "PYTHONPATH": str(folder)}
+        with running(command, folder, pass_fds=[listener.fileno()], **environ):
+            yield "http://{}:{}".format(*listener.getsockname())
 
 
 def test_installed_app_serves_page_form_upload_and_websocket(installed, tmp_path):

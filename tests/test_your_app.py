@@ -2,21 +2,22 @@
 
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
+from conftest import running
+
 DEADLINE = 30.0  # seconds
+SERVE = [sys.executable, "-m", "cluster_app", "serve", "--app"]
 # A stream that ends by what sse-starlette sees of a stop, which is uvicorn's `Server.handle_exit`.
 EVENTS = """
 import asyncio
@@ -45,20 +46,6 @@ def blocks(project):
     return re.findall(r"```py\n(.*?)```", (project / "docs" / "your-app.md").read_text(), re.S)
 
 
-@contextmanager
-def running(command, folder, stderr=None, **environ):
-    """Run it in `folder` until the end; stop it as an operator would, and hold it to exit code 0."""
-    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0", "RUN_DIR": str(folder / "run"), **environ}
-    process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environ, stderr=stderr)
-    try:
-        yield process
-        process.terminate()
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -85,7 +72,14 @@ def opened(port):
 def test_an_app_that_is_there_already_runs_unchanged(project, blocks, tmp_path, number, target, name):
     (tmp_path / "yours.py").write_text(blocks[number])
     port = free_port()
-    serve = ["-m", "cluster_app", "serve", "--app", f"yours:{target}", "--bind", f"127.0.0.1:{port}", "--workers", "2"]
+    serve = [
+        *SERVE,
+        f"yours:{target}",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+    ]
     with running(serve, tmp_path, PYTHONPATH=str(project / "src")):
         assert get(port) == {"from": name}
 
@@ -96,7 +90,7 @@ def test_the_engine_alone_serves_and_reloads_beside_another_app(project, blocks,
     (tmp_path / "main.py").write_text(blocks[3].replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
     yours = tmp_path / "yours.py"
     yours.write_text(blocks[2])
-    with running(["main.py"], tmp_path) as process:
+    with running([sys.executable, "main.py"], tmp_path) as process:
         assert get(port) == {"from": "ASGI"}
         yours.write_text(blocks[2].replace("ASGI", "BSGI"))
         process.send_signal(signal.SIGHUP)
@@ -111,9 +105,16 @@ def test_sse_starlette_streams_end_when_a_drain_begins(project, tmp_path, number
     (tmp_path / "yours.py").write_text(EVENTS)
     log = tmp_path / "log"
     port = free_port()
-    serve = ["-m", "cluster_app", "serve", "--app", "yours:app", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    serve = [
+        *SERVE,
+        "yours:app",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "1",
+    ]
     environ = {"PYTHONPATH": str(project / "src"), "GRACEFUL_TIMEOUT": "600", "APP_ENV": "development"}
-    with log.open("w") as stderr, running(serve, tmp_path, stderr, **environ) as process, opened(port) as stream:
+    with log.open("w") as stderr, running(serve, tmp_path, stderr=stderr, **environ) as process, opened(port) as stream:
         assert stream.readline() == b"data: tick\r\n"
         process.send_signal(number)
         began = time.monotonic()
