@@ -104,6 +104,18 @@ def processes() -> Callable[[Any], set[int]]:
 
 
 @pytest.fixture
+def templates(snapshot: Any) -> Callable[[Any], list[int]]:
+    """The pids of a cluster's template processes, the oldest first: the children of its primary that are no workers."""
+
+    def pids(cluster: Any) -> list[int]:
+        workers = {row.pid for row in snapshot(cluster).workers}
+        children = map(int, Path(f"/proc/{cluster.pid}/task/{cluster.pid}/children").read_text().split())
+        return sorted(set(children) - workers)
+
+    return pids
+
+
+@pytest.fixture
 def clean_stop(processes: Callable[[Any], set[int]], eventually: Any) -> Callable[..., None]:
     """Stop a cluster and hold it to its word: exit code 0, no file, a free port, and no process but `spared`."""
 

@@ -1,17 +1,15 @@
 """Reloads that something gets in the way of: the old workers serve on, or the new ones do, and every stop is clean."""
 
 import os
-import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from places import ENGINE
-
 HANGS = "import time\ntime.sleep(600)\n"
-# The check passes; what fails or hangs is the start of the new workers.
+# The import succeeds; what fails or hangs is the start of the new workers.
 LIFESPAN = """
 import asyncio
 async def app(scope, receive, send):
@@ -26,8 +24,9 @@ FAILS_TO_START = LIFESPAN.format(start="await send({'type': 'lifespan.startup.fa
 class Changing:
     """A cluster of puppets whose code changes."""
 
-    def __init__(self, path: Path, cluster: Any, eventually: Any) -> None:
+    def __init__(self, path: Path, cluster: Any, eventually: Any, templates: Any) -> None:
         self.path, self.cluster, self.eventually = path, cluster, eventually
+        self.cluster_templates = partial(templates, cluster)
 
     def said(self, text: str, times: int = 1) -> bool:
         return bool(self.cluster.log.read_text().count(text) >= times)
@@ -40,29 +39,22 @@ class Changing:
         self.reload(code)
         self.eventually(lambda: self.said(log_line))
 
-    def check(self) -> int:
-        """The pid of the check that runs."""
-        return int(
-            self.eventually(
-                lambda: [
-                    pid
-                    for pid in Path(f"/proc/{self.cluster.pid}/task/{self.cluster.pid}/children").read_text().split()
-                    if b"CLUSTER_HANDOVER=check" in Path(f"/proc/{pid}/environ").read_bytes()
-                ]
-            )[0]
-        )
+    def loading(self) -> int:
+        """The pid of the template process that is loading the app. The current one has forked the workers before."""
+        _, newest = self.eventually(lambda: len(pids := self.cluster_templates()) == 2 and pids)
+        return int(newest)
 
 
 SERVES = "from puppet import app\n"
 
 
 @pytest.fixture
-def changing(puppets: Any, ready: Any, eventually: Any, tmp_path: Path, request: Any) -> Changing:
+def changing(puppets: Any, ready: Any, eventually: Any, templates: Any, tmp_path: Path, request: Any) -> Changing:
     path = tmp_path / "changing.py"
     path.write_text(SERVES)
     cluster = puppets("--app", "changing:app", **getattr(request, "param", {"GRACEFUL_TIMEOUT": "0"}))
     eventually(lambda: len(ready(cluster)) == 2)
-    return Changing(path, cluster, eventually)
+    return Changing(path, cluster, eventually, templates)
 
 
 def test_a_stop_while_new_workers_start_is_clean(changing: Changing, clean_stop: Any) -> None:
@@ -70,25 +62,26 @@ def test_a_stop_while_new_workers_start_is_clean(changing: Changing, clean_stop:
     clean_stop(changing.cluster)
 
 
-def test_a_check_that_was_killed_refuses_the_reload_and_the_next_one_goes_through(
+def test_killed_load_refuses_the_reload_and_the_next_one_works(
     changing: Changing, snapshot: Any, tell: Any, eventually: Any, clean_stop: Any
 ) -> None:
     changing.reload(HANGS)
-    os.kill(changing.check(), signal.SIGKILL)
-    eventually(lambda: changing.said("reload failed: the check was killed by SIGKILL; generation 1 keeps running"))
+    os.kill(changing.loading(), signal.SIGKILL)
+    refused = "reload refused: the template process was killed by SIGKILL while it loaded the app; generation 1 keeps"
+    eventually(lambda: changing.said(refused))
     assert tell(changing.cluster)
     changing.reload(SERVES)
     eventually(lambda: snapshot(changing.cluster).generation == 2)
     clean_stop(changing.cluster)
 
 
-def test_a_second_reload_during_a_check_is_not_forgotten(
+def test_reload_requested_during_a_load_is_not_forgotten(
     changing: Changing, tell: Any, eventually: Any, clean_stop: Any
 ) -> None:
     changing.reload(HANGS)
-    check = changing.check()
+    loading = changing.loading()
     changing.reload(SERVES + "version = 2\n")
-    os.kill(check, signal.SIGKILL)
+    os.kill(loading, signal.SIGKILL)
     eventually(lambda: changing.said("generation 2 starting"))
     eventually(lambda: tell(changing.cluster, "import changing; answer = changing.version") == "2")
     clean_stop(changing.cluster)
@@ -155,24 +148,4 @@ def test_a_primary_that_was_stopped_for_a_while_has_the_same_workers_after(
     cluster.process.send_signal(signal.SIGTTIN)
     eventually(lambda: len(ready(cluster)) == 3)
     assert set(before) < set(ready(cluster))
-    clean_stop(cluster)
-
-
-def test_the_primarys_own_code_is_checked_and_reloaded_too(
-    puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path
-) -> None:
-    shutil.copytree(ENGINE, tmp_path / "everycore")
-    primary = tmp_path / "everycore" / "server" / "primary.py"
-    code = primary.read_text()
-    cluster = puppets()
-    eventually(lambda: len(ready(cluster)) == 2)
-    primary.write_text("raise RuntimeError('half a deploy')\n")
-    cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "generation 1 keeps running" in cluster.log.read_text())
-    assert "half a deploy" in cluster.log.read_text()
-    assert tell(cluster)
-    primary.write_text(code.replace('"%s ready after', '"new words: %s ready after'))
-    cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: cluster.log.read_text().count("new words: worker=") == 2)
-    assert tell(cluster)
     clean_stop(cluster)

@@ -30,6 +30,10 @@ def test_children_full_has_no_missing_and_no_surplus() -> None:
     assert children.surplus_children() == []
 
 
+def test_worker_that_is_being_forked_holds_its_slot() -> None:
+    assert Children(3).missing_slots(forking=[1]) == [0, 2]
+
+
 def test_starting_worker_holds_its_slot() -> None:
     children = Children(1)
     started(children, 0, State.STARTING)
@@ -100,11 +104,12 @@ def test_draining_worker_stays_draining_when_ready() -> None:
 
 def test_free_row_is_the_lowest_or_an_error() -> None:
     children = full(2)
-    assert children.free_row(3) == 2
+    assert children.free_row(3, reserved=[]) == 2
     children.reap(100)
-    assert children.free_row(3) == 0
+    assert children.free_row(3, reserved=[]) == 0
+    assert children.free_row(3, reserved=[0]) == 2
     with pytest.raises(OSError, match="all 3 rows"):
-        full(3).free_row(3)
+        full(3).free_row(3, reserved=[])
 
 
 def test_heartbeat_counts_from_its_own_time() -> None:

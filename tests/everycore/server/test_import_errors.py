@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from everycore.server.import_errors import MAX_MESSAGE, summarize
-from everycore.server.loading import LoadError, preload
+from everycore.server.import_errors import MAX_MESSAGE, LoadError, summarize
+from everycore.server.loading import load
 
 Fail = Callable[[dict[str, str]], str]
 
@@ -21,16 +21,16 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         monkeypatch.syspath_prepend(folder)
     app = f"failing_{abs(hash(request.node.nodeid))}"
 
-    def load(files: dict[str, str]) -> str:
+    def load_files(files: dict[str, str]) -> str:
         for name, text in files.items():
             path = tmp_path / name.replace("APP", app)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace("APP", app))
         with pytest.raises(LoadError) as caught:
-            preload(f"{app}:app")
+            load(f"{app}:app")
         return str(caught.value).replace(app, "APP")
 
-    yield load
+    yield load_files
     for name in [name for name in sys.modules if app in name]:
         del sys.modules[name]
 
@@ -95,8 +95,8 @@ def test_summarize_error_without_a_frame_names_no_line() -> None:
     assert summarize(ValueError("x")) == "ValueError: x"
 
 
-def test_preload_builtin_function_is_an_app() -> None:
-    assert preload("math:hypot").app is not None
+def test_load_builtin_function_is_an_app() -> None:
+    assert load("math:hypot").app is not None
 
 
 def test_preload_factory_of_a_number_is_refused(fail: Fail) -> None:

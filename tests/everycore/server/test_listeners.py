@@ -76,7 +76,7 @@ def test_inherited_socket_is_not_inheritable_again() -> None:
 
 def test_inherited_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(BindError, match="not an inherited socket"):
-        wrap_inherited(file.fileno(), borrowed=True)
+        wrap_inherited(file.fileno())
 
 
 def test_inherited_socket_that_cannot_accept_is_left_open() -> None:
@@ -91,7 +91,7 @@ def test_inherited_socket_that_cannot_accept_is_left_open() -> None:
 
 def test_borrowed_tcp_socket_accepts_after_our_close() -> None:
     with open_listener("127.0.0.1:0") as owner:
-        close(wrap_inherited(os.dup(owner.fileno()), borrowed=True))
+        close(wrap_inherited(os.dup(owner.fileno())))
         with socket.create_connection(owner.getsockname(), timeout=10):
             owner.setblocking(True)
             owner.accept()[0].close()
@@ -101,7 +101,7 @@ def test_borrowed_unix_socket_keeps_its_path(tmp_path: Path) -> None:
     """The path of a socket of our own is removed."""
     path = tmp_path / "app.sock"
     with open_listener(f"unix:{path}") as owner:
-        close(wrap_inherited(os.dup(owner.fileno()), borrowed=True))
+        close(wrap_inherited(os.dup(owner.fileno())))
         assert path.exists()
         close(owner)
         assert not path.exists()
@@ -112,7 +112,7 @@ def test_borrowed_abstract_socket_is_described_and_closed() -> None:
     with socket.socket(socket.AF_UNIX) as owner:
         owner.bind(f"\0{__name__}-{os.getpid()}")
         owner.listen()
-        listener = wrap_inherited(os.dup(owner.fileno()), borrowed=True)
+        listener = wrap_inherited(os.dup(owner.fileno()))
         assert describe(listener) == f"unix:@{__name__}-{os.getpid()}"
         close(listener)
 

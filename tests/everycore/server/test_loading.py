@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from everycore.server.loading import LoadError, preload
+from everycore.server.import_errors import LoadError
+from everycore.server.loading import load
 
 
 @pytest.fixture
@@ -18,51 +19,51 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 
 @pytest.mark.parametrize("write", ["async def app(scope, receive, send): ...\n"], indirect=True)
-def test_preload_asgi_function_is_the_app(write: str) -> None:
-    assert preload(f"{write}:app").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
+def test_load_asgi_function_is_the_app(write: str) -> None:
+    assert load(f"{write}:app").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
 FACTORY = "async def app(scope, receive, send): ...\ndef create():\n    return app\n"
 
 
 @pytest.mark.parametrize("write", [FACTORY], indirect=True)
-def test_preload_calls_a_factory(write: str) -> None:
-    assert preload(f"{write}:create").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
+def test_load_calls_a_factory(write: str) -> None:
+    assert load(f"{write}:create").loaded_app.app.__name__ == "app"  # behind ProxyHeaders
 
 
 @pytest.mark.parametrize("write", ["value = 1 / 0\n"], indirect=True)
-def test_preload_failing_module_is_named_with_its_line(write: str) -> None:
+def test_load_failing_module_is_named_with_its_line(write: str) -> None:
     with pytest.raises(LoadError, match=r"ZeroDivisionError: division by zero \(.*\.py, line 1\)$"):
-        preload(f"{write}:app")
+        load(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["raise SystemExit(0)\n"], indirect=True)
-def test_preload_module_that_exits_is_a_load_error(write: str) -> None:
+def test_load_module_that_exits_is_a_load_error(write: str) -> None:
     """The primary does not exit with it."""
     with pytest.raises(LoadError, match="SystemExit"):
-        preload(f"{write}:app")
+        load(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["import no_such_dependency\n"], indirect=True)
-def test_preload_missing_dependency_is_named(write: str) -> None:
+def test_load_missing_dependency_is_named(write: str) -> None:
     """It is not mistaken for a missing app."""
     with pytest.raises(LoadError, match=r"does not import: .*no_such_dependency"):
-        preload(f"{write}:app")
+        load(f"{write}:app")
 
 
 @pytest.mark.parametrize("write", ["app = 3\n"], indirect=True)
 @pytest.mark.parametrize(("attribute", "message"), [("app", "its type is int"), ("other", "has no attribute 'other'")])
-def test_preload_attribute_that_is_no_app_is_refused(write: str, attribute: str, message: str) -> None:
+def test_load_attribute_that_is_no_app_is_refused(write: str, attribute: str, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        preload(f"{write}:{attribute}")
+        load(f"{write}:{attribute}")
 
 
 @pytest.mark.parametrize("target", ["", "app", ":app", "module:"])
-def test_preload_malformed_target_explains_the_form(target: str) -> None:
+def test_load_malformed_target_explains_the_form(target: str) -> None:
     with pytest.raises(LoadError, match="module:attribute"):
-        preload(target)
+        load(target)
 
 
-def test_preload_missing_module_names_the_directory() -> None:
+def test_load_missing_module_names_the_directory() -> None:
     with pytest.raises(LoadError, match="there is no module 'no_such_app' in /"):
-        preload("no_such_app.main:app")
+        load("no_such_app.main:app")

@@ -143,20 +143,9 @@ def test_corrupt_scoreboard_is_restored_by_the_primary(tmp_path: Path, value: in
     assert restored.requests in (5, 7)
 
 
-def test_inherit_continues_the_totals(tmp_path: Path) -> None:
-    board = Scoreboard.create(tmp_path / "board")
-    write(board, 0, pid=11, requests=5)
-    board.absorb_dead_row(0)
-    inherited = Scoreboard.inherit(board.fd)
-    write(inherited, 0, pid=12, requests=2)
-    inherited.absorb_dead_row(0)
-    assert (inherited.snapshot().requests, inherited.snapshot().deaths) == (7, 2)
-
-
 def test_scoreboard_with_bytes_after_its_end_is_read(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11)
     with (tmp_path / "board").open("ab") as file:
         file.write(b"noise")
     assert Scoreboard.read(tmp_path / "board").snapshot().workers[0].pid == 11
-    assert Scoreboard.inherit(board.fd).snapshot().workers[0].pid == 11

@@ -29,13 +29,9 @@ class Cluster:
 
     def __init__(self, workers: int = 2, watchdog_interval: float = FOREVER) -> None:
         self.recorder = Recorder(watchdog_interval)
-        self.children = Children(workers)
+        self.children = Children(workers, generation=1)
         self.header = [0] * HEADER_CELLS
         self.hang_deadline = FOREVER
-        self.start()
-
-    def start(self) -> None:
-        """Start the service, or start it again as after a re-exec."""
         self.service = Service(self.recorder, self.header, self.children, lambda _: self.hang_deadline)
 
     def worker(self, slot: int, state: State = State.READY) -> Child:
@@ -50,7 +46,7 @@ class Cluster:
         return self.recorder.take()
 
     def reload(self) -> list[str]:
-        self.header[RELOAD] = Reload.CHECKING
+        self.header[RELOAD] = Reload.LOADING
         self.header[RELOAD_AT] += 1
         return self.update()
 
@@ -92,16 +88,27 @@ def test_each_requested_reload_is_reported(cluster: Cluster) -> None:
     assert cluster.reload() == cluster.reload() == ["RELOADING=1", "STATUS=reloading"]
 
 
-def test_service_after_a_reexec_is_ready_when_done(cluster: Cluster) -> None:
+def test_reload_is_ready_when_done(cluster: Cluster) -> None:
     cluster.worker(0)
+    cluster.update()
+    cluster.reload()
     cluster.header[RELOAD] = Reload.STARTING
     cluster.children.generation = 2
-    cluster.start()
     assert cluster.update() == []
     cluster.worker(1)
     assert cluster.update() == []
     cluster.header[RELOAD] = Reload.DONE
     assert cluster.update() == ["READY=1", "STATUS=2 workers, generation 2"]
+
+
+def test_reload_refused_at_once_is_reported(cluster: Cluster) -> None:
+    """The service manager waits for both messages."""
+    cluster.worker(0)
+    cluster.update()
+    cluster.header[RELOAD] = Reload.RESTART_NEEDED
+    cluster.header[RELOAD_AT] += 1
+    assert [line for line in cluster.update() if "STATUS" not in line] == ["RELOADING=1", "READY=1"]
+    assert cluster.update() == []
 
 
 def test_stop_is_reported_once_and_last(cluster: Cluster) -> None:

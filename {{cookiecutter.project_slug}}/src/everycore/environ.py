@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self, get_origin
 
+PRODUCTION, DEVELOPMENT = "production", "development"  # values of APP_ENV
+
 
 class SettingsError(Exception):
     """One or more settings cannot be used.

@@ -4,7 +4,29 @@ It imports only public names of everycore. To remove it, delete this folder and 
 `git grep everycore_demo`.
 """
 
+from typing import TYPE_CHECKING
+
 from everycore_demo.command import demo
-from everycore_demo.routes import routes
+
+if TYPE_CHECKING:
+    from starlette.routing import Mount, Route
+
+    from everycore.web import AppSettings
 
 __all__ = ["demo", "routes"]
+
+
+def routes(settings: "AppSettings") -> "list[Route | Mount]":
+    """Return the routes of the demo, or an empty list if it is off.
+
+    They are imported here, so that the command line, which imports this package too, does not load them.
+
+    Args:
+        settings: The app's settings. The demo is on in development, and off in production unless DEMO is on.
+
+    Raises:
+        SettingsError: DEMO is neither on nor off.
+    """
+    from everycore_demo import demo_routes
+
+    return demo_routes.routes(settings)

@@ -14,15 +14,15 @@ from typing import Any
 import uvicorn
 
 from everycore import manifest
-from everycore.environ import SettingsError
+from everycore.environ import DEVELOPMENT, SettingsError
 from everycore.server import listeners, proxies
 from everycore.server.address_owner import listens
+from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.listeners import BindError, BindUsageError
-from everycore.server.loading import LoadError, find_app, preload
-from everycore.server.primary import WORKER_BOOT_ERROR
+from everycore.server.loading import find_app, load
 from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.settings import ServerSettings
-from everycore.state.settings import DEVELOPMENT, StateSettings
+from everycore.state.settings import StateSettings
 
 ERROR, USAGE = 1, 2
 # The first and the last Python whose incremental garbage collector lets memory grow up to fivefold (cpython #148726).
@@ -61,7 +61,7 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
     yield from on_tls(settings.tls_cert, settings.tls_key)
     without_tls = {name: value for name, value in settings.uvicorn_options().items() if not name.startswith("ssl_")}
     try:
-        yield from on_websockets(preload(target, **without_tls))
+        yield from on_websockets(load(target, **without_tls))
     except SettingsError as error:
         yield from (Finding(fault, USAGE) for fault in error.args)
     except LoadError as error:

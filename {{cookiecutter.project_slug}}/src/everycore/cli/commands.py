@@ -3,7 +3,6 @@
 Exit codes: 0 stopped as requested, 1 error, 2 usage, 3 no worker became ready.
 """
 
-import asyncio
 import json
 import logging
 import os
@@ -16,19 +15,17 @@ from typing import Any, NoReturn
 
 import click
 
-from everycore.cli import checks
+from everycore.cli import start_check
 from everycore.cli.control import ClusterControl, ControlError, headline, table
 from everycore.cli.dev import dev_run_dir
-from everycore.environ import SettingsError
-from everycore.server import cpus, handover, import_errors, proxies
+from everycore.environ import DEVELOPMENT, SettingsError
+from everycore.server import cpus, import_errors, proxies
+from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.listeners import BindError, BindUsageError
-from everycore.server.loading import LoadError
 from everycore.server.logging import configure, counted, release_streams
-from everycore.server.primary import WORKER_BOOT_ERROR
 from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.serve import serve as serve_cluster
 from everycore.server.settings import MAX_WORKERS, ServerSettings, default_run_dir
-from everycore.state.settings import DEVELOPMENT, StateSettings
 
 app_option = click.option(
     "--app",
@@ -122,25 +119,24 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             os.environ[name] = value
     settings = read_settings()
     configure(settings.log_level)
-    if target == own_app() and not handover.is_reexec():
-        try:
-            state = StateSettings.for_app(target)
-        except SettingsError as error:
-            refuse(error)
-        for finding in asyncio.run(checks.on_redis(state, rights=False, production=state.production)):
-            if finding.code:
-                fail(finding.text, finding.code)
-            logging.getLogger(__name__).warning("%s", finding.text)
+    if target == own_app():
+        found = list(start_check.findings(target))
+        errors = [(text, code) for text, code in found if code]
+        for text, _ in errors[:-1]:
+            click.echo(f"error: {text}", err=True)
+        if errors:
+            fail(*errors[-1])
+        for text, _ in found:
+            logging.getLogger(__name__).warning("%s", text)
     count, reason = (settings.workers, "as configured") if settings.workers else cpus.available_cpus()
-    if not handover.is_reexec():
-        logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
-        for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
-            logging.getLogger(__name__).warning("%s", sentence)
+    logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
+    for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
+        logging.getLogger(__name__).warning("%s", sentence)
     try:
         code = serve_cluster(
             target,
             settings.bind,
-            count,
+            settings.workers,
             settings.policy(),
             run_dir(settings, target),
             **settings.uvicorn_options(),
@@ -160,6 +156,8 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
 @app_option
 def check(target: str) -> None:
     """Check settings, app, addresses and Redis as `serve` needs them."""
+    from everycore.cli import checks
+
     logging.basicConfig(format="warning: %(message)s")  # for example about threads that an import started
     logging.getLogger("everycore.state").setLevel(
         logging.ERROR
@@ -214,7 +212,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 @click.command()
 def reload() -> None:
-    """Check the new code, then replace all workers.
+    """Load the new code, then replace all workers.
 
     The command returns when the old workers have ended. It exits with 1 and the reason if the old code keeps running,
     or if an old worker failed while it drained.

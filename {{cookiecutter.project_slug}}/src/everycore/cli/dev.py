@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from everycore.cli.control import ClusterControl, ControlError
 from everycore.cli.dev_redis import run_redis
 from everycore.cli.local_server import development, serve_command
+from everycore.server.scoreboard import RELOAD_NAMES, Reload
 from everycore.server.settings import default_run_dir
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
@@ -23,7 +26,8 @@ class DevError(Exception):
 def dev(app: str, arguments: list[str]) -> int:
     """Run `serve` until it ends, and return its exit code.
 
-    SIGINT and SIGTERM are forwarded: the server drains and ends. A second one ends it at once.
+    SIGINT and SIGTERM are forwarded: the server drains and ends. A second one ends it at once. When the engine changed,
+    this process executes its own command again.
 
     Args:
         app: The app, as "module:attribute". A change of any file beside its package reloads it.
@@ -45,13 +49,12 @@ def dev(app: str, arguments: list[str]) -> int:
         # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
         # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        process = subprocess.Popen(
-            serve_command(app, *arguments), env=environment(app, redis_url), start_new_session=True
-        )
+        environ = environment(app, redis_url)
+        process = subprocess.Popen(serve_command(app, *arguments), env=environ, start_new_session=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
             signal.signal(number, lambda received, _: process.send_signal(received))
-        watching = False
+        watching = restarts = False
         for changes in watch(source, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
             if not watching:
                 print(f"Watching {source}", file=sys.stderr)
@@ -62,7 +65,21 @@ def dev(app: str, arguments: list[str]) -> int:
                 names = sorted({os.path.relpath(path, source) for _, path in changes})
                 print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
                 process.send_signal(signal.SIGHUP)
-        return process.wait()
+            if restarts := _needs_restart(environ):
+                print("The engine or a library that the primary uses changed: dev starts again", file=sys.stderr)
+                process.terminate()
+                break
+        code = process.wait()
+    if restarts:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this same command, whose own code may have changed too
+    return code
+
+
+def _needs_restart(environ: Mapping[str, str]) -> bool:
+    """Return whether the server has refused a reload because it must be restarted."""
+    with suppress(ControlError):
+        return ClusterControl(Path(environ["RUN_DIR"])).snapshot().reload == RELOAD_NAMES[Reload.RESTART_NEEDED]
+    return False
 
 
 def source_of(app: str) -> Path:

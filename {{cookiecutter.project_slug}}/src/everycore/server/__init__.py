@@ -9,8 +9,8 @@ if sys.platform == "win32":
     raise ImportError("everycore forks its workers, which Windows cannot do. Use Docker, or WSL.")
 
 from everycore.server.children import State
+from everycore.server.import_errors import LoadError
 from everycore.server.listeners import BindError
-from everycore.server.loading import LoadError
 from everycore.server.policy import Policy
 from everycore.server.run_dir import RunDirError
 from everycore.server.scoreboard import Reload, Snapshot, WorkerRow

@@ -8,7 +8,7 @@ every slot below `wanted` has one current worker, and an old worker drains only 
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from time import monotonic
@@ -32,11 +32,11 @@ ACCEPTING = (State.READY, State.RETIRING)
 class Child:
     """One forked worker, as its primary records it. Times are monotonic seconds."""
 
-    pid: int
+    pid: int  # 0 until the template process has reported it
     slot: int
     generation: int
     row: int
-    since: float
+    since: float  # when its fork was requested
     state: State = State.STARTING
     heartbeat: int = 0  # the last value read from the scoreboard, in nanoseconds
     last_heartbeat: float = 0.0  # its time, or when the worker became ready, because no heartbeat is due before
@@ -70,12 +70,12 @@ class Child:
 class Children:
     """The workers that exist, and which are missing or surplus."""
 
-    def __init__(self, wanted: int, generation: int = 1) -> None:
+    def __init__(self, wanted: int, generation: int = 0) -> None:
         """Start without children.
 
         Args:
             wanted: The number of slots.
-            generation: The current generation. Workers of another one are replaced.
+            generation: The current generation, 0 before the app was imported. Workers of another one are replaced.
         """
         self.wanted = wanted
         self.generation = generation
@@ -92,7 +92,7 @@ class Children:
         self._children[child.pid] = child
 
     def reap(self, pid: int) -> Child | None:
-        """Remove and return a dead worker. None if `pid` was no worker: a check, or an orphan that PID 1 inherits."""
+        """Remove and return a dead worker. None if `pid` was no worker, but an orphan that the primary inherited."""
         return self._children.pop(pid, None)
 
     def ready(self, pid: int, now: float) -> None:
@@ -125,9 +125,13 @@ class Children:
         """Return the slots whose current worker is ready."""
         return {child.slot for child in self if self.is_current(child) and child.state is State.READY}
 
-    def missing_slots(self) -> list[int]:
-        """Return the slots without a current worker."""
-        held = {child.slot for child in self if self.is_current(child)}
+    def missing_slots(self, forking: Collection[int] = ()) -> list[int]:
+        """Return the slots without a current worker.
+
+        Args:
+            forking: Slots whose worker is just being forked.
+        """
+        held = {child.slot for child in self if self.is_current(child)} | set(forking)
         return [slot for slot in range(self.wanted) if slot not in held]
 
     def surplus_children(self) -> list[Child]:
@@ -140,31 +144,37 @@ class Children:
             and (child.slot >= self.wanted or (child.slot in served and not self.is_current(child)))
         ]
 
-    def free_row(self, rows: int) -> int:
-        """Return the lowest row of the scoreboard that no worker writes to, of `rows` rows.
+    def free_row(self, rows: int, reserved: Collection[int]) -> int:
+        """Return the lowest row of the scoreboard that no worker writes to.
+
+        Args:
+            rows: How many there are.
+            reserved: Those of workers that are just being forked.
 
         Raises:
             OSError: All rows are taken. It is the error of a fork that fails.
         """
-        taken = {child.row for child in self}
+        taken = {child.row for child in self} | set(reserved)
         for row in range(rows):
             if row not in taken:
                 return row
         raise OSError(errno.EAGAIN, f"all {rows} rows of the board are taken")
 
 
-def describe_exit(status: int) -> str:
-    """Describe an exit status from waitpid() for a log line."""
+def describe_exit(status: int | None) -> str:
+    """Describe an exit status from waitpid() for a log line. None if nobody knows it."""
+    if status is None:
+        return "exited"
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {_name(-code)}" if code < 0 else f"exited with code {code}"
 
 
-def exited_as_requested(status: int) -> bool:
-    """Return whether a worker exited with code 0 or by SIGTERM.
+def exited_as_requested(status: int | None) -> bool:
+    """Return whether a worker exited with code 0 or by SIGTERM, as far as known.
 
     A worker that gets SIGTERM before its event loop runs has no handler yet, and the signal ends it.
     """
-    return os.waitstatus_to_exitcode(status) in (0, -signal.SIGTERM)
+    return status is None or os.waitstatus_to_exitcode(status) in (0, -signal.SIGTERM)
 
 
 def _name(number: int) -> str:

@@ -8,6 +8,16 @@ from pathlib import Path
 MAX_MESSAGE = 500  # characters of an error's own message
 MAX_SOURCE = 60  # characters of a source line that is shown beside a syntax error
 
+WORKER_BOOT_ERROR = 3  # exit code of a server whose app cannot be loaded, or whose workers do not start
+
+
+class LoadError(Exception):
+    """The app cannot be loaded. The message says why in one line; `traceback` is empty if the app raised nothing."""
+
+    def __init__(self, message: str, cause: BaseException | None = None, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = format_traceback(cause) if cause else traceback
+
 
 def summarize(error: BaseException, module: str = "") -> str:
     """Return what went wrong and where, in one line: "NameError: name 'x' is not defined (main.py, line 3)".

@@ -56,7 +56,7 @@ def open_listener(bind: str) -> Listener:
         BindError: The address cannot be bound.
     """
     if bind.startswith("fd://"):
-        return wrap_inherited(_parse_number(bind.removeprefix("fd://"), bind), borrowed=True)
+        return wrap_inherited(_parse_number(bind.removeprefix("fd://"), bind))
     if bind.startswith("unix:"):
         path, _, option = bind.removeprefix("unix:").partition("?")
         listener = _bind_unix(Path(path), _parse_mode(option, bind) if option else DEFAULT_MODE)
@@ -67,12 +67,11 @@ def open_listener(bind: str) -> Listener:
     return listener
 
 
-def wrap_inherited(fd: int, borrowed: bool) -> Listener:
-    """Wrap a listening socket that a service manager, or this process before its re-exec, has bound.
+def wrap_inherited(fd: int) -> Listener:
+    """Wrap a listening socket that belongs to another process, such as a service manager.
 
     Args:
         fd: Descriptor of the socket.
-        borrowed: Whether the socket belongs to another process.
 
     Raises:
         BindError: The descriptor is not a listening stream socket.
@@ -84,7 +83,7 @@ def wrap_inherited(fd: int, borrowed: bool) -> Listener:
     if listener.type != socket.SOCK_STREAM or not _is_listening(listener):
         listener.detach()  # its owner closes it
         raise BindError(f"fd://{fd} is not a listening stream socket. Pass one that listens (systemd: Accept=no).")
-    listener.borrowed = borrowed
+    listener.borrowed = True
     listener.set_inheritable(False)  # a program that the app starts would keep the port open after this server
     listener.setblocking(False)
     return listener

@@ -1,12 +1,9 @@
-"""Imports the app once, before the fork, so that all workers share its memory."""
+"""Imports the app and the parts of uvicorn that serve it."""
 
-import gc
 import importlib
 import inspect
-import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,22 +11,12 @@ import uvicorn
 
 from everycore.environ import SettingsError
 from everycore.server.http import CoalescingHttpProtocol
-from everycore.server.import_errors import format_traceback, summarize
+from everycore.server.import_errors import LoadError, summarize
 from everycore.server.logging import AccessLog
 from everycore.server.proxies import LOCAL, add_proxy_middleware
 
-logger = logging.getLogger(__name__)
 
-
-class LoadError(Exception):
-    """The app cannot be loaded. The message says why in one line; `traceback` is empty if the app raised nothing."""
-
-    def __init__(self, message: str, cause: BaseException | None = None) -> None:
-        super().__init__(message)
-        self.traceback = format_traceback(cause) if cause else ""
-
-
-def preload(
+def load(
     target: str,
     access_log: bool = False,
     forwarded_allow_ips: Sequence[str] = LOCAL,
@@ -67,12 +54,6 @@ def preload(
     if access_log:
         config.loaded_app = AccessLog(config.loaded_app)
     config.loaded_app = add_proxy_middleware(config.loaded_app, forwarded_allow_ips, root_path)
-    if threading.active_count() > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
-        logger.warning("import of %s started threads (%s); threads do not survive the fork into workers", target, names)
-    # The garbage collector ignores frozen objects. So it never writes to, and never copies, memory that workers share.
-    gc.collect()
-    gc.freeze()
     return config
 
 

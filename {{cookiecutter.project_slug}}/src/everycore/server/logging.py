@@ -28,14 +28,27 @@ def configure(level: str) -> None:
 
     Lines that the app prints are flushed at their end, also into a pipe or a file.
     """
-    handler = _Handler()
-    handler.setFormatter(_Formatter())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_handler()]
     root.setLevel(level)
+    logging.getLogger("everycore").setLevel(level)  # the app may set another level for its own lines
     set_uvicorn_level(False)
+
+
+def keep_loggers() -> None:
+    """Let the engine's lines and tracebacks be logged after the app has configured logging.
+
+    `logging.config.dictConfig` disables all loggers that exist already, by default, and may leave no handler. The lines
+    go through the handlers of the app.
+    """
+    for name, found in logging.Logger.manager.loggerDict.items():
+        if isinstance(found, logging.Logger) and name.partition(".")[0] in ("everycore", "uvicorn"):
+            found.disabled = False
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_handler())
 
 
 def counted(number: float, noun: str) -> str:
@@ -108,6 +121,12 @@ def release_streams() -> None:
         except (OSError, ValueError, AttributeError):
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _handler() -> logging.Handler:
+    handler = _Handler()
+    handler.setFormatter(_Formatter())
+    return handler
 
 
 @functools.cache

@@ -18,10 +18,15 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None)
 
 
-def drain_when_parent_dies(pipe: int) -> None:
-    """In a forked worker: exit within EXIT_GRACE after the primary has closed its end of `pipe`, a read end."""
-    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
-    if sys.platform == "linux":
+def drain_when_primary_dies(primary: int, pipe: int) -> None:
+    """In a worker: exit within EXIT_GRACE after the primary has exited.
+
+    Args:
+        primary: Process id of the primary.
+        pipe: Read end of a pipe whose write end only the primary has.
+    """
+    threading.Thread(target=_exit_with_primary, args=(pipe,), daemon=True).start()
+    if sys.platform == "linux" and os.getppid() == primary:  # the kernel reports the exit of a parent only
         # The handler of SIGQUIT is alarm(2) itself, and the signal's number, 3, is its argument. So SIGALRM ends the
         # process 3 seconds later, without running a line of Python.
         _libc.signal(signal.SIGQUIT, _libc.alarm)
@@ -40,7 +45,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _exit_with_parent(pipe: int) -> None:
+def _exit_with_primary(pipe: int) -> None:
     # poll() and not read(): an app can make this pipe non-blocking for all workers, and read() would return at once.
     poller = select.poll()
     poller.register(pipe, select.POLLIN)

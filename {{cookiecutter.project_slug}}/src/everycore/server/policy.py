@@ -11,8 +11,8 @@ class Policy:
     """The timeouts and limits of the server. Timeouts are in seconds.
 
     Args:
-        boot_timeout: For a check, and from the fork of a worker until it is ready: its lifespan has started and it
-            accepts connections.
+        boot_timeout: For the import of the app, and from the fork of a worker until it is ready: its lifespan has
+            started and it accepts connections.
         boot_attempts: Number of workers that may die before any is ready. Then the primary gives up with exit code 3.
         graceful_timeout: For a draining worker to finish its requests.
         drain_delay: From a stop until the drain starts. The scoreboard meanwhile shows "draining", for load balancers.
@@ -25,6 +25,8 @@ class Policy:
         max_requests: Number of requests, a tenth more or less, after which a worker asks to be replaced. 0 disables it.
         max_growth: Bytes by which a worker's resident memory may grow after it became ready, before it asks to be
             replaced. 0 disables it.
+        preload: "auto" imports the app once for all workers, unless they would share something unsafe. "always" imports
+            it once in any case. With "never", each worker imports it.
     """
 
     boot_timeout: float = 60.0
@@ -39,6 +41,7 @@ class Policy:
     write_timeout: float = 60.0
     max_requests: int = 0
     max_growth: int = 0
+    preload: str = "auto"
 
     @property
     def drain_limit(self) -> float:

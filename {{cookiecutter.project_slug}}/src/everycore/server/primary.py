@@ -1,6 +1,7 @@
 """The primary: a reconciliation loop that compares desired with actual workers and corrects the difference.
 
-The primary serves no request and never blocks. It opens no thread, no event loop and no connection. Invariants:
+The primary serves no request, does not import the app, and never blocks. It opens no thread, no event loop and no
+connection. Invariants:
 
 - The old worker of a slot drains only after its replacement is ready.
 - The primary keeps the listening sockets open, whatever happens to a worker.
@@ -10,12 +11,10 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, BaseSelector
 from time import monotonic
 
-import uvicorn
-
-from everycore.server import scoreboard, worker
+from everycore.server import scoreboard
 from everycore.server.children import (
     ACCEPTING,
     NEVER,
@@ -26,15 +25,15 @@ from everycore.server.children import (
     describe_exit,
     exited_as_requested,
 )
+from everycore.server.import_errors import WORKER_BOOT_ERROR
 from everycore.server.logging import counted
 from everycore.server.policy import DeathLog, Policy, SpawnSchedule
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
 from everycore.server.signals import IGNORED_SIGNALS, SignalQueue, log_ignored
 from everycore.server.systemd import Service, ServiceNotifier
-from everycore.server.worker import WorkerContext
+from everycore.server.template import Exited, Failed, Forked, Loaded, NotForked, Templates
 
-WORKER_BOOT_ERROR = 3  # exit code
 FORK_RETRY = 1.0  # seconds
 MAX_SLEEP = 3600.0  # seconds; epoll(7) counts milliseconds in an int
 
@@ -46,23 +45,26 @@ class Primary:
 
     def __init__(
         self,
-        config: uvicorn.Config | None,
+        *,
         resources: Resources,
         children: Children,
         policy: Policy,
         signals: SignalQueue,
+        selector: BaseSelector,
+        templates: Templates,
+        reloader: Reloader,
     ) -> None:
-        """Spawn nothing until `run()`.
+        """Start nothing until `run()`.
 
         Args:
-            config: What the workers run. None if a re-executed primary could not load the new code: the inherited
-                workers then keep serving, and none is spawned.
             resources: The sockets, scoreboard, lock and pipes.
-            children: The wanted number of workers, and after a re-exec the inherited workers.
+            children: The wanted number of workers.
             policy: Timeouts and limits.
             signals: The queue of this process's signals.
+            selector: Wakes the loop.
+            templates: The template processes, which fork the workers.
+            reloader: Loads the app.
         """
-        self.config = config
         self.resources = resources
         self.board = resources.board
         self.children = children
@@ -71,21 +73,29 @@ class Primary:
         self.death_log = DeathLog()
         self.stopping = False
         self.stop_at: float | None = None  # end of the drain delay, in monotonic seconds
-        self.ever_ready = any(child.state is not State.STARTING for child in children)
+        self.ever_ready = False
         self.boot_failures = 0
         self.exit_code = 0
         self.hang_detector = HangDetector(policy)
         self.signals = signals
-        self.reloader = Reloader(resources, children, self.signals, policy)
+        self.templates = templates
+        self.reloader = reloader
         self.service = Service(ServiceNotifier(os.environ), self.board.header, children, self.hang_detector.deadline)
-        self.selector = DefaultSelector()
+        self.selector = selector
         self.selector.register(self.signals.reader, EVENT_READ)
         self.selector.register(resources.wakeup_pipe[0], EVENT_READ)
 
     def run(self) -> int:
-        """Run the loop until the last worker has exited after a stop. Return the exit code."""
+        """Load the app, and run the loop until the last worker has exited after a stop. Return the exit code.
+
+        Raises:
+            LoadError: The app cannot be loaded.
+            SettingsError: The app refuses one of its settings.
+        """
+        self.reloader.load_first()
         while True:
             now = monotonic()
+            self.read_templates(now)
             self.reap_children(now)
             self.read_worker_states()
             self.enforce_deadlines(now)
@@ -124,7 +134,7 @@ class Primary:
         logger.info("stopping: %s to drain", counted(len(self.children), "worker"))
         self.stopping = True
         self.stop_at = monotonic() + self.policy.drain_delay
-        self.reloader.cancel()
+        self.reloader.stop()
         self.write_header()
 
     def stop_at_once(self) -> None:
@@ -134,7 +144,7 @@ class Primary:
         self.stop_at = None
         self.children.wanted = 0
         self.resources.close_listeners()
-        self.reloader.cancel()
+        self.reloader.stop()
         for child in self.children:
             self.send(child, signal.SIGKILL)
 
@@ -156,8 +166,26 @@ class Primary:
 
     # Steps of the loop
 
+    def read_templates(self, now: float) -> None:
+        """Do what the template processes report."""
+        for event in self.templates.read():
+            match event:
+                case Forked(child):
+                    self.children.register(child)
+                case NotForked(child, reason):
+                    logger.error(
+                        "worker=%d cannot be forked: %s. Trying again in %g s.", child.slot, reason, FORK_RETRY
+                    )
+                    self.schedule.postpone(child.slot, now + FORK_RETRY)
+                case Exited(pid, status):
+                    self.handle_exit(pid, status, now)
+                case Loaded():
+                    self.reloader.on_loaded(event)
+                case Failed():
+                    self.reloader.on_failed(event)
+
     def reap_children(self, now: float) -> None:
-        """Reap every dead child. As PID 1 in a container the primary also inherits orphans of other processes."""
+        """Reap every dead child. The primary also inherits orphans of other processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -165,19 +193,32 @@ class Primary:
                 return
             if not pid:
                 return
-            if self.reloader.on_check_exit(pid, status, self.stopping):
-                continue
-            self.read_worker_states()  # the dead worker may have become ready since they were last read
-            if child := self.children.reap(pid):
-                self.handle_worker_exit(child, status, now)
-                self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
+            template = self.templates.reap(pid)
+            self.read_templates(now)  # the pid of a worker is reported before it can exit
+            if template:
+                self.reloader.on_exit(template, status)
+            else:
+                self.handle_exit(pid, status, now)
 
-    def handle_worker_exit(self, child: Child, status: int, now: float) -> None:
+    def handle_exit(self, pid: int, status: int | None, now: float) -> None:
+        """Handle the exit of a worker, or ignore that of an orphan.
+
+        Args:
+            pid: The pid of the process.
+            status: Its exit status, from waitpid(). None if nobody knows it.
+            now: Monotonic seconds.
+        """
+        self.read_worker_states()  # the dead worker may have become ready since they were last read
+        if child := self.children.reap(pid):
+            self.handle_worker_exit(child, status, now)
+            self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
+
+    def handle_worker_exit(self, child: Child, status: int | None, now: float) -> None:
         """Log how a worker exited, record a boot failure, and give up if no worker can become ready.
 
         Args:
             child: The reaped worker.
-            status: Its exit status, from waitpid().
+            status: Its exit status, from waitpid(). None if nobody knows it.
             now: Monotonic seconds.
         """
         lived = now - child.since
@@ -204,9 +245,6 @@ class Primary:
             if self.boot_failures >= self.policy.boot_attempts:
                 logger.error("%s died before any was ready: giving up", counted(self.boot_failures, "worker"))
                 self.give_up()
-        elif self.config is None and not len(self.children):
-            logger.error("no worker is left, and the new code does not load: giving up")
-            self.give_up()
 
     def give_up(self) -> None:
         """Stop at once, with exit code 3."""
@@ -233,8 +271,8 @@ class Primary:
         self.reloader.complete_if_done()
 
     def enforce_deadlines(self, now: float) -> None:
-        """Abort or kill workers that sent no heartbeat or did not drain in time, and a check that takes too long."""
-        self.reloader.enforce_check_deadline(now)
+        """Abort or kill workers that sent no heartbeat or did not drain in time, and a load that takes too long."""
+        self.reloader.enforce_deadlines(now)
         for child in self.children:
             child.record_heartbeat(self.board.row(child.row)[scoreboard.HEARTBEAT], now)
             if child.deadline is not None and now >= child.deadline:
@@ -261,49 +299,33 @@ class Primary:
 
     def spawn_missing_workers(self, now: float) -> None:
         """Spawn a worker in each slot that needs one and whose backoff is over."""
-        if self.config is None:
-            return
         for moment, slot in self.due_spawns():
             if now >= moment:
-                self.spawn(self.config, slot, now)
+                self.spawn(slot, now)
 
     def due_spawns(self) -> list[tuple[float, int]]:
         """Return the moments at which a worker may be spawned, in monotonic seconds, each with its slot."""
-        if self.config is None or self.stopping:
+        template = self.templates.current
+        if template is None or self.stopping:
             return []
         any_ready = any(child.state in ACCEPTING for child in self.children)
-        return self.schedule.due(self.children.missing_slots(), any_ready)
+        return self.schedule.due(self.children.missing_slots(template.forking), any_ready)
 
-    def spawn(self, config: uvicorn.Config, slot: int, now: float) -> None:
-        """Fork a worker, or log the failure and retry after FORK_RETRY seconds.
+    def spawn(self, slot: int, now: float) -> None:
+        """Have a worker forked, or log the failure and retry after FORK_RETRY seconds.
 
         Args:
-            config: What the worker runs.
             slot: The slot of the worker.
             now: Monotonic seconds.
         """
         self.schedule.record_spawn(slot, now)
         try:
-            row = self.children.free_row(scoreboard.ROWS)
-            pid = worker.fork(config, lambda: self.after_fork_in_child(slot, row))
+            row = self.children.free_row(scoreboard.ROWS, self.templates.reserved_rows())
         except OSError as error:
             logger.error("worker=%d cannot be forked: %s. Trying again in %g s.", slot, error.strerror, FORK_RETRY)
             self.schedule.postpone(slot, now + FORK_RETRY)
             return
-        self.children.register(Child(pid, slot, self.children.generation, row, now))
-
-    def after_fork_in_child(self, slot: int, row: int) -> WorkerContext:
-        """In the child: release what only the primary uses, and return what the worker needs.
-
-        Args:
-            slot: The slot of the worker.
-            row: Index of its row on the scoreboard.
-        """
-        self.signals.reset_in_child()
-        self.selector.close()
-        return self.resources.worker_context(
-            slot, self.children.generation, row, self.policy, self.schedule.failed_to_boot(slot)
-        )
+        self.templates.fork(Child(0, slot, self.children.generation, row, now), self.schedule.failed_to_boot(slot))
 
     def drain_surplus_workers(self, now: float) -> None:
         """Send SIGTERM to the workers whose slot was removed or whose replacement is ready."""
@@ -325,7 +347,7 @@ class Primary:
         """Return the earliest deadline, in monotonic seconds."""
         due = [self.service.due, *(self.hang_detector.deadline(child) for child in self.children if not child.aborted)]
         due += [child.deadline for child in self.children if child.deadline is not None]
-        due += [moment for moment in (self.stop_at, self.reloader.deadline) if moment is not None]
+        due += [self.reloader.due, NEVER if self.stop_at is None else self.stop_at]
         due += [moment for moment, _ in self.due_spawns()]
         return min(due, default=NEVER)
 
@@ -336,7 +358,7 @@ class Primary:
         header[scoreboard.GENERATION] = self.children.generation
         header[scoreboard.WANTED] = self.children.wanted
         header[scoreboard.DRAINING] = self.stopping
-        self.board.clear_unused_rows({child.row for child in self.children})
+        self.board.clear_unused_rows({child.row for child in self.children} | self.templates.reserved_rows())
         self.board.write_header()
 
     def send(self, child: Child, number: signal.Signals) -> None:

@@ -1,5 +1,6 @@
 """Limits and memory of the current process: open files, resident memory, stack dumps, and its OOM score."""
 
+import ctypes
 import faulthandler
 import os
 import resource
@@ -7,7 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-OOM_SCORE = 300  # of 1000; enough for the kernel to kill a worker before the primary, which uses more memory
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+OOM_SCORE = 300  # of 1000; enough for the kernel to kill a worker before the primary
 OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 STATM = "/proc/self/statm"
 RESERVE_PART, MAX_RESERVE = 10, 64  # a tenth of the open files, at most 64
@@ -43,6 +45,16 @@ def max_connections() -> int:
     return max(1, soft - used - min(soft // RESERVE_PART, MAX_RESERVE))
 
 
+def inherit_orphans() -> bool:
+    """Make this process the parent of all its descendants whose own parent has exited. Return whether that worked.
+
+    Linux can do this since 3.4 (prctl(2)), macOS cannot.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0)
+
+
 def enable_stack_dumps() -> None:
     """Print the stacks of all threads at SIGABRT and at a crash in C code."""
     with suppress(RuntimeError, AttributeError, OSError, ValueError):  # there is no stderr
@@ -50,7 +62,7 @@ def enable_stack_dumps() -> None:
 
 
 def prefer_as_oom_victim() -> None:
-    """In a worker: have the kernel kill this process before the primary when memory runs out."""
+    """Have the kernel kill this process, or one that it forks, before the primary when memory runs out."""
     with suppress(OSError, ValueError):  # not Linux, no /proc, or a read-only /proc
         OOM_SCORE_ADJ.write_text(str(min(1000, int(OOM_SCORE_ADJ.read_text()) + OOM_SCORE)))
 

@@ -9,8 +9,10 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope, WWWScope
+if TYPE_CHECKING:  # the primary reads this file for its settings, and loads no library that a reload could replace
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope, WWWScope
 
 ANYBODY, UNIX = "*", "unix"  # entries of the trusted list that are not addresses
 LOCAL = ("127.0.0.1", "::1")
@@ -23,7 +25,7 @@ MAX_CACHED_PEERS = 1024
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def add_proxy_middleware(app: ASGI3Application, trusted: Sequence[str], root_path: str) -> ASGI3Application:
+def add_proxy_middleware(app: "ASGI3Application", trusted: Sequence[str], root_path: str) -> "ASGI3Application":
     """Wrap an app in the middleware that the settings require.
 
     Args:
@@ -55,7 +57,7 @@ class ProxyHeaders:
     address before it is used, which is the peer's own if there is none.
     """
 
-    def __init__(self, app: ASGI3Application, trusted: Sequence[str]) -> None:
+    def __init__(self, app: "ASGI3Application", trusted: Sequence[str]) -> None:
         """Wrap an app.
 
         Args:
@@ -69,7 +71,7 @@ class ProxyHeaders:
         self._networks = [ipaddress.ip_network(each) for each in trusted if each not in (ANYBODY, UNIX)]
         self._trusts_peer = lru_cache(MAX_CACHED_PEERS)(self._is_trusted_peer)
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
         if scope["type"] != "lifespan":
             client = scope["client"]
             if self._trusts_peer(client[0]) if client else self._unix and _is_on_unix_socket(scope):
@@ -85,7 +87,7 @@ class ProxyHeaders:
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
-    def _apply_headers(self, scope: WWWScope) -> None:
+    def _apply_headers(self, scope: "WWWScope") -> None:
         forwarded_for, scheme = [], b""
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
@@ -112,7 +114,7 @@ class RootPath:
     request does not come through the proxy, such as a health check, the path is prepended as well.
     """
 
-    def __init__(self, app: ASGI3Application, root_path: str) -> None:
+    def __init__(self, app: "ASGI3Application", root_path: str) -> None:
         """Wrap an app.
 
         Args:
@@ -122,7 +124,7 @@ class RootPath:
         self.app = app
         self.root_path = root_path
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
         if scope["type"] != "lifespan":
             scope["root_path"] = self.root_path
             if not f"{scope['path']}/".startswith(f"{self.root_path}/"):
@@ -131,7 +133,7 @@ class RootPath:
         await self.app(scope, receive, send)
 
 
-def _is_on_unix_socket(scope: WWWScope) -> bool:
+def _is_on_unix_socket(scope: "WWWScope") -> bool:
     """Return whether a request without a client address came over a unix socket.
 
     A TCP connection that was reset has no client address either, but it has the server's port.

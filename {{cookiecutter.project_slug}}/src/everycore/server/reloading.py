@@ -1,103 +1,160 @@
-"""Reloads the code: a child checks the new code, and the primary re-executes itself if the check passes.
+"""Loads each generation of the app in a template process, and switches to that process when the app is loaded.
 
-Progress is kept on the scoreboard, where `status` and `reload` read it and where it survives the re-exec.
+The first start, a reload, and the replacement of a template process that died are one procedure. Progress is kept on
+the scoreboard, where `status` and `reload` read it.
 """
 
 import logging
-import os
 import signal
-import tempfile
-from contextlib import suppress
+from collections.abc import Callable
 from time import monotonic
-from typing import IO
 
-from everycore.server import handover, scoreboard
-from everycore.server.children import ACCEPTING, Child, Children, describe_exit
+from everycore.environ import SettingsError
+from everycore.server.children import ACCEPTING, NEVER, Child, Children, describe_exit
+from everycore.server.import_errors import LoadError
+from everycore.server.loaded_files import LoadedFiles
+from everycore.server.logging import counted
 from everycore.server.policy import Policy
-from everycore.server.resources import Resources
-from everycore.server.scoreboard import Reload
-from everycore.server.signals import SignalQueue, signals_blocked
+from everycore.server.scoreboard import RELOAD, STATE, Reload, Scoreboard
+from everycore.server.template import Failed, Loaded, Template, Templates
 
-MAX_OUTPUT = 4000  # bytes from the end of a check's output
+RETRY = 1.0  # seconds until a template process that died, or could not load the app, is replaced
 
 logger = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Runs one reload at a time."""
+    """Loads one generation at a time.
 
-    def __init__(self, resources: Resources, children: Children, signals: SignalQueue, policy: Policy) -> None:
-        """Start nothing until `request()`.
+    Attributes:
+        scaled: Number of workers set by signals, or None. A reload keeps it.
+    """
+
+    def __init__(
+        self,
+        *,
+        templates: Templates,
+        board: Scoreboard,
+        children: Children,
+        policy: Policy,
+        files: LoadedFiles,
+        count_workers: Callable[[], int],
+        banner: str,
+    ) -> None:
+        """Start nothing until `load_first()`.
 
         Args:
-            resources: The primary's resources, which survive the re-exec.
-            children: The primary's children, which survive it too.
-            signals: The primary's queue of signals.
+            templates: The template processes.
+            board: The scoreboard.
+            children: The primary's children.
             policy: Timeouts and limits.
+            files: The files that the primary has loaded.
+            count_workers: Returns the configured number of workers, which may follow the number of CPUs.
+            banner: What is logged when the first generation is loaded, without the number of workers.
         """
-        self._resources = resources
+        self._templates = templates
+        self._board = board
         self._children = children
-        self._signals = signals
         self._policy = policy
-        self._check: int | None = None  # pid
-        self._output: IO[bytes]  # the check's stderr
-        self._failed_drain = ""  # how a worker of the old generation failed
-        self.handed_over = False  # the primary was re-executed, and the new generation is not complete yet
+        self._files = files
+        self._count_workers = count_workers
+        self._banner = banner
+        self._reloading = False  # what is loading becomes a new generation; if not, it replaces a template process
+        self._aborted = False  # the process that is loading took too long
         self._requested_again = False
-        self.deadline: float | None = None  # of the check, in monotonic seconds
-        self.scaled: int | None = None  # number of workers set by signals, which survives the re-exec
+        self._starting = False  # the workers of the new generation are not all ready yet
+        self._failed_drain = ""  # how a worker of the old generation failed
+        self._last_failure = ""
+        self._retry_at = NEVER
+        self.scaled: int | None = None
+
+    # Requests
+
+    def load_first(self) -> None:
+        """Load the first generation.
+
+        Raises:
+            LoadError: No process can be forked. The events of the template process may raise it too, and SettingsError.
+        """
+        self._load(reloading=True)
 
     def request(self) -> None:
-        """Start a check, now or after a running one, because the code may have changed again since that started."""
-        self._resources.board.set_reload_status(Reload.CHECKING)
-        if self._check is not None:
+        """Load the code that is there now. While another load runs, do so after it: the code may have changed."""
+        if self._children.generation:
+            self._board.set_reload_status(Reload.LOADING)
+        if self._templates.next is not None:
             self._requested_again = True
             return
-        logger.info("reload: checking the new code")
-        try:
-            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open while the check runs
-            self._check = handover.start_check(self._output.fileno())
-            self.deadline = monotonic() + self._policy.boot_timeout
-        except OSError as error:
-            self.fail(f"the check cannot be started: {error.strerror}")
+        logger.info("reload: loading the new code")
+        if changed := self._files.changed():
+            self._refuse(
+                f"the primary itself uses {', '.join(changed)}, which changed. Restart the server.",
+                state=Reload.RESTART_NEEDED,
+            )
+        else:
+            self._load(reloading=True)
 
-    def enforce_check_deadline(self, now: float) -> None:
-        """Kill a check that has not exited within `boot_timeout`. `now` is in monotonic seconds."""
-        if self.deadline is not None and now >= self.deadline:
-            logger.error("reload: check did not exit within %g s; sending SIGKILL", self._policy.boot_timeout)
-            self.cancel()
+    def stop(self) -> None:
+        """Load nothing any more, because the server stops."""
+        self._retry_at = NEVER
+        self._templates.stop()
 
-    def cancel(self) -> None:
-        """Kill the check, if one runs. `on_check_exit` then handles its exit."""
-        self.deadline = None
-        if self._check is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._check, signal.SIGKILL)
+    # Events
 
-    def on_check_exit(self, pid: int, status: int, stopping: bool) -> bool:
-        """Handle the exit of a child that may be the check. If the check passed, re-execute and do not return.
+    def on_loaded(self, loaded: Loaded) -> None:
+        """Switch to the process that has loaded the app, or have each worker import the app.
 
         Args:
-            pid: Process id of the child.
-            status: Its exit status, from waitpid().
-            stopping: Whether the server is stopping.
-
-        Returns:
-            Whether it was the check.
+            loaded: The event. One of a process that was given up is ignored.
         """
-        if pid != self._check:
-            return False
-        self._check = self.deadline = None
-        if stopping:
-            return True
-        if self._requested_again:
-            self._requested_again = False
-            self.request()
-        elif status:
-            self.fail(self._reason(status))
-        else:
-            self._reexec()
-        return True
+        template = loaded.template
+        if template is not self._templates.next or self._load_again():
+            return
+        if template.imports and self._must_not_fork(loaded.shared):
+            self._templates.drop_next()
+            self._load(self._reloading, imports=False)
+            return
+        self._last_failure = ""
+        self._templates.switch()
+        if self._reloading:
+            self._begin_generation()
+
+    def on_failed(self, failed: Failed) -> None:
+        """Keep the old generation, or raise if there is none.
+
+        Args:
+            failed: The event. One of a process that was given up is ignored.
+
+        Raises:
+            LoadError: The first generation cannot be loaded.
+            SettingsError: The app refuses one of its settings, at the first start.
+        """
+        if failed.template is not self._templates.next or self._load_again():
+            return
+        self._templates.drop_next()
+        if failed.settings and not self._children.generation:
+            raise SettingsError(*failed.settings)
+        self._fail(failed.reason, failed.traceback)
+
+    def on_exit(self, template: Template, status: int) -> None:
+        """Replace a template process that forked the workers, or end the load that it ran.
+
+        Args:
+            template: The process.
+            status: Its exit status, from waitpid().
+
+        Raises:
+            LoadError: The first generation cannot be loaded.
+        """
+        is_next, is_current = template is self._templates.next, template is self._templates.current
+        self._templates.on_exit(template)
+        how = f"the template process {describe_exit(status)}"
+        if is_current:
+            logger.error("%s (pid=%d); the workers keep running, and it is replaced", how, template.pid)
+            self._retry_at = max(monotonic(), template.since + RETRY)
+        elif is_next and not self._load_again():
+            late = f"it did not load the app within {self._policy.boot_timeout:g} s (BOOT_TIMEOUT)"
+            self._fail(f"{how}: {late}." if self._aborted else f"{how} while it loaded the app.")
 
     def on_boot_failure(self, child: Child, how: str) -> None:
         """Show in `status` that a worker of the new generation died before it was ready. The primary will retry.
@@ -106,9 +163,9 @@ class Reloader:
             child: The reaped worker.
             how: How it exited, in words.
         """
-        if self.handed_over and child.generation == self._children.generation and self._check is None:
+        if self._starting and child.generation == self._children.generation and self._templates.next is None:
             reason = f"{child} {how}; the old generation keeps running"
-            self._resources.board.set_reload_status(Reload.STARTING, reason)
+            self._board.set_reload_status(Reload.STARTING, reason)
 
     def on_drain_failure(self, child: Child, how: str) -> None:
         """Show in `status` and `reload` that a worker of an older generation died before its drain was complete.
@@ -119,50 +176,116 @@ class Reloader:
         """
         if child.generation < self._children.generation:
             self._failed_drain = f"{child} {how} while it drained"
-            if self._resources.board.header[scoreboard.RELOAD] == Reload.DONE:
-                self._resources.board.set_reload_status(Reload.DONE, self._failed_drain)
+            if self._board.header[RELOAD] == Reload.DONE:
+                self._board.set_reload_status(Reload.DONE, self._failed_drain)
+
+    # Steps of the primary's loop
+
+    @property
+    def due(self) -> float:
+        """When to call `enforce_deadlines`, in monotonic seconds."""
+        return min(self._load_deadline(), self._retry_at, self._templates.due(self._policy.boot_timeout))
+
+    def enforce_deadlines(self, now: float) -> None:
+        """Abort a load or a fork that takes too long, and replace a template process that died.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        self._templates.enforce_deadlines(now, self._policy.boot_timeout)
+        if now >= self._load_deadline() and (template := self._templates.next):
+            if not self._aborted:
+                logger.error("the app is not loaded within %g s; stacks follow", self._policy.boot_timeout)
+            template.send_signal(signal.SIGKILL if self._aborted else signal.SIGABRT)
+            self._aborted = True
+        if now >= self._retry_at and self._templates.next is None:
+            self._retry_at = NEVER
+            self._load(reloading=False)
 
     def complete_if_done(self) -> None:
         """Complete the reload when the new generation is ready in every slot and no older worker accepts."""
         if (
-            self.handed_over
+            self._starting
             and len(self._children.ready_slots()) == self._children.wanted
             and not self._old_ones_accept()
         ):
             logger.info("reload: complete, generation %d", self._children.generation)
-            self.handed_over = False
-            if self._resources.board.header[scoreboard.RELOAD] == Reload.STARTING:  # no other reload was requested
-                self._resources.board.set_reload_status(Reload.DONE, self._failed_drain)
+            self._starting = False
+            if self._board.header[RELOAD] == Reload.STARTING:  # no other reload was requested
+                self._board.set_reload_status(Reload.DONE, self._failed_drain)
 
-    def fail(self, reason: str) -> None:
-        """End the reload, and keep the old generation."""
-        logger.error("reload failed: %s; generation %d keeps running", reason.rstrip("."), self._children.generation)
-        self._resources.board.set_reload_status(Reload.REFUSED, reason)
+    def _load_deadline(self) -> float:
+        if self._templates.next is None:
+            return NEVER
+        grace = self._policy.abort_grace if self._aborted else 0.0
+        return self._templates.next.since + self._policy.boot_timeout + grace
+
+    def _load(self, reloading: bool, imports: bool = True) -> None:
+        self._reloading = reloading
+        self._aborted = False
+        try:
+            self._templates.load(imports)
+        except OSError as error:
+            self._fail(f"no process can be forked: {error.strerror}.")
+
+    def _load_again(self) -> bool:
+        """Load again if a reload was requested meanwhile. Return whether it was."""
+        if not self._requested_again:
+            return False
+        self._requested_again = False
+        self._templates.drop_next()
+        self.request()
+        return True
+
+    def _must_not_fork(self, shared: list[str]) -> bool:
+        """Return whether each worker must import the app itself, and log the reason."""
+        if self._policy.preload == "never":
+            return True
+        if shared and self._policy.preload == "always":
+            logger.warning("the workers share %s, because PRELOAD=always", ", ".join(shared))
+        elif shared:
+            logger.warning(
+                "each worker imports the app itself, because forked workers would share %s. "
+                "Make it in the lifespan, or set PRELOAD=never.",
+                ", ".join(shared),
+            )
+        return bool(shared) and self._policy.preload == "auto"
+
+    def _begin_generation(self) -> None:
+        children = self._children
+        children.generation += 1
+        if children.generation == 1:
+            logger.info("%s with %s", self._banner, counted(children.wanted, "worker"))
+            return
+        before, configured = children.wanted, self._count_workers()
+        children.wanted = self.scaled or configured
+        if children.wanted != before:
+            logger.info("reload: %s instead of %d", counted(children.wanted, "worker"), before)
+        elif children.wanted != configured:
+            kept = counted(children.wanted, "worker")
+            logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", kept, configured)
+        old = counted(len(children), "worker")
+        logger.info("reload: generation %d starting, replacing %s", children.generation, old)
+        self._starting, self._failed_drain = True, ""
+        self._board.set_reload_status(Reload.STARTING)
+
+    def _fail(self, reason: str, traceback: str = "") -> None:
+        if not self._children.generation:
+            raise LoadError(reason, traceback=traceback)
+        if self._reloading:
+            self._refuse(reason, traceback)
+        elif reason != self._last_failure:
+            logger.error("the template process cannot be replaced: %s Trying again each second.", reason)
+        self._last_failure = reason
+        if self._templates.current is None:
+            self._retry_at = monotonic() + RETRY
+
+    def _refuse(self, reason: str, traceback: str = "", state: Reload = Reload.REFUSED) -> None:
+        generation = self._children.generation
+        details = f"\n{traceback}" if traceback else ""
+        logger.error("reload refused: %s; generation %d keeps running%s", reason.rstrip("."), generation, details)
+        self._board.set_reload_status(state, reason)
 
     def _old_ones_accept(self) -> bool:
-        board, now = self._resources.board, self._children.generation
-        return any(
-            board.row(child.row)[scoreboard.STATE] in ACCEPTING for child in self._children if child.generation != now
-        )
-
-    def _reason(self, status: int) -> str:
-        """Return the last line of the check's output, or how the check ended. Write all of its output to the log."""
-        with self._output:
-            self._output.seek(0)
-            output = self._output.read()[-MAX_OUTPUT:].decode(errors="replace").strip()
-        *before, last = output.splitlines() or [""]
-        if before:
-            logger.error("reload check output: %s", output)
-        if last.startswith("error: "):
-            return last.removeprefix("error: ")
-        return f"the check {describe_exit(status)}: {last}." if last else f"the check {describe_exit(status)}."
-
-    def _reexec(self) -> None:
-        reexec_state = self._resources.reexec_state(self._children, self.scaled)
-        self._resources.board.set_reload_status(Reload.STARTING)
-        with signals_blocked():
-            self._signals.repost_pending()
-            try:
-                handover.reexec(reexec_state)
-            except OSError as error:
-                self.fail(f"{error.filename} cannot be executed: {error.strerror}.")
+        board, now = self._board, self._children.generation
+        return any(board.row(child.row)[STATE] in ACCEPTING for child in self._children if child.generation != now)

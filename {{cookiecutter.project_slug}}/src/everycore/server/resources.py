@@ -1,22 +1,18 @@
-"""The resources of a primary, which it keeps over every re-exec: sockets, scoreboard, lock and two pipes."""
+"""The resources of a primary: sockets, scoreboard, lock and two pipes."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Self
 
-from everycore.server.children import Child, Children, State
-from everycore.server.handover import ReexecState
-from everycore.server.listeners import BindError, Listener, close, open_listener, wrap_inherited
-from everycore.server.policy import Policy
+from everycore.server.listeners import BindError, Listener, close, open_listener
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard
-from everycore.server.worker import WorkerContext
 
 
 @dataclass
 class Resources:
-    """The resources of a primary. `acquire` opens them, and `inherit` finds them again after a re-exec."""
+    """The resources of a primary."""
 
     run_dir: RunDir
     lock: int
@@ -56,58 +52,11 @@ class Resources:
             os.set_blocking(end, False)
         return cls(run_dir, lock, Scoreboard.create(run_dir.board), os.pipe(), wakeup_pipe, listeners)
 
-    @classmethod
-    def inherit(cls, run_dir: RunDir, reexec_state: ReexecState) -> Self:
-        """Find the resources again after a re-exec.
-
-        Args:
-            run_dir: The run directory.
-            reexec_state: The state from before the re-exec.
-        """
-        return cls(
-            run_dir,
-            reexec_state.lock,
-            Scoreboard.inherit(reexec_state.board),
-            (reexec_state.parent_pipe[0], reexec_state.parent_pipe[1]),
-            (reexec_state.wakeup_pipe[0], reexec_state.wakeup_pipe[1]),
-            [wrap_inherited(fd, borrowed=fd in reexec_state.borrowed) for fd in reexec_state.listeners],
-        )
-
-    def reexec_state(self, children: Children, scaled: int | None) -> ReexecState:
-        """Return what `inherit` and `children_of` need after the re-exec.
-
-        Args:
-            children: The primary's children.
-            scaled: Number of workers set by signals, or None.
-        """
-        self.board.write_header()  # `Scoreboard.inherit` reads it
-        return ReexecState(
-            lock=self.lock,
-            board=self.board.fd,
-            parent_pipe=self.parent_pipe,
-            wakeup_pipe=self.wakeup_pipe,
-            listeners=[opened.fileno() for opened in self.listeners],
-            borrowed=[opened.fileno() for opened in self.listeners if opened.borrowed],
-            generation=children.generation,
-            scaled=scaled,
-            children=[asdict(child) for child in children],
-        )
-
-    def worker_context(self, slot: int, generation: int, row: int, policy: Policy, again: bool) -> WorkerContext:
-        """In a forked child: close the primary's descriptors and return what the worker needs.
-
-        Args:
-            slot: The slot of the worker.
-            generation: The generation of the worker.
-            row: Index of its row on the scoreboard.
-            policy: Timeouts and limits.
-            again: Whether the last worker of this slot died before it was ready.
-        """
+    def close_in_child(self) -> None:
+        """In a forked process: close what only the primary uses."""
         os.close(self.parent_pipe[1])
         os.close(self.wakeup_pipe[0])
         os.close(self.lock)
-        parent_pipe, wakeup_pipe = self.parent_pipe[0], self.wakeup_pipe[1]
-        return WorkerContext(slot, generation, row, self.board, self.listeners, policy, parent_pipe, wakeup_pipe, again)
 
     def close_listeners(self) -> None:
         """Close the primary's listeners. Workers that have not closed theirs still accept."""
@@ -118,8 +67,3 @@ class Resources:
         """Close the listeners and remove the run directory, when the last worker has exited."""
         self.close_listeners()
         self.run_dir.remove(self.lock)
-
-
-def children_of(reexec_state: ReexecState) -> list[Child]:
-    """Return the children of the primary before its re-exec."""
-    return [Child(**{**child, "state": State(child["state"])}) for child in reexec_state.children]

@@ -1,20 +1,15 @@
 """The run directory, where one primary keeps its scoreboard and a lock that shows that the primary is alive.
 
-The lock is a POSIX lock (fcntl(2), F_SETLK). The kernel releases it when the primary exits, workers do not inherit it,
-and it survives a re-exec. So the files of a dead primary are never taken for those of a running one.
+The lock is a POSIX lock (fcntl(2), F_SETLK). The kernel releases it when the primary exits, and no other process
+inherits it. So the files of a dead primary are never taken for those of a running one.
 """
 
 import fcntl
 import logging
 import os
 import stat
-import time
 from contextlib import suppress
 from pathlib import Path
-
-POLL_INTERVAL = 0.02  # seconds
-LOCK_TIMEOUT = 1.0  # seconds for `lock_again`, because `owner` in another process holds the lock for a moment
-EXEC_TIME = 3.0  # maximum seconds for which a re-executed primary is without its lock
 
 logger = logging.getLogger(__name__)
 
@@ -69,39 +64,20 @@ class RunDir:
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
 
-    def lock_again(self, fd: int) -> None:
-        """Acquire the lock again after a re-exec, with the descriptor that `lock` returned.
-
-        Linux keeps the lock over a re-exec, and gVisor releases it.
-        """
-        until = time.monotonic() + LOCK_TIMEOUT
-        while time.monotonic() < until:
-            with suppress(OSError):
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(POLL_INTERVAL)
-        logger.error("lock of RUN_DIR %s was acquired by another process in the reload; stop one of them", self.path)
-
     def owner(self) -> int | None:
         """Return the pid of the running primary, or None. Not to be called in the primary itself."""
-        until = time.monotonic() + EXEC_TIME
-        while True:
-            try:
-                fd = os.open(self._lock, os.O_RDWR)
-            except OSError:
-                return None
-            try:
-                text = os.read(fd, 32).decode().strip()
-                pid = int(text) if text.isdigit() else None
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return pid
-            finally:
-                os.close(fd)
-            # No process holds the lock. If the kernel released it at a re-exec, the primary may acquire it again soon.
-            if pid is None or not _is_alive(pid) or time.monotonic() >= until:
-                return None
-            time.sleep(POLL_INTERVAL)
+        try:
+            fd = os.open(self._lock, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            text = os.read(fd, 32).decode().strip()
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(fd)
+        return None
 
     def remove(self, lock: int) -> None:
         """Remove the scoreboard, the lock file and the directory, if they are those of `lock`.
@@ -123,11 +99,3 @@ class RunDir:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may contain files of others
             self.path.rmdir()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # a process of another user
-    return True

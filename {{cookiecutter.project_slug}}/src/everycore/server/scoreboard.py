@@ -19,7 +19,7 @@ from typing import Self
 
 from everycore.server.children import ACCEPTING, State
 
-VERSION = 3  # of this layout and of ReexecState; a change of either needs a new number
+VERSION = 4  # of this layout; a change needs a new number
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # maximum number of live workers, including the old ones during a reload
 
@@ -50,13 +50,14 @@ class Reload(IntEnum):
     """The state of the last reload."""
 
     NONE = 0
-    CHECKING = 1
+    LOADING = 1
     STARTING = 2
     DONE = 3
     REFUSED = 4
+    RESTART_NEEDED = 5
 
 
-RELOAD_NAMES = {state.value: state.name.lower() for state in Reload}
+RELOAD_NAMES = {state.value: state.name.lower().replace("_", " ") for state in Reload}
 
 
 class ScoreboardError(Exception):
@@ -106,13 +107,13 @@ class Snapshot:
 
 
 class Scoreboard:
-    """A mapped scoreboard file. Use `create` (primary), `inherit` (primary after its re-exec) or `read`."""
+    """A mapped scoreboard file. Use `create` (primary) or `read`."""
 
     def __init__(self, fd: int, writable: bool = True) -> None:
         """Map the file of a descriptor.
 
         Args:
-            fd: Descriptor, which the primary keeps open for a re-exec.
+            fd: Descriptor, which may be closed afterwards.
             writable: Whether this process may write.
 
         Raises:
@@ -120,7 +121,6 @@ class Scoreboard:
         """
         if (size := os.fstat(fd).st_size) < SIZE:  # a larger one is accepted: an app may have written after the end
             raise ScoreboardError(f"it has {size} bytes, expected {SIZE}")
-        self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
         self.cells = self._bytes.cast("Q")
@@ -133,18 +133,10 @@ class Scoreboard:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, SIZE)
         board = cls(fd)
+        os.close(fd)
         board.header[FORMAT] = MAGIC
         board.header[STARTED] = monotonic_ns()
         board.write_header()
-        return board
-
-    @classmethod
-    def inherit(cls, fd: int) -> Self:
-        """Map the scoreboard of the primary before its re-exec, and continue with the values of its header."""
-        board = cls(fd)
-        board.header[:] = board.cells[:HEADER_CELLS]
-        board.header[FORMAT] = MAGIC
-        board.header[SEQUENCE] &= ~1
         return board
 
     @classmethod

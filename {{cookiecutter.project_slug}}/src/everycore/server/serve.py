@@ -4,112 +4,96 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from selectors import DefaultSelector
+from typing import Any, NoReturn
 
-from everycore.server import handover, parent_death, scoreboard, systemd
+from everycore.server import cpus, systemd
+from everycore.server.channel import Channel
 from everycore.server.children import Children
-from everycore.server.handover import ReexecState
 from everycore.server.listeners import describe
-from everycore.server.loading import LoadError, preload
-from everycore.server.logging import counted, flush_streams, release_streams
+from everycore.server.loaded_files import LoadedFiles, typed_directory
+from everycore.server.logging import flush_streams, release_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
-from everycore.server.process import enable_stack_dumps, raise_open_files
-from everycore.server.resources import Resources, children_of
+from everycore.server.process import inherit_orphans, raise_open_files
+from everycore.server.reloading import Reloader
+from everycore.server.resources import Resources
 from everycore.server.run_dir import RunDir
 from everycore.server.signals import SignalQueue
+from everycore.server.template import Templates
 
 logger = logging.getLogger(__name__)
 
 
-def serve(target: str, binds: Sequence[str], workers: int, policy: Policy, run_dir: Path, **options: Any) -> int:
+def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy, run_dir: Path, **options: Any) -> int:
     """Run an app in the foreground until this process receives a stop signal.
 
     Args:
         target: "module:attribute" of an ASGI app, or of a factory that takes no arguments.
         binds: Addresses, such as "127.0.0.1:8000". See `open_listener`.
-        workers: Number of workers.
+        workers: Number of workers. None means one for each available CPU, which each reload counts again.
         policy: Timeouts and limits.
         run_dir: Directory for the scoreboard and the lock, one for each server.
-        options: Options of `preload` and of uvicorn.Config.
+        options: Options of `load` and of uvicorn.Config.
 
     Returns:
         The exit code: 0 after a requested stop, 3 if no worker became ready.
 
     Raises:
         LoadError: The app cannot be loaded.
+        SettingsError: The app refuses one of its settings.
         BindError: An address cannot be bound.
         RunDirError: The run directory is in use or cannot be used.
     """
-    if handover.is_check():
-        if not handover.is_compatible():
-            raise LoadError(
-                "the new code uses an incompatible scoreboard version. Restart the server instead of reloading it."
-            )
-        parent_death.die_with_parent(handover.requester_pid())
-        preload(target, **options)
-        return 0
-    if reexec_state := handover.load_state():
-        primary = _resume(reexec_state, target, workers, policy, run_dir=RunDir(run_dir), options=options)
-    else:
-        primary = _start(target, binds, workers, policy, run_dir=RunDir(run_dir), options=options)
-    enable_stack_dumps()  # also for a child that hangs between its fork and the start of its worker
-    flush_streams()
-    try:
-        return primary.run()
-    finally:
-        primary.resources.release()
-        logger.info("stopped")
-        release_streams()
-
-
-def _start(
-    target: str, binds: Sequence[str], workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
-) -> Primary:
     if sockets := systemd.listen_fds(os.environ):
         logger.info("service manager opened the sockets (LISTEN_FDS); BIND is not used")
         binds = [f"fd://{fd}" for fd in sockets]
     if raised := raise_open_files():
         logger.info("limit of open files raised from %d to %d", *raised)
-    config = preload(target, **options)
+    directory = typed_directory()
     signals = SignalQueue()  # before the lock names this pid, because commands may then send signals to it
-    resources = Resources.acquire(run_dir, binds)
-    addresses = ", ".join(describe(opened, "https" if config.is_ssl else "http") for opened in resources.listeners)
-    logger.info("serving %s on %s with %s", target, addresses, counted(workers, "worker"))
-    return Primary(config, resources, Children(workers), policy, signals)
+    resources = Resources.acquire(RunDir(run_dir), binds)
+    files = LoadedFiles(target.partition(":")[0].partition(".")[0], directory)
+    inherits = inherit_orphans()
+    selector = DefaultSelector()
 
+    def run_template(channel: Channel, imports: bool) -> NoReturn:
+        """In a forked process: release what only the primary uses, and become a template process."""
+        from everycore.server import template_process  # in each anew, so that a reload replaces these libraries
 
-def _resume(
-    reexec_state: ReexecState, target: str, workers: int, policy: Policy, *, run_dir: RunDir, options: dict[str, Any]
-) -> Primary:
-    """Continue after a re-exec. If the new code does not load, keep the old workers and start none."""
-    signals = SignalQueue()  # it unblocks all signals, which are blocked over a re-exec
-    run_dir.lock_again(reexec_state.lock)
-    config, failure = None, ""
+        signals.close()
+        selector.close()
+        templates.close_in_child()
+        resources.close_in_child()
+        assignment = template_process.Assignment(target, options, primary, inherits, files, resources, policy)
+        template_process.run(channel, assignment, imports)
+
+    primary = os.getpid()
+    templates = Templates(run_template, selector, inherits)
+    children = Children(workers or cpus.available_cpus()[0])
+    scheme = "https" if options.get("ssl_certfile") else "http"
+    reloader = Reloader(
+        templates=templates,
+        board=resources.board,
+        children=children,
+        policy=policy,
+        files=files,
+        count_workers=lambda: workers or cpus.available_cpus()[0],
+        banner=f"serving {target} on {', '.join(describe(opened, scheme) for opened in resources.listeners)}",
+    )
+    flush_streams()
     try:
-        config = preload(target, **options)
-    except LoadError as error:
-        failure = str(error)
-    resources = Resources.inherit(run_dir, reexec_state)
-    children = Children(reexec_state.scaled or workers, reexec_state.generation + (config is not None))
-    for child in children_of(reexec_state):
-        children.register(child)
-    primary = Primary(config, resources, children, policy, signals)
-    primary.reloader.scaled = reexec_state.scaled
-    if config is None:
-        # The check has passed, so the code has changed since then. The old workers keep serving the old code.
-        primary.reloader.fail(failure)
-    else:
-        primary.reloader.handed_over = True
-        _log_worker_count(children.wanted, resources.board.header[scoreboard.WANTED], workers)
-        old = counted(len(children), "worker")
-        logger.info("reload: generation %d starting, replacing %s", children.generation, old)
-    return primary
-
-
-def _log_worker_count(wanted: int, before: int, configured: int) -> None:
-    """Say in a reload when the number of workers changes, or is kept though the settings or the CPUs say another."""
-    if wanted != before:
-        logger.info("reload: %s instead of %d", counted(wanted, "worker"), before)
-    elif wanted != configured:
-        logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", counted(wanted, "worker"), configured)
+        return Primary(
+            resources=resources,
+            children=children,
+            policy=policy,
+            signals=signals,
+            selector=selector,
+            templates=templates,
+            reloader=reloader,
+        ).run()
+    finally:
+        templates.end()
+        resources.release()
+        logger.info("stopped")
+        release_streams()

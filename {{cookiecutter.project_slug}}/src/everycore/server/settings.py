@@ -66,6 +66,17 @@ def parse_root_path(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_preload(text: str) -> str:
+    """Return when the app is imported before the fork.
+
+    Raises:
+        ValueError: The text is not one of the choices.
+    """
+    if text.lower() not in ("auto", "always", "never"):
+        raise ValueError(text)
+    return text.lower()
+
+
 def default_run_dir(app: str, checkout: Path | None = None) -> Path:
     """Return the run directory of this user for an app.
 
@@ -104,6 +115,7 @@ class ServerSettings(EnvironSettings):
     hang_timeout: float = 30.0
     max_requests: int = Policy.max_requests
     max_rss_mb: int = 0
+    preload: str = setting(Policy.preload, parse_preload, "auto, always or never")
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
     access_log: bool = False
     tls_cert: str | None = None
@@ -132,10 +144,11 @@ class ServerSettings(EnvironSettings):
             write_timeout=self.write_timeout,
             max_requests=self.max_requests,
             max_growth=self.max_rss_mb * 2**20,
+            preload=self.preload,
         )
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """Return the options of `preload`."""
+        """Return the options of `load`."""
         return {
             "access_log": self.access_log,
             "forwarded_allow_ips": self.forwarded_allow_ips,

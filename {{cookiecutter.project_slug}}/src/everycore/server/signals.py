@@ -5,7 +5,6 @@ there once per round, in order.
 """
 
 import logging
-import os
 import signal
 import socket
 import sys
@@ -42,9 +41,9 @@ class SignalQueue:
         self.reader.setblocking(False)
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        # The app may have set handlers at its import. A worker restores those of signals that the primary ignores.
-        self._handlers = {number: signal.signal(number, do_nothing) for number in HANDLED}
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a re-executed primary starts with all signals blocked
+        for number in HANDLED:
+            signal.signal(number, do_nothing)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # this process may have been started with some blocked
 
     def take(self) -> list[int]:
         """Return the signals received, the oldest first and each number once, as the kernel merges pending signals."""
@@ -53,27 +52,26 @@ class SignalQueue:
         except BlockingIOError:
             return []
 
-    def repost_pending(self) -> None:
-        """Send the queued signals to this process again, because the queue does not survive an exec.
-
-        Call it with signals blocked.
-        """
-        for number in self.take():
-            os.kill(os.getpid(), number)
-
-    def reset_in_child(self) -> None:
-        """In a forked worker: reset all signals but `GROUP_SIGNALS`, which only the primary handles.
-
-        Those keep a handler that does nothing. With SIG_IGN, programs that the app starts would ignore them too.
-        """
+    def close(self) -> None:
+        """In a forked process: stop queueing signals."""
         signal.set_wakeup_fd(-1)
-        for number in set(HANDLED) - set(GROUP_SIGNALS):
-            signal.signal(number, signal.SIG_DFL)
-        for number in IGNORED_SIGNALS:
-            if callable(handler := self._handlers[number]):
-                signal.signal(number, handler)
         self.reader.close()
         self._writer.close()
+
+
+def reset_signals() -> None:
+    """In a process without a queue: handle all signals as a new process does, but for `GROUP_SIGNALS`.
+
+    Only the primary handles those. Here they have a handler that does nothing: with SIG_IGN, programs that the app
+    starts would ignore them too. Handlers of the app for `IGNORED_SIGNALS` are kept.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in HANDLED:
+        if number not in GROUP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        elif number not in IGNORED_SIGNALS or not callable(signal.getsignal(number)):
+            signal.signal(number, do_nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @contextmanager

@@ -18,15 +18,16 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
 POLL_INTERVAL = 1.0  # seconds between checks while no worker is healthy: a recovered worker does not wake the primary
-RELOAD_IN_PROGRESS = (Reload.CHECKING, Reload.STARTING)
+REFUSALS = (Reload.REFUSED, Reload.RESTART_NEEDED)
+RELOAD_IN_PROGRESS = (Reload.LOADING, Reload.STARTING)
 
 
 class ServiceNotifier:
     """Sends the messages of sd_notify(3). Without NOTIFY_SOCKET in the environment it sends nothing.
 
     Sending never blocks or raises. If the service manager is unavailable or its queue is full, the message is dropped.
-    The environment variables are kept for the re-executed primary, which has the same pid. Workers and their child
-    processes inherit them without harm, because with NotifyAccess=main systemd accepts messages of the primary only.
+    Workers and their child processes inherit the environment variables without harm, because with NotifyAccess=main
+    systemd accepts messages of the primary only.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -59,7 +60,7 @@ class ServiceNotifier:
     def _send(self, *lines: str) -> None:
         if not self._active:
             return
-        # Each message has a socket of its own, so that no fork inherits one and none has to survive an exec.
+        # Each message has a socket of its own, so that no fork inherits one.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.setblocking(False)
             channel.sendto("\n".join(lines).encode(), self._address)
@@ -68,8 +69,7 @@ class ServiceNotifier:
 def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
     """Return the descriptors that the service manager has opened for this process (sd_listen_fds(3)).
 
-    The variables are removed from `environ`, because a re-executed primary has the same pid and must not use its own
-    descriptors as new sockets.
+    The variables are removed from `environ`: what the app starts must not take these sockets for its own.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     for name in ("LISTEN_FDNAMES", "LISTEN_PIDFDID"):
@@ -119,8 +119,7 @@ class Service:
         self._header = header
         self._children = children
         self._hang_deadline = hang_deadline
-        # After a re-exec the service manager knows of the reload, because the primary reported it before.
-        self._phase = Phase.RELOADING if header[RELOAD] else Phase.STARTING
+        self._phase = Phase.STARTING
         self._reload_at = header[RELOAD_AT]
         self._last_status = ""
 
@@ -134,8 +133,10 @@ class Service:
         if stopping:
             self._notify_stopping()
             return
-        if self._header[RELOAD] == Reload.CHECKING and self._reload_at != self._header[RELOAD_AT]:
-            self._reload_at = self._header[RELOAD_AT]
+        state, changed = self._header[RELOAD], self._reload_at != self._header[RELOAD_AT]
+        self._reload_at = self._header[RELOAD_AT]
+        # A reload that is refused at once is reported too, because the service manager waits for that.
+        if changed and (state == Reload.LOADING or (state in REFUSALS and self._phase is Phase.READY)):
             self._phase = Phase.RELOADING
             self._notifier.reloading()
         status = self._status()
@@ -156,7 +157,7 @@ class Service:
 
     def _status(self) -> str:
         text = f"{counted(len(self._ready()), 'worker')}, generation {self._children.generation}"
-        return f"{text}; last reload failed, see the log" if self._header[RELOAD] == Reload.REFUSED else text
+        return f"{text}; last reload failed, see the log" if self._header[RELOAD] in REFUSALS else text
 
     def _ready(self) -> list[Child]:
         return [child for child in self._children if child.state in ACCEPTING]

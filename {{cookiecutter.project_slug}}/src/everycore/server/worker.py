@@ -1,7 +1,7 @@
 """One worker: a uvicorn.Server that accepts its fair share, writes heartbeats and drains.
 
-It runs in a forked child whose app is imported already. It writes its own row of the scoreboard only. It is connected
-to its primary by two pipes, and to no other worker.
+A template process has forked it (template_process.py). It writes its own row of the scoreboard only. It is connected to
+its primary by two pipes, and to no other worker.
 """
 
 import asyncio
@@ -18,17 +18,19 @@ from typing import NoReturn
 import uvicorn
 import uvloop
 
+from everycore.environ import SettingsError
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
 from everycore.server.connections import ShutDown, is_idle, is_in_handshake
+from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
-from everycore.server.process import ResidentMemory, enable_stack_dumps, max_connections, prefer_as_oom_victim
+from everycore.server.process import ResidentMemory, enable_stack_dumps, max_connections
 from everycore.server.request_timeouts import RequestTimeouts
 from everycore.server.scoreboard import Scoreboard
-from everycore.server.signals import IGNORED_SIGNALS, do_nothing, log_ignored, signals_blocked
+from everycore.server.signals import IGNORED_SIGNALS, do_nothing, log_ignored, reset_signals
 from everycore.server.view import ClusterView
 
 TICK, TICKS_A_SECOND = 0.1, 10  # seconds; uvicorn's own interval
@@ -44,72 +46,57 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker gets from its primary at the fork."""
+    """What a worker is given. The last four are those of the one worker, and come with the order to fork it."""
 
-    slot: int
-    generation: int
-    row: int
+    primary: int  # pid
     board: Scoreboard
     listeners: Sequence[socket.socket]
     policy: Policy
     parent_pipe: int  # read end, which reports the end of the file when the primary exits
     wakeup_pipe: int  # write end, where a byte makes the primary read the scoreboard
+    slot: int
+    generation: int
+    row: int
     again: bool  # whether the last worker of this slot died before it was ready
 
 
-def fork(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> int:
-    """Fork a worker.
-
-    All signals but SIGABRT are blocked around the fork. SIGABRT shows where a child hangs before it has started.
+def live(load: Callable[[], uvicorn.Config], context: WorkerContext) -> NoReturn:
+    """In a forked child with blocked signals: run the worker and exit. The caller's code never continues.
 
     Args:
-        config: What the worker runs.
-        make_context: Called in the child. It releases what only the primary uses.
-
-    Returns:
-        The pid of the worker.
-
-    Raises:
-        OSError: The kernel cannot create another process.
+        load: Returns what to serve. It imports the app, unless that was done before the fork.
+        context: What the worker is given.
     """
-    with signals_blocked(but=[signal.SIGABRT]):
-        pid = os.fork()
-        if pid == 0:
-            _live(config, make_context)
-    return pid
-
-
-def _live(config: uvicorn.Config, make_context: Callable[[], WorkerContext]) -> NoReturn:
-    """Run the worker and exit, so that the child never continues the primary's loop."""
     code = 1
     try:
-        context = make_context()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        code = run(config, context)
+        reset_signals()
+        code = run(load, context)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except (LoadError, SettingsError) as error:
+        logger.error("%s", error)
+        code = WORKER_BOOT_ERROR
     except BaseException:
         logger.exception("the worker failed")
     finally:
-        os._exit(code & 0xFF)  # as sys.exit does; an OverflowError here would make the child remove the primary's files
+        os._exit(code & 0xFF)  # as sys.exit does; an OverflowError here would make the child continue its parent's code
 
 
-def run(config: uvicorn.Config, context: WorkerContext) -> int:
+def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     """In the forked child, with signals unblocked: serve until SIGTERM.
 
     Args:
-        config: What the worker runs.
-        context: What the worker got from its primary.
+        load: Returns what to serve.
+        context: What the worker is given.
 
     Returns:
         The exit code.
     """
     set_process_name(f"worker={context.slot} gen={context.generation}")
     enable_stack_dumps()
-    prefer_as_oom_victim()
-    parent_death.drain_when_parent_dies(context.parent_pipe)
+    parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
-    worker = Worker(config, context)
+    worker = Worker(load(), context)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(worker.work())
@@ -126,7 +113,7 @@ class Worker(uvicorn.Server):
 
         Args:
             config: What the worker runs.
-            context: What the worker got from its primary.
+            context: What the worker is given.
         """
         super().__init__(config)
         self.context = context

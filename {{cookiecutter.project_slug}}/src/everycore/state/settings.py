@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from everycore.environ import EnvironSettings, setting
+from everycore.environ import DEVELOPMENT, PRODUCTION, EnvironSettings, setting
 from everycore.state.client import url
 
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 MIN_KEY_LENGTH = 32  # characters
-PRODUCTION, DEVELOPMENT = "production", "development"
 NAME = "letters, digits, _, . and - only"
 DEVELOPMENT_KEY = "only-for-development"
 QUOTED = "begins or ends with a quotation mark, which would be part of the key. Set it without quotation marks."

@@ -58,9 +58,9 @@ function update(host, board) {
 
 function reloading(board) {
   if (board.draining) return ["stopping"];
-  if (board.reload === "checking") return ["reload: checking the new code"];
+  if (board.reload === "loading") return ["reload: loading the new code"];
   if (board.reload === "starting") return ["reload: starting the new workers"];
-  return board.reload === "refused" ? [`reload refused: ${board.reload_reason}`] : [];
+  return ["refused", "restart needed"].includes(board.reload) ? [`reload refused: ${board.reload_reason}`] : [];
 }
 
 function addCard(host, worker) {

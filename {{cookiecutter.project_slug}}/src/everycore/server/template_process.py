@@ -1,0 +1,250 @@
+"""What a template process runs: it imports the app, reports the result, and forks a worker for each order.
+
+A worker is to be a child of the primary. So the template process forks twice, and the process in between exits at once:
+its child is then inherited by the primary, which is a "subreaper" (prctl(2), PR_SET_CHILD_SUBREAPER). Daemons are made
+in this way (daemon(7)), and the molds of the server pitchfork.
+"""
+
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from time import sleep
+from typing import Any, NoReturn
+
+import uvicorn
+
+from everycore.environ import SettingsError
+from everycore.server import worker
+from everycore.server.channel import Channel, Message
+from everycore.server.import_errors import LoadError
+from everycore.server.loaded_files import LoadedFiles
+from everycore.server.loading import load
+from everycore.server.logging import flush_streams, keep_loggers, set_process_name
+from everycore.server.parent_death import die_with_parent
+from everycore.server.policy import Policy
+from everycore.server.process import enable_stack_dumps, prefer_as_oom_victim
+from everycore.server.resources import Resources
+from everycore.server.signals import reset_signals, signals_blocked
+from everycore.server.worker import WorkerContext
+
+POLL_INTERVAL = 0.0005  # seconds between two looks at the parent of a new worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a template process is started with.
+
+    Attributes:
+        target: The app, as "module:attribute".
+        options: Options of `load`.
+        primary: Process id of the primary.
+        inherits: Whether the primary inherits orphans. If not, the template process stays the parent of its workers.
+        files: The files that the primary has loaded.
+        resources: The primary's resources.
+        policy: Timeouts and limits.
+    """
+
+    target: str
+    options: Mapping[str, Any]
+    primary: int
+    inherits: bool
+    files: LoadedFiles
+    resources: Resources
+    policy: Policy
+
+    def worker_context(self, order: Message) -> WorkerContext:
+        """Return what a worker is given."""
+        given = self.resources
+        parent_pipe, wakeup_pipe = given.parent_pipe[0], given.wakeup_pipe[1]
+        shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, wakeup_pipe)
+        return WorkerContext(*shared, **order)
+
+
+def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
+    """Import the app, report the result, and fork workers until the primary closes its end.
+
+    Args:
+        channel: The connection to the primary.
+        assignment: What this process is started with.
+        imports: Whether to import the app here, once, and not in each worker.
+    """
+    code = 1
+    try:
+        set_process_name("template")
+        enable_stack_dumps()
+        die_with_parent(assignment.primary)
+        prefer_as_oom_victim()
+        reset_signals()
+        config = _import_app(channel, assignment) if imports else None
+        if config is not None or not imports:
+            gc.collect()
+            gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
+            flush_streams()
+            channel.send(shared=[])
+            (_Inherited if assignment.inherits else _Parent)(channel, assignment, config).work()
+        code = 0
+    except BaseException:
+        logger.exception("the template process failed")
+    finally:
+        flush_streams()
+        os._exit(code)
+
+
+def _import_app(channel: Channel, assignment: Assignment) -> uvicorn.Config | None:
+    """Import the app as a new process would, or report why that fails."""
+    try:
+        _follow_release(assignment.files)
+        _forget_app(assignment.target)
+        config = load(assignment.target, **assignment.options)
+    except SettingsError as error:
+        channel.send(reason=str(error.args[0]), traceback="", settings=list(error.args))
+        return None
+    except LoadError as error:
+        channel.send(reason=str(error), traceback=error.traceback, settings=[])
+        return None
+    finally:
+        keep_loggers()
+        reset_signals()  # the import may have changed how this process handles signals
+    return config
+
+
+def _follow_release(files: LoadedFiles) -> None:
+    """Change to the directory by the path that was typed, because a deploy may have switched a link in it."""
+    try:
+        os.chdir(files.directory)
+    except OSError as error:
+        raise LoadError(
+            f"the directory {files.directory} cannot be entered: {error.strerror}. Restart the server in another one."
+        ) from None
+    sys.path[:] = [str(files.moved(entry)) if os.path.isabs(entry) else entry for entry in sys.path]
+    importlib.invalidate_caches()
+
+
+def _forget_app(target: str) -> None:
+    """Remove the app's package from the loaded modules. The command line has loaded it, perhaps an older version."""
+    package = target.partition(":")[0].partition(".")[0]
+    if package != __name__.partition(".")[0]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
+
+
+class _Inherited:
+    """Forks workers that the primary inherits."""
+
+    def __init__(self, channel: Channel, assignment: Assignment, config: uvicorn.Config | None) -> None:
+        self._channel = channel
+        self._assignment = assignment
+        self._config = config
+
+    def work(self) -> None:
+        while (order := self._channel.receive()) is not None:
+            self.fork(order)
+
+    def fork(self, order: Message) -> None:
+        """Fork the process in between, which forks the worker, reports its pid and exits.
+
+        The process in between is forked by the C library and not by Python. So functions that libraries have registered
+        for a fork (os.register_at_fork) run once, in the worker, and start no thread in between.
+        """
+        with signals_blocked(but=[signal.SIGABRT]):
+            between = ctypes.PyDLL(None, use_errno=True).fork()
+            if between == 0:
+                try:
+                    self.fork_worker(order, inherited_from=os.getpid())
+                finally:
+                    os._exit(0)
+        if between < 0:
+            self._channel.send(slot=order["slot"], reason=os.strerror(ctypes.get_errno()))
+        else:
+            os.waitpid(between, 0)
+
+    def fork_worker(self, order: Message, inherited_from: int | None = None) -> None:
+        """Fork the worker and report its pid. All signals but SIGABRT are blocked.
+
+        Args:
+            order: The order of the primary.
+            inherited_from: The pid of this process, if the worker is to wait until it has another parent.
+        """
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._channel.send(slot=order["slot"], reason=error.strerror)
+            return
+        if pid == 0:
+            self.become_worker(order, inherited_from)
+        self._channel.send(slot=order["slot"], pid=pid)
+
+    def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
+        self._channel.close()
+        while os.getppid() == inherited_from:
+            sleep(POLL_INTERVAL)
+        worker.live(self._load, self._assignment.worker_context(order))
+
+    def _load(self) -> uvicorn.Config:
+        if self._config is not None:
+            return self._config
+        _follow_release(self._assignment.files)
+        _forget_app(self._assignment.target)
+        try:
+            return load(self._assignment.target, **self._assignment.options)
+        finally:
+            keep_loggers()
+            reset_signals()
+
+
+class _Parent(_Inherited):
+    """Forks workers that stay children of this process, and reports their exits. For systems without a subreaper."""
+
+    def work(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        while True:
+            channel = self._channel.fileno()
+            ready, _, _ = select.select([channel, self._reader.fileno()], [], [])
+            if self._reader.fileno() in ready:
+                self._reader.recv(4096)
+            self._report_exits()
+            if channel in ready:
+                if (order := self._channel.receive()) is None:
+                    break
+                self.fork(order)
+        for listener in self._assignment.resources.listeners:
+            listener.close()
+        self._report_exits(wait=True)
+
+    def fork(self, order: Message) -> None:
+        with signals_blocked(but=[signal.SIGABRT]):
+            self.fork_worker(order)
+
+    def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
+        signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()
+        super().become_worker(order, inherited_from)
+
+    def _report_exits(self, wait: bool = False) -> None:
+        """Report the workers that have exited.
+
+        Args:
+            wait: Whether to wait until all have.
+        """
+        with suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
+                if not pid:
+                    return
+                self._channel.send(exited=pid, status=status)
