@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,3 +124,37 @@ def test_the_engine_s_own_command_line_has_the_same_commands() -> None:
     shown = subprocess.run([sys.executable, "-m", "everycore", "--help"], capture_output=True, text=True, check=True)
     for command in ("serve", "dev", "status", "check", "reload", "scale", "stop"):
         assert f"  {command} " in shown.stdout
+
+
+def test_run_dir_removed_under_a_primary_is_made_again(
+    puppets: Any, ready: Any, cli: Any, eventually: Any, clean_stop: Any
+) -> None:
+    """As systemd-logind does with RemoveIPC. A second primary is refused as before."""
+    cluster = puppets()
+    eventually(lambda: len(ready(cluster)) == 2)
+    shutil.rmtree(cluster.run_dir)
+    eventually(lambda: "was removed and is made again" in cluster.log.read_text())
+    run_dir = str(cluster.run_dir)
+    assert len(json.loads(cli("status", "--json", RUN_DIR=run_dir).stdout)["workers"]) == 2
+    second = cli("serve", RUN_DIR=run_dir)
+    assert second.returncode == 1
+    assert f"belongs to the running primary {cluster.pid}" in second.stderr
+    assert cli("reload", RUN_DIR=run_dir).returncode == 0
+    clean_stop(cluster)
+
+
+def test_run_dir_of_another_primary_is_left_alone(puppets: Any, ready: Any, eventually: Any, clean_stop: Any) -> None:
+    """Another primary was faster than the one whose directory was removed."""
+    first = puppets()
+    eventually(lambda: len(ready(first)) == 2)
+    first.process.send_signal(signal.SIGSTOP)
+    shutil.rmtree(first.run_dir)
+    second = puppets(RUN_DIR=str(first.run_dir))
+    second.run_dir = first.run_dir
+    eventually(lambda: len(ready(second)) == 2)
+    first.process.send_signal(signal.SIGCONT)
+    eventually(lambda: "no command finds this server" in first.log.read_text())
+    first.process.terminate()
+    assert first.process.wait(20) == 0
+    assert len(ready(second)) == 2
+    clean_stop(second)

@@ -103,6 +103,7 @@ class Primary:
             self.spawn_missing_workers(now)
             self.drain_surplus_workers(now)
             self.write_header()
+            self.resources.restore_run_dir(now)
             self.service.update(now, self.stopping)
             if self.stopping and not len(self.children):
                 return self.exit_code
@@ -337,7 +338,7 @@ class Primary:
     # Parts of the loop
 
     def wait(self, now: float) -> list[int]:
-        """Sleep until a signal, a worker's message or the next deadline. Return the signals. Nothing is polled."""
+        """Sleep until a signal, a worker's message or the next deadline. Return the signals."""
         timeout = min(self.next_due() - monotonic(), MAX_SLEEP)
         self.selector.select(max(0.0, timeout))
         self.hang_detector.note_resume(monotonic() - now, timeout)
@@ -345,9 +346,10 @@ class Primary:
 
     def next_due(self) -> float:
         """Return the earliest deadline, in monotonic seconds."""
-        due = [self.service.due, *(self.hang_detector.deadline(child) for child in self.children if not child.aborted)]
+        due = [self.service.due, self.resources.check_due, self.reloader.due]
+        due += [self.hang_detector.deadline(child) for child in self.children if not child.aborted]
         due += [child.deadline for child in self.children if child.deadline is not None]
-        due += [self.reloader.due, NEVER if self.stop_at is None else self.stop_at]
+        due += [] if self.stop_at is None else [self.stop_at]
         due += [moment for moment, _ in self.due_spawns()]
         return min(due, default=NEVER)
 

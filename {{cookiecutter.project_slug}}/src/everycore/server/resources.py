@@ -1,13 +1,18 @@
 """The resources of a primary: sockets, scoreboard, lock and two pipes."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from everycore.server.listeners import BindError, Listener, close, open_listener
-from everycore.server.run_dir import RunDir
+from everycore.server.run_dir import RunDir, RunDirError
 from everycore.server.scoreboard import Scoreboard
+
+CHECK_INTERVAL = 1.0  # seconds
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Resources:
     # A worker writes a byte when its state changes, to wake the primary, which then reads the scoreboard.
     wakeup_pipe: tuple[int, int]
     listeners: list[Listener] = field(default_factory=list)
+    check_due: float = 0.0  # when to look at the run directory, in monotonic seconds
+    _is_lost: bool = False
 
     @classmethod
     def acquire(cls, run_dir: RunDir, binds: Sequence[str]) -> Self:
@@ -57,6 +64,26 @@ class Resources:
         os.close(self.parent_pipe[1])
         os.close(self.wakeup_pipe[0])
         os.close(self.lock)
+
+    def restore_run_dir(self, now: float) -> None:
+        """Make the run directory again if it was removed, and log that once. It looks at most once per CHECK_INTERVAL.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        if now < self.check_due:
+            return
+        self.check_due = now + CHECK_INTERVAL
+        try:
+            lock = self.run_dir.restore(self.lock, self.board.fd)
+        except RunDirError as error:
+            if not self._is_lost:
+                logger.error("RUN_DIR was removed, so no command finds this server: %s", error)
+            self._is_lost = True
+            return
+        if lock != self.lock:
+            logger.warning("RUN_DIR %s was removed and is made again. systemd-logind: RemoveIPC=no", self.run_dir.path)
+        self.lock, self._is_lost = lock, False
 
     def close_listeners(self) -> None:
         """Close the primary's listeners. Workers that have not closed theirs still accept."""

@@ -79,18 +79,47 @@ class RunDir:
             os.close(fd)
         return None
 
-    def remove(self, lock: int) -> None:
-        """Remove the scoreboard, the lock file and the directory, if they are those of `lock`.
+    def restore(self, lock: int, board: int) -> int:
+        """Make the directory again if it was removed under this primary, by logind's RemoveIPC for one.
 
-        The directory may have been removed under this primary, by logind's RemoveIPC for one. Then another primary
-        may have created it again.
+        The workers keep the old scoreboard mapped. Its file has no name any more, so the new name is a link to the
+        descriptor. Only Linux has such links.
 
         Args:
             lock: What `lock()` returned.
+            board: Descriptor of the scoreboard.
+
+        Returns:
+            The descriptor of the lock file, which may be a new one.
+
+        Raises:
+            RunDirError: The directory cannot be made, or another primary has made it.
         """
+        if self._is_own(lock):
+            return lock
+        self.prepare()
+        new = self.lock()
+        os.close(lock)
+        with suppress(OSError):
+            self.board.unlink(missing_ok=True)
+            self.board.symlink_to(f"/proc/{os.getpid()}/fd/{board}")
+        return new
+
+    def _is_own(self, lock: int) -> bool | None:
+        """Return whether the lock file is that of `lock`, or None if there is none."""
         try:
-            is_own = os.path.samestat(self._lock.stat(), os.fstat(lock))
+            return os.path.samestat(self._lock.stat(), os.fstat(lock))
         except OSError:
+            return None
+
+    def remove(self, lock: int) -> None:
+        """Remove the scoreboard, the lock file and the directory, if they are those of `lock`.
+
+        Args:
+            lock: What `lock()` or `restore()` returned.
+        """
+        is_own = self._is_own(lock)
+        if is_own is None:
             return
         if not is_own:
             logger.warning("RUN_DIR %s belongs to another primary; leaving it", self.path)

@@ -113,7 +113,7 @@ class Scoreboard:
         """Map the file of a descriptor.
 
         Args:
-            fd: Descriptor, which may be closed afterwards.
+            fd: Descriptor. A reader may close it afterwards.
             writable: Whether this process may write.
 
         Raises:
@@ -121,6 +121,7 @@ class Scoreboard:
         """
         if (size := os.fstat(fd).st_size) < SIZE:  # a larger one is accepted: an app may have written after the end
             raise ScoreboardError(f"it has {size} bytes, expected {SIZE}")
+        self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
         self.cells = self._bytes.cast("Q")
@@ -133,7 +134,6 @@ class Scoreboard:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, SIZE)
         board = cls(fd)
-        os.close(fd)
         board.header[FORMAT] = MAGIC
         board.header[STARTED] = monotonic_ns()
         board.write_header()

@@ -221,7 +221,7 @@ class Templates:
                 yield Exited(pid, None)
 
     def reap(self, pid: int) -> Template | None:
-        """Record that a process was reaped, so that its pid is not used again. Return it if it is a template process."""
+        """Record that a process was reaped: its pid is not used again. Return it if it is a template process."""
         for template in self._all():
             if template.pid == pid and not template.reaped:
                 template.reaped = True
