@@ -53,7 +53,7 @@ class Channel:
         """Yield the messages that have arrived."""
         while not self.ended:
             try:
-                data = self._socket.recv(CHUNK)
+                data = self._socket.recv(CHUNK, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except ConnectionResetError:  # the other process has ended, and had not read everything

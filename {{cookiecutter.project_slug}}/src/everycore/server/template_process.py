@@ -212,15 +212,13 @@ class _Parent(_Inherited):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        while True:
-            channel = self._channel.fileno()
-            ready, _, _ = select.select([channel, self._reader.fileno()], [], [])
-            if self._reader.fileno() in ready:
+        descriptors = [self._channel.fileno(), self._reader.fileno()]
+        while not self._channel.ended:
+            select.select(descriptors, [], [])
+            with suppress(BlockingIOError):
                 self._reader.recv(4096)
             self._report_exits()
-            if channel in ready:
-                if (order := self._channel.receive()) is None:
-                    break
+            for order in self._channel.take():
                 self.fork(order)
         for listener in self._assignment.resources.listeners:
             listener.close()
