@@ -46,6 +46,10 @@ async def block(request: Request) -> Response:
     return PlainTextResponse(str(os.getpid()))
 
 
+async def die(request: Request) -> Response:
+    os._exit(3)
+
+
 async def echo(websocket: WebSocket) -> None:
     await websocket.accept()
     async for text in websocket.iter_text():
@@ -73,6 +77,7 @@ PLAIN_ROUTES: list[BaseRoute] = [
     Route("/pid", pid),
     Route("/slow", slow),
     Route("/block", block),
+    Route("/die", die),
     WebSocketRoute("/ws", echo),
 ]
 
