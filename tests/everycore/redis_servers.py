@@ -6,6 +6,7 @@
 import random
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,19 +202,26 @@ def _clustered(url: str) -> bool:
 
 
 @pytest.fixture
-def redis_start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start servers of the test's own: `redis_start("name", "--port", "7000")` listens on tmp_path/name/redis.sock.
+def short_path() -> Iterator[Path]:
+    """An empty folder for sockets. Their paths may have 108 bytes (unix(7)), and tmp_path may be too long for that."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def redis_start(short_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start servers of the test's own: `redis_start("name", "--port", "7000")` listens on short_path/name/redis.sock.
 
     They end with the test, also when it has stopped one with SIGSTOP. A name started again has its old address.
     """
-    with servers(tmp_path) as start:
+    with servers(short_path) as start:
         yield start
 
 
 @pytest.fixture
-def redis_under_sentinels(redis_start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> Replicated:
+def redis_under_sentinels(redis_start: Callable[..., subprocess.Popen[bytes]], short_path: Path) -> Replicated:
     """A primary of the test's own, which it may kill."""
-    return under_sentinels(redis_start, tmp_path)
+    return under_sentinels(redis_start, short_path)
 
 
 @pytest.fixture(name="free_port")

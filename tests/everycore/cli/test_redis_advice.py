@@ -30,25 +30,25 @@ ON_DISK = ("--appendonly", "yes")
     ],
 )
 async def test_check_server_names_settings_that_lose_sessions(
-    redis_start: Any, tmp_path: Path, options: tuple[str, ...], says: list[str]
+    redis_start: Any, short_path: Path, options: tuple[str, ...], says: list[str]
 ) -> None:
     redis_start("server", *options)
-    async with connect(f"unix://{tmp_path}/server/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/server/redis.sock", 5.0) as client:
         advice = await check_server(client)
     assert len(advice) == len(says)
     assert all(words in sentence for words, sentence in zip(says, advice, strict=True))
 
 
-async def test_check_server_without_config_reports_what_it_knows(redis_start: Any, tmp_path: Path) -> None:
+async def test_check_server_without_config_reports_what_it_knows(redis_start: Any, short_path: Path) -> None:
     redis_start("managed", *MEMORY, "--maxmemory-policy", "allkeys-lru", "--rename-command", "CONFIG", "")
-    async with connect(f"unix://{tmp_path}/managed/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/managed/redis.sock", 5.0) as client:
         (sentence,) = await check_server(client)
     assert "allkeys-lru" in sentence
 
 
-async def test_check_server_without_info_reports_nothing(redis_start: Any, tmp_path: Path) -> None:
+async def test_check_server_without_info_reports_nothing(redis_start: Any, short_path: Path) -> None:
     redis_start("closed", "--rename-command", "INFO", "")
-    async with connect(f"unix://{tmp_path}/closed/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/closed/redis.sock", 5.0) as client:
         with pytest.raises(ResponseError):
             await client.info()
         assert await check_server(client) == []

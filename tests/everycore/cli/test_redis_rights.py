@@ -17,12 +17,12 @@ CHANNELS = ["broadcast:*"]
 
 
 @pytest.fixture
-def user(redis_start: Any, tmp_path: Path) -> Any:
+def user(redis_start: Any, short_path: Path) -> Any:
     """Create a user of a server with the given rights of ACL SETUSER, and return its URL."""
     redis_start("server")
 
     async def make(*commands: str, keys: list[str] = KEYS, channels: list[str] = CHANNELS) -> str:
-        path = f"{tmp_path}/server/redis.sock"
+        path = f"{short_path}/server/redis.sock"
         admin: Any
         async with Redis(unix_socket_path=path) as admin:
             rules = [*commands, *(f"~{key}" for key in keys), *(f"&{channel}" for channel in channels)]
@@ -39,9 +39,9 @@ async def refusals(url: str) -> tuple[list[str], list[str]]:
     return [each.text for each in found if each.needed], [each.text for each in found if not each.needed]
 
 
-async def test_rehearse_with_every_right_leaves_nothing(user: Any, tmp_path: Path) -> None:
+async def test_rehearse_with_every_right_leaves_nothing(user: Any, short_path: Path) -> None:
     assert await refusals(await user(*ALL)) == ([], [])
-    async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
+    async with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as admin:
         for key in await admin.keys():
             assert 0 < await admin.pttl(key) <= 60_000, key
 
@@ -94,19 +94,19 @@ async def test_rehearse_without_a_feature_says_what_is_lost(
     assert any(says in text and "Without it: " in text for text in lost), (needed, lost)
 
 
-async def test_rehearse_on_a_read_only_replica_says_so_once(redis_start: Any, free_port: Any, tmp_path: Path) -> None:
+async def test_rehearse_on_a_read_only_replica_says_so_once(redis_start: Any, free_port: Any, short_path: Path) -> None:
     port = free_port()
     redis_start("primary", "--port", str(port))
     redis_start("replica", "--replicaof", "127.0.0.1", str(port))
-    needed, lost = await refusals(f"unix://{tmp_path}/replica/redis.sock")
+    needed, lost = await refusals(f"unix://{short_path}/replica/redis.sock")
     assert len(needed) == 1
     assert "read only replica" in needed[0]
     assert not any("read only" in text for text in lost), lost
 
 
-async def test_rehearse_on_a_full_server_says_so(redis_start: Any, tmp_path: Path) -> None:
+async def test_rehearse_on_a_full_server_says_so(redis_start: Any, short_path: Path) -> None:
     redis_start("full", "--maxmemory", "1")
-    needed, _ = await refusals(f"unix://{tmp_path}/full/redis.sock")
+    needed, _ = await refusals(f"unix://{short_path}/full/redis.sock")
     assert "maxmemory" in needed[0]
 
 

@@ -34,12 +34,12 @@ def lines(ended: Any) -> list[str]:
 
 
 @pytest.fixture
-def user(redis_start: Any, tmp_path: Path) -> Any:
+def user(redis_start: Any, short_path: Path) -> Any:
     """The URL of a Redis for a user with `rules`."""
     redis_start("server")
 
     def make(*rules: str) -> str:
-        path = f"{tmp_path}/server/redis.sock"
+        path = f"{short_path}/server/redis.sock"
         with Redis(unix_socket_path=path) as admin:
             admin.execute_command("ACL SETUSER", "app", "on", ">hunter2secret", "~*", "&*", "+@all", *rules)
         return f"unix://app:hunter2secret@{path}"
@@ -99,11 +99,11 @@ def test_check_tries_each_form_of_bind(cli: Any, tmp_path: Path, bind: str, said
     assert said in found(ended, "error")[0]
 
 
-def test_check_of_good_binds_leaves_nothing(cli: Any, tmp_path: Path) -> None:
-    ended = cli("check", BIND=f"127.0.0.1:0,[::1]:0,unix:{tmp_path}/x.sock?mode=600")
+def test_check_of_good_binds_leaves_nothing(cli: Any, short_path: Path) -> None:
+    ended = cli("check", BIND=f"127.0.0.1:0,[::1]:0,unix:{short_path}/x.sock?mode=600")
     assert (ended.returncode, ended.stdout, lines(ended)) == (0, "ok\n", [])
-    assert not list(tmp_path.glob("x.sock"))
-    assert not (tmp_path / "run").exists()
+    assert not list(short_path.glob("x.sock"))
+    assert not (short_path / "run").exists()
 
 
 def test_check_of_a_descriptor_that_is_not_there_is_a_warning(cli: Any) -> None:
@@ -113,9 +113,9 @@ def test_check_of_a_descriptor_that_is_not_there_is_a_warning(cli: Any) -> None:
 
 
 def test_check_beside_its_primary_says_so_and_disturbs_nothing(
-    serve: Any, cli: Any, load: Any, eventually: Any, free_port: Any, tmp_path: Path
+    serve: Any, cli: Any, load: Any, eventually: Any, free_port: Any, short_path: Path
 ) -> None:
-    binds = f"127.0.0.1:{free_port()},unix:{tmp_path}/x.sock"
+    binds = f"127.0.0.1:{free_port()},unix:{short_path}/x.sock"
     cluster = serve("--workers", "1", "--bind", binds, LINGER="0")
     url = f"http://{binds.partition(',')[0]}"
     running = {"RUN_DIR": str(cluster.run_dir), "BIND": binds}
@@ -127,7 +127,7 @@ def test_check_beside_its_primary_says_so_and_disturbs_nothing(
     assert len(found(ended, "note")) == 2
     assert str(cluster.pid) in ended.stderr
     assert seen["ok"] == seen["sent"] > 0
-    assert (tmp_path / "x.sock").exists()
+    assert (short_path / "x.sock").exists()
     # The same addresses, and a RUN_DIR whose primary does not have them: taken by somebody else.
     ended = cli("check", BIND=binds)
     assert (ended.returncode, len(found(ended, "error"))) == (1, 2)
@@ -272,17 +272,17 @@ def test_a_system_that_cannot_fork_is_one_line() -> None:
 
 
 def test_no_line_of_a_cluster_holds_a_part_of_the_redis_password(
-    serve: Any, eventually: Any, ready: Any, get: Any, user: Any, redis_start: Any, tmp_path: Path
+    serve: Any, eventually: Any, ready: Any, get: Any, user: Any, redis_start: Any, short_path: Path
 ) -> None:
     """At the start, at an outage, when Redis is back, and in the list of processes."""
     url = user()
     cluster = serve("--workers", "1", REDIS_URL=url, LOG_LEVEL="debug", LINGER="0")
     eventually(lambda: ready(cluster))
     listed = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
-    with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
+    with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as admin:
         admin.execute_command("ACL SETUSER", "app", "resetpass", ">another-one")
         admin.client_kill_filter(_type="normal")
-    log = tmp_path / "server-0.log"
+    log = short_path / "server-0.log"
     eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
     eventually(lambda: "redis unavailable" in log.read_text())
     for secret in ("hunter2", "2secret"):

@@ -160,10 +160,10 @@ def test_hosts_on_one_redis_see_each_other_until_one_is_gone(serve: Any, ask: An
 
 
 def test_without_redis_a_host_sees_itself_and_says_so_once(
-    serve: Any, ask: Any, ready: Any, eventually: Any, redis_start: Any, tmp_path: Any
+    serve: Any, ask: Any, ready: Any, eventually: Any, redis_start: Any, short_path: Any
 ) -> None:
     server = redis_start("own")
-    url = f"unix://{tmp_path}/own/redis.sock"
+    url = f"unix://{short_path}/own/redis.sock"
     cluster = serve("--workers", "1", REDIS_URL=url, REDIS_TIMEOUT="60")
     eventually(lambda: ready(cluster))
     assert ask(cluster.url, "/cluster").status == 200

@@ -228,10 +228,10 @@ def test_whatever_comes_for_a_cookie_is_answered_and_leaves_no_traceback(visit: 
 
 
 def test_an_outage_is_never_logged_out_and_is_told_once(
-    start: Any, redis_start: Any, tmp_path: Path, eventually: Any
+    start: Any, redis_start: Any, short_path: Path, eventually: Any
 ) -> None:
     unavailable = redis_start("unavailable")
-    cluster = start(REDIS_URL=f"unix://{tmp_path}/unavailable/redis.sock")
+    cluster = start(REDIS_URL=f"unix://{short_path}/unavailable/redis.sock")
     visit = visits(cluster)
     _, _, cookie = visit("?login=ann")
     eventually(lambda: len({visit("", cookie)[1]["pid"] for _ in range(10)}) == 3)
@@ -251,6 +251,6 @@ def test_an_outage_is_never_logged_out_and_is_told_once(
         os.kill(unavailable.pid, signal.SIGCONT)
     eventually(lambda: [visit("", cookie)[0] for _ in range(10)] == [200] * 10)
     assert visit("", cookie)[1]["user"] == "ann"
-    log = (tmp_path / "server-0.log").read_text()
+    log = (short_path / "server-0.log").read_text()
     assert "Traceback" not in log
     assert 1 <= log.count("redis unavailable") <= 6  # each of three workers, and once more if it came back slowly

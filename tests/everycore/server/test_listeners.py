@@ -29,17 +29,17 @@ def test_port_in_use_is_a_bind_error() -> None:
             open_listener(f"127.0.0.1:{port}")
 
 
-def test_unix_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "app.sock"
+def test_unix_socket_of_a_dead_process_is_replaced(short_path: Path) -> None:
+    path = short_path / "app.sock"
     open_listener(f"unix:{path}").close()
     assert path.exists()
     with open_listener(f"unix:{path}") as listener:
         assert describe(listener) == f"unix:{path}"
 
 
-def test_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
-    with open_listener(f"unix:{tmp_path}/app.sock"), pytest.raises(BindError, match="is in use"):
-        open_listener(f"unix:{tmp_path}/app.sock")
+def test_unix_socket_in_use_is_not_replaced(short_path: Path) -> None:
+    with open_listener(f"unix:{short_path}/app.sock"), pytest.raises(BindError, match="is in use"):
+        open_listener(f"unix:{short_path}/app.sock")
 
 
 def test_unix_path_of_a_file_is_not_replaced(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_borrowed_tcp_socket_accepts_after_our_close() -> None:
             owner.accept()[0].close()
 
 
-def test_borrowed_unix_socket_keeps_its_path(tmp_path: Path) -> None:
+def test_borrowed_unix_socket_keeps_its_path(short_path: Path) -> None:
     """The path of a socket of our own is removed."""
-    path = tmp_path / "app.sock"
+    path = short_path / "app.sock"
     with open_listener(f"unix:{path}") as owner:
         close(wrap_inherited(os.dup(owner.fileno())))
         assert path.exists()
@@ -118,8 +118,8 @@ def test_borrowed_abstract_socket_is_described_and_closed() -> None:
 
 
 @pytest.mark.parametrize(("option", "mode"), [("", 0o666), ("?mode=660", 0o660), ("?mode=0600", 0o600)])
-def test_unix_socket_has_its_mode_whatever_the_umask(tmp_path: Path, option: str, mode: int) -> None:
-    path = tmp_path / "app.sock"
+def test_unix_socket_has_its_mode_whatever_the_umask(short_path: Path, option: str, mode: int) -> None:
+    path = short_path / "app.sock"
     with open_listener(f"unix:{path}{option}"):
         assert stat.S_IMODE(path.stat().st_mode) == mode
     before = os.umask(0)
@@ -128,16 +128,16 @@ def test_unix_socket_has_its_mode_whatever_the_umask(tmp_path: Path, option: str
 
 
 @pytest.mark.parametrize("option", ["?mode=9", "?mode=", "?mode=66", "?mode=rw-", "?owner=www"])
-def test_malformed_mode_is_refused_and_creates_no_file(tmp_path: Path, option: str) -> None:
+def test_malformed_mode_is_refused_and_creates_no_file(short_path: Path, option: str) -> None:
     with pytest.raises(BindError, match="is not a mode such as mode=660"):
-        open_listener(f"unix:{tmp_path}/app.sock{option}")
-    assert not list(tmp_path.iterdir())
+        open_listener(f"unix:{short_path}/app.sock{option}")
+    assert not list(short_path.iterdir())
 
 
-def test_unix_path_that_cannot_exist_says_why(tmp_path: Path) -> None:
-    with pytest.raises(BindError, match=rf"there is no directory {tmp_path}/none\. Create it first\.$"):
-        open_listener(f"unix:{tmp_path}/none/app.sock")
-    long = tmp_path / ("x" * 120)
+def test_unix_path_that_cannot_exist_says_why(short_path: Path) -> None:
+    with pytest.raises(BindError, match=rf"there is no directory {short_path}/none\. Create it first\.$"):
+        open_listener(f"unix:{short_path}/none/app.sock")
+    long = short_path / ("x" * 120)
     with pytest.raises(BindError, match=r"a path of \d+ bytes is too long for a socket\.$"):
         open_listener(f"unix:{long}")
 

@@ -28,10 +28,10 @@ async def test_cache_in_outage_computes_one_at_a_time(caplog: pytest.LogCaptureF
 
 
 async def test_cache_after_killed_redis_is_correct_again(
-    redis_start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis_start: Any, short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = redis_start("killed")
-    async with asyncio.timeout(DEADLINE), connect(f"unix://{tmp_path}/killed/redis.sock", 1.0) as connected:
+    async with asyncio.timeout(DEADLINE), connect(f"unix://{short_path}/killed/redis.sock", 1.0) as connected:
         client: Any = connected
         cache, compute = Cache(client), Computation()
         compute.gate.clear()
@@ -45,7 +45,7 @@ async def test_cache_after_killed_redis_is_correct_again(
         assert await computing == "value"  # it could not be stored
         for _ in range(100):
             assert await cache.get_or_compute("k", Computation("away"), ttl=60) == "away"
-        (tmp_path / "killed" / "redis.sock").unlink()
+        (short_path / "killed" / "redis.sock").unlink()
         await asyncio.to_thread(redis_start, "killed")
         while cache.stats.entries == 0:
             assert await cache.get_or_compute("k", Computation("after"), ttl=60) == "after"

@@ -70,10 +70,10 @@ async def test_connect_unreachable_server_fails_in_time(url: str, free_port: Any
     await client.aclose()
 
 
-async def test_connect_url_with_user_password_and_db_works(redis_start: Any, free_port: Any, tmp_path: Path) -> None:
+async def test_connect_url_with_user_password_and_db_works(redis_start: Any, free_port: Any, short_path: Path) -> None:
     port = free_port()
     redis_start("server", "--port", str(port))
-    async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as admin:
+    async with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as admin:
         await admin.acl_setuser("ann", enabled=True, passwords=["+p@ss:w/rd"], commands=["+@all"], keys=["*"])
         url = f"redis://ann:p%40ss%3Aw%2Frd@{HOST}:{port}/3"
         async with connect(url, 5.0) as client:
@@ -116,10 +116,10 @@ async def test_tls_by_url_needs_a_valid_certificate(tls_start: Any, free_port: A
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_connect_gives_sentinels_their_own_password(
-    redis_start: Any, tls_start: Any, free_port: Any, certificate: Path, tmp_path: Path, secure: bool
+    redis_start: Any, tls_start: Any, free_port: Any, certificate: Path, short_path: Path, secure: bool
 ) -> None:
     port, sentinel_port = free_port(), free_port()
-    config = tmp_path / "sentinel.conf"
+    config = short_path / "sentinel.conf"
     config.write_text(f"sentinel monitor service {HOST} {port} 1\nsentinel auth-pass service inner\n")
     if secure:
         tls_start("server", port, "--tls-replication", "yes")
@@ -129,7 +129,7 @@ async def test_connect_gives_sentinels_their_own_password(
         redis_start("sentinel", "--sentinel", "--port", str(sentinel_port), config=config)
     for name, password in (("server", "inner"), ("sentinel", "outer")):
         admin: Any
-        async with Redis(unix_socket_path=f"{tmp_path}/{name}/redis.sock") as admin:
+        async with Redis(unix_socket_path=f"{short_path}/{name}/redis.sock") as admin:
             await admin.execute_command("ACL SETUSER", "default", "resetpass", f">{password}")
     scheme, options = ("rediss", f"&ssl_ca_certs={certificate}") if secure else ("redis", "")
     url = f"{scheme}+sentinel://:inner@{HOST}:{sentinel_port}/service/0?sentinel_password={{}}{options}"

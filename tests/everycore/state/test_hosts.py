@@ -53,11 +53,11 @@ async def test_hosts_without_redis_are_empty() -> None:
         assert await HostRegistry(nowhere).peers("a:1") == {}
 
 
-async def test_refused_announcement_leaves_no_command_running(redis_start: Any, tmp_path: Path) -> None:
+async def test_refused_announcement_leaves_no_command_running(redis_start: Any, short_path: Path) -> None:
     """Whoever is refused may close the client at once, as `check` does."""
     redis_start("server")
     client: Any
-    async with Redis(unix_socket_path=f"{tmp_path}/server/redis.sock") as client:
+    async with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as client:
         await client.execute_command("ACL SETUSER", "default", "-set", "-zadd")
         before = asyncio.all_tasks()
         for _ in range(20):

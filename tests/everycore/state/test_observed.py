@@ -89,10 +89,10 @@ async def test_unobserved_client_sends_directly(redis: Any) -> None:
 
 
 @pytest.fixture
-async def full(redis_start: Any, tmp_path: Path, anyio_backend: object) -> AsyncIterator[Any]:
+async def full(redis_start: Any, short_path: Path, anyio_backend: object) -> AsyncIterator[Any]:
     """A client of a server without memory left."""
     redis_start("full", "--maxmemory-policy", "noeviction")
-    async with connect(f"unix://{tmp_path}/full/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/full/redis.sock", 5.0) as client:
         await client.config_set("maxmemory", 1)
         yield client
 

@@ -207,9 +207,9 @@ async def test_outage_is_logged_once_and_job_restarts(redis: Redis, caplog: pyte
     assert lines[0].exc_info is None
 
 
-async def test_killed_redis_restarts_the_job(redis_start: Any, tmp_path: Path) -> None:
+async def test_killed_redis_restarts_the_job(redis_start: Any, short_path: Path) -> None:
     server = redis_start("own")
-    client: Any = connect(f"unix://{tmp_path}/own/redis.sock", 0.3)
+    client: Any = connect(f"unix://{short_path}/own/redis.sock", 0.3)
     starts: list[int] = []
 
     async def job(fence: int) -> None:

@@ -23,9 +23,9 @@ async def back(client: Any) -> None:
             await asyncio.gather(client.ping(), asyncio.sleep(0.005), return_exceptions=True)
 
 
-async def test_increment_during_a_stall_counts_once(redis_start: Any, tmp_path: Path) -> None:
+async def test_increment_during_a_stall_counts_once(redis_start: Any, short_path: Path) -> None:
     process = redis_start("stalled")
-    async with connect(f"unix://{tmp_path}/stalled/redis.sock", 0.3) as connected:
+    async with connect(f"unix://{short_path}/stalled/redis.sock", 0.3) as connected:
         client: Any = connected
         await client.set("n", 0)
         os.kill(process.pid, signal.SIGSTOP)
@@ -39,10 +39,10 @@ async def test_increment_during_a_stall_counts_once(redis_start: Any, tmp_path: 
 
 
 @pytest.mark.one_server("asks the pipelined connection")
-async def test_silence_of_two_timeouts_fails_commands_at_once(redis_start: Any, tmp_path: Path) -> None:
+async def test_silence_of_two_timeouts_fails_commands_at_once(redis_start: Any, short_path: Path) -> None:
     """The first one may be slow by itself, and has the first timeout alone."""
     process = redis_start("hung")
-    async with connect(f"unix://{tmp_path}/hung/redis.sock", 0.5) as connected:
+    async with connect(f"unix://{short_path}/hung/redis.sock", 0.5) as connected:
         client: Any = connected
         await client.ping()
         os.kill(process.pid, signal.SIGSTOP)
@@ -68,9 +68,9 @@ async def test_blocked_loop_is_no_timeout(redis_url: str) -> None:
         assert client.stats.connections == 1
 
 
-async def test_frozen_machine_keeps_its_connection(redis_start: Any, tmp_path: Path) -> None:
+async def test_frozen_machine_keeps_its_connection(redis_start: Any, short_path: Path) -> None:
     process = redis_start("frozen")
-    async with connect(f"unix://{tmp_path}/frozen/redis.sock", 0.5) as connected:
+    async with connect(f"unix://{short_path}/frozen/redis.sock", 0.5) as connected:
         client: Any = connected
         await client.ping()
         os.kill(process.pid, signal.SIGSTOP)
@@ -85,10 +85,10 @@ async def test_frozen_machine_keeps_its_connection(redis_start: Any, tmp_path: P
 
 
 async def test_restarted_redis_is_used_again(
-    redis_start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis_start: Any, short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = redis_start("server")
-    async with connect(f"unix://{tmp_path}/server/redis.sock", 1.0) as connected:
+    async with connect(f"unix://{short_path}/server/redis.sock", 1.0) as connected:
         client: Any = connected
         await client.set("k", 1)
         process.kill()
@@ -103,7 +103,7 @@ async def test_restarted_redis_is_used_again(
             slowest = max(slowest, monotonic() - asked)
             await asyncio.sleep(0)
         assert slowest < 1.0
-        (tmp_path / "server" / "redis.sock").unlink()
+        (short_path / "server" / "redis.sock").unlink()
         await asyncio.to_thread(redis_start, "server")
         returned = monotonic()
         await back(client)
@@ -116,9 +116,9 @@ async def test_restarted_redis_is_used_again(
     assert said[1].startswith("redis available again after")
 
 
-async def test_full_redis_is_retryable_and_readable(redis_start: Any, tmp_path: Path) -> None:
+async def test_full_redis_is_retryable_and_readable(redis_start: Any, short_path: Path) -> None:
     redis_start("full", "--maxmemory", "1")
-    async with connect(f"unix://{tmp_path}/full/redis.sock", 2.0) as client:
+    async with connect(f"unix://{short_path}/full/redis.sock", 2.0) as client:
         with pytest.raises(UNAVAILABLE_ERRORS):
             await client.set("k", "v")
         assert await client.get("k") is None

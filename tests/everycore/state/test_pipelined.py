@@ -235,9 +235,9 @@ async def test_many_cancelled_commands_use_one_connection(redis: Any) -> None:
     assert redis.stats.connections == 1
 
 
-async def test_demoted_replica_is_left(redis: Any, redis_start: Any, tmp_path: Any) -> None:
+async def test_demoted_replica_is_left(redis: Any, redis_start: Any, short_path: Any) -> None:
     redis_start("replica", "--replicaof", "127.0.0.1", "1")
-    async with connect(f"unix://{tmp_path}/replica/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/replica/redis.sock", 5.0) as client:
         assert isinstance(client, PipelinedRedis)
         answers = await asyncio.gather(client.get("k"), client.set("k", 1), client.get("k"), return_exceptions=True)
         assert isinstance(answers[1], ReadOnlyError)

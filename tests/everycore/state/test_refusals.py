@@ -68,11 +68,11 @@ async def test_refused_tracking_is_logged_once(redis: Redis, redis_url: str, cap
         assert (cache.stats.near_hits, cache.stats.entries) == (0, 0)
 
 
-async def test_renamed_commands_leave_the_rest(redis_start: Callable[..., Any], tmp_path: Path) -> None:
-    config = tmp_path / "renamed.conf"
+async def test_renamed_commands_leave_the_rest(redis_start: Callable[..., Any], short_path: Path) -> None:
+    config = short_path / "renamed.conf"
     config.write_text("\n".join(f'rename-command {name} ""' for name in ("CLIENT", "CONFIG", "INFO")))
     redis_start("renamed", config=config)
-    async with connect(f"unix://{tmp_path}/renamed/redis.sock", 5.0) as client:
+    async with connect(f"unix://{short_path}/renamed/redis.sock", 5.0) as client:
         await use(client)
 
 

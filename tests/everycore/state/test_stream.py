@@ -102,9 +102,9 @@ async def test_stream_invalid_id_is_refused(redis: Redis, id: str) -> None:
         await taken(Stream(redis, "news"), 1, id)
 
 
-async def test_stream_in_an_outage_raises_and_is_read_on(redis_start: Any, tmp_path: Path) -> None:
+async def test_stream_in_an_outage_raises_and_is_read_on(redis_start: Any, short_path: Path) -> None:
     server = redis_start("own", "--appendonly", "yes", "--appendfsync", "always")
-    client: Any = connect(f"unix://{tmp_path}/own/redis.sock", 1.0)
+    client: Any = connect(f"unix://{short_path}/own/redis.sock", 1.0)
     stream = Stream(client, "news")
     id = await stream.append(1)
     reader = asyncio.create_task(taken(stream, 1, id))
