@@ -16,7 +16,16 @@ from places import KEPT, importable
 pytestmark = [pytest.mark.in_all, pytest.mark.xdist_group("libraries")]  # they install into one folder
 
 LIBRARIES = (
-    *("boto3", "faker", "httpx", "numpy", "opentelemetry-distro", "opentelemetry-exporter-otlp-proto-http", "pandas"),
+    *(
+        "boto3",
+        "faker",
+        "fastapi",
+        "httpx",
+        "numpy",
+        "opentelemetry-distro",
+        "opentelemetry-exporter-otlp-proto-http",
+        "pandas",
+    ),
     *("psycopg[binary]", "scikit-learn", "sentry-sdk", "sqlalchemy"),
 )
 
@@ -83,6 +92,8 @@ metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetr
 tracer = trace.get_tracer(__name__)
 """
 LIBRARIES_HARMLESS = {
+    "FastAPI": "import fastapi, pydantic\nclass Item(pydantic.BaseModel):\n    price: float\n"
+    "app = fastapi.FastAPI()\n@app.post('/')\ndef home(item: Item): ...",
     "SQLAlchemy": "import sqlalchemy, sqlalchemy.ext.asyncio\nFILE = sqlalchemy.create_engine('sqlite:///app.db')\n"
     "DB = sqlalchemy.create_engine('postgresql+psycopg://localhost/shop')",
     "httpx": "import httpx\nCLIENT = httpx.AsyncClient()\nOTHER = httpx.Client()",

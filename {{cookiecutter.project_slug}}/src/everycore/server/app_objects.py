@@ -5,6 +5,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from types import CodeType, FunctionType, ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 
 LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
 ENGINE = frozenset({"everycore", "everycore_demo"})
-PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})  # they lead to nothing
+PLAIN = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes)))  # types that lead to nothing
 MAX_DEPTH = 10  # objects between a global and what it leads to
 MAX_OBJECTS = 10_000  # of one walk
 MAX_REFERENTS = 1_000  # of one object
@@ -58,9 +59,9 @@ def own_modules(module: str) -> dict[str, ModuleType]:
     for name, each in [*sys.modules.items()]:
         if not issubclass(type(each), ModuleType):  # a module may replace itself with any object
             continue
-        spec = vars(each).get("__spec__")
-        top = getattr(spec, "name", name).partition(".")[0]  # the name of __main__ is in its spec
-        file = vars(each).get("__file__")
+        namespace = _globals(each)
+        top = getattr(namespace.get("__spec__"), "name", name).partition(".")[0]  # the name of __main__ is in its spec
+        file = namespace.get("__file__")
         if top not in ENGINE and isinstance(file, str) and is_the_apps(file, package):
             found[name] = each
     return found
@@ -76,20 +77,27 @@ def walk(modules: dict[str, ModuleType], roots: Iterable[tuple[str, object]] = (
         modules: Modules by name.
         roots: Further objects to start from, with their names.
     """
-    level = [(f"{module}.{name}", each) for module in modules for name, each in [*vars(modules[module]).items()]]
+    level = [(f"{module}.{name}", each) for module in modules for name, each in [*_globals(modules[module]).items()]]
     level = [*level, *roots]
     seen: set[int] = set()
     for _ in range(MAX_DEPTH):
         following = []
         for name, each in level:
-            if type(each) in PLAIN or id(each) in seen:
+            if id(type(each)) in PLAIN or id(each) in seen:
                 continue
             if len(seen) == MAX_OBJECTS:
                 return
             seen.add(id(each))
             yield name, each
-            following += [(name, referent) for referent in _referents(each, modules)]
+            with suppress(Exception):  # an attribute may have any type
+                following += [(name, referent) for referent in _referents(each, modules)]
         level = following
+
+
+def _globals(module: ModuleType) -> dict[str, Any]:
+    """Return them without vars(), which would load a module of `importlib.util.LazyLoader`."""
+    found: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    return found
 
 
 def _referents(thing: object, modules: dict[str, ModuleType]) -> list[object]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from select import POLLERR, POLLHUP, POLLIN, poll
 from tempfile import SpooledTemporaryFile
 from time import monotonic, sleep
+from types import FunctionType
 from typing import Any, Self
 
 from everycore.server.app_objects import own_modules, walk
@@ -74,14 +75,15 @@ def find_shared(before: Before, target: str, app: object) -> list[str]:
     Returns:
         A phrase for a log line each, such as "a socket to 127.0.0.1:6379 (shop.app.POOL)", at most MAX_PHRASES.
     """
-    fork_returned, started_again = _fork_empty_child()
+    fork_works, started_again = _fork_empty_child()
     threads = before.threads | started_again
     left = [
         *_find_descriptors(before.files),
         *_settle(lambda: [*_find_threads(threads), *_find_children()]),
     ]
-    if not fork_returned:
-        left.append(_Left("fork handler", f"that takes over {FORK_DEADLINE:g} seconds", ("fork handler", 0)))
+    if not fork_works:
+        detail = f"that crashes or takes over {FORK_DEADLINE:g} seconds"
+        left.append(_Left("fork handler", detail, ("fork handler", 0)))
     holders, generators = _find_holders({each.key for each in left}, target, app)
     counts = Counter((each.kind, each.detail, holders.get(each.key, "")) for each in left)
     counts.update(("random generator", "", holder) for holder in generators)
@@ -117,7 +119,7 @@ def _fork_empty_child() -> tuple[bool, Counter[str]]:
     OpenBLAS ends its threads before a fork. OpenTelemetry starts its threads again after it.
 
     Returns:
-        Whether the child has exited by itself, and how many threads of each name it had.
+        Whether the child has exited in time and with status 0, and how many threads of each name it had.
     """
     read, write = os.pipe()
     try:
@@ -143,9 +145,10 @@ def _fork_empty_child() -> tuple[bool, Counter[str]]:
         os.close(read)
     if not exits:
         os.kill(pid, signal.SIGKILL)
+    status = 0
     with suppress(ChildProcessError):  # SIGCHLD is ignored
-        waitpid(pid, 0)
-    return exits, Counter(names.split("\0") if names else ())
+        _, status = waitpid(pid, 0)
+    return status == 0, Counter(names.split("\0") if names else ())
 
 
 def _open_descriptors() -> Iterator[_Descriptor]:
@@ -254,7 +257,7 @@ def _find_children() -> Iterator[_Left]:
         yield _Left("child process", "", ("process", 0))
     for pid in pids:
         if _read(f"{pid}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"], ["X"]):
-            yield _Left("child process", _read(f"{pid}/comm").strip(), ("process", int(pid)))
+            yield _Left("child process", f"named {_read(f'{pid}/comm').strip()}", ("process", int(pid)))
 
 
 def _list_children() -> list[str]:
@@ -307,7 +310,14 @@ def _key_of(kind: type, thing: Any) -> Key | None:
         return "thread", thing.native_id
     if kind.__name__ == "Popen":  # of subprocess and of multiprocessing
         return "process", thing.pid
-    # Not hasattr(): that asks the object. SpooledTemporaryFile opens a file if it is asked for its descriptor.
-    if any("fileno" in vars(base) for base in kind.__mro__) and not issubclass(kind, SpooledTemporaryFile):
-        return "descriptor", thing.fileno()
+    # In the type, because an object may run code if it is asked. A library's fileno() may do more than return a number:
+    # that of paramiko makes a pipe, and that of SpooledTemporaryFile makes a file.
+    fileno = next((vars(base)["fileno"] for base in kind.__mro__ if "fileno" in vars(base)), None)
+    in_python = type(fileno) is FunctionType and fileno.__globals__["__name__"].partition(".")[0]
+    if (
+        fileno
+        and (not in_python or in_python in sys.stdlib_module_names)
+        and not issubclass(kind, SpooledTemporaryFile)
+    ):
+        return "descriptor", fileno(thing)
     return None
