@@ -143,6 +143,7 @@ HARMLESS = {
     "file that is read": "DATA = open(__file__)",
     "devices": "import os\nNULL = open(os.devnull, 'w'); DICE = open('/dev/urandom', 'rb')",
     "memory without a file": "import os\nMEMORY = os.memfd_create('memory')",
+    "memory of multiprocessing": "import multiprocessing\nTOTAL = multiprocessing.get_context('fork').Value('i')",
     "stdout and its pipe": "import os\nOUT = open('/dev/stdout', 'w'); COPY = os.dup(1)",
     "generators that a fork seeds": "import random\nfrom random import random as roll\nRNG = random._inst\n"
     "SAFE = random.SystemRandom()",
@@ -189,6 +190,25 @@ def test_generator_is_named_where_it_was_made(find: FindShared) -> None:
     assert find("from shop.prices import RNG", files) == ["a random generator (shop.prices.RNG)"]
 
 
+NO_FILES = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 99))"
+NO_CHILDREN = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize("source", [NO_FILES, NO_CHILDREN], ids=["no open files", "no child to wait for"])
+def test_what_the_kernel_refuses_is_no_error(find: FindShared, source: str) -> None:
+    assert find(source) == []
+    assert find(f"import socket\nPAIR = socket.socketpair()\n{source}") == ["2 sockets (shop.app.PAIR)"]
+
+
+def test_names_may_be_cut_off(find: FindShared) -> None:
+    """The kernel keeps 15 bytes of a name, which may end within a character."""
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='{}', daemon=True).start()"
+    comm = "\nfrom pathlib import Path\nPath(f'/proc/self/task/{threading.enumerate()[1].native_id}/comm').write_bytes("
+    hide = "\nthreading._active.pop(threading.enumerate()[1].ident)"
+    source = thread.format("x") + comm + "'ä'.encode()[:1])" + hide
+    assert find(source) == ["the thread \N{REPLACEMENT CHARACTER}"]
+
+
 def test_ipv6_address_is_in_brackets(find: FindShared) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -206,7 +226,7 @@ def test_many_are_counted(find: FindShared) -> None:
 
 
 def test_large_globals_hide_nothing_beside_them(find: FindShared) -> None:
-    source = "import random\nROWS = [[number] for number in range(200_000)]\nDEEP = []\n"
+    source = "import random\nROWS = [[[row] for _ in range(300)] for row in range(300)]\nDEEP = []\n"
     source += "for _ in range(100_000): DEEP = [DEEP]\nLOOP = []; LOOP.append(LOOP)\nSHOP = {'rng': [random.Random()]}"
     assert find(source) == ["a random generator (shop.app.SHOP)"]
 

@@ -3,20 +3,20 @@
 import gc
 import os
 import sys
-import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+STANDARD_LIBRARY = os.path.dirname(os.__file__)  # sysconfig would read a large file first
 LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
 ENGINE = frozenset({"everycore", "everycore_demo"})
 PLAIN = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes)))  # types that lead to nothing
 MAX_DEPTH = 10  # objects between a global and what it leads to
-MAX_OBJECTS = 10_000  # of one walk
-MAX_REFERENTS = 1_000  # of one object
+MAX_OBJECTS = 20_000  # of one walk
+MAX_OF_ONE = 2_000  # of one global, so that a large one does not end the walk of the others
 
 
 def is_the_apps(file: str, package: str | None) -> bool:
@@ -29,9 +29,7 @@ def is_the_apps(file: str, package: str | None) -> bool:
     if package and _is_below(file, package):
         return True
     return not (
-        file.startswith("<")
-        or LIBRARY_FOLDERS.intersection(file.split(os.sep))
-        or any(_is_below(file, folder) for folder in _library_folders())
+        file.startswith("<") or LIBRARY_FOLDERS.intersection(file.split(os.sep)) or _is_below(file, STANDARD_LIBRARY)
     )
 
 
@@ -60,9 +58,9 @@ def own_modules(module: str) -> dict[str, ModuleType]:
         if not issubclass(type(each), ModuleType):  # a module may replace itself with any object
             continue
         namespace = _globals(each)
-        top = getattr(namespace.get("__spec__"), "name", name).partition(".")[0]  # the name of __main__ is in its spec
+        real_name = str(getattr(namespace.get("__spec__"), "name", name))  # of __main__, such as shop.__main__
         file = namespace.get("__file__")
-        if top not in ENGINE and isinstance(file, str) and is_the_apps(file, package):
+        if real_name.partition(".")[0] not in ENGINE and isinstance(file, str) and is_the_apps(file, package):
             found[name] = each
     return found
 
@@ -77,11 +75,14 @@ def walk(modules: dict[str, ModuleType], roots: Iterable[tuple[str, object]] = (
         modules: Modules by name.
         roots: Further objects to start from, with their names.
     """
-    level = [(f"{module}.{name}", each) for module in modules for name, each in [*_globals(modules[module]).items()]]
-    level = [*level, *roots]
+    level: list[tuple[str, object]] = [
+        (f"{module}.{name}", each) for module in modules for name, each in [*_globals(modules[module]).items()]
+    ]
+    level += roots
+    left = Counter({name: MAX_OF_ONE for name, _ in level})
     seen: set[int] = set()
     for _ in range(MAX_DEPTH):
-        following = []
+        following: list[tuple[str, object]] = []
         for name, each in level:
             if id(type(each)) in PLAIN or id(each) in seen:
                 continue
@@ -90,7 +91,9 @@ def walk(modules: dict[str, ModuleType], roots: Iterable[tuple[str, object]] = (
             seen.add(id(each))
             yield name, each
             with suppress(Exception):  # an attribute may have any type
-                following += [(name, referent) for referent in _referents(each, modules)]
+                referents = _referents(each, modules)[: left[name]]
+                left[name] -= len(referents)
+                following += [(name, referent) for referent in referents]
         level = following
 
 
@@ -113,13 +116,8 @@ def _referents(thing: object, modules: dict[str, ModuleType]) -> list[object]:
         return [*namespace.values()] if namespace.get("__module__") in modules else []
     if issubclass(kind, (ModuleType, CodeType)):
         return []
-    return gc.get_referents(thing)[:MAX_REFERENTS]
+    return gc.get_referents(thing)
 
 
 def _is_below(file: str, folder: str) -> bool:
     return file == folder or file.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-@cache
-def _library_folders() -> tuple[str, ...]:
-    return tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

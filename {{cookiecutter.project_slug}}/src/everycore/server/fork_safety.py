@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import mmap
 from os import fork, waitpid  # these and those of select and time: an app may replace them there, as gevent does
 from pathlib import Path
 from select import POLLERR, POLLHUP, POLLIN, poll
@@ -32,6 +33,7 @@ FORK_DEADLINE = 5.0  # seconds for an empty child to exit
 SETTLE = 0.05  # seconds for threads and children that are about to exit
 MAX_PHRASES = 8
 HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # jemalloc starts it again after a fork
+MEMORY = ("/memfd:", "/dev/shm/pym-")  # noqa: S108 - the latter is of multiprocessing.Value, which is there to be shared
 
 Key = tuple[str, int]  # "descriptor", "thread" or "process", and its number
 
@@ -121,34 +123,33 @@ def _fork_empty_child() -> tuple[bool, Counter[str]]:
     Returns:
         Whether the child has exited in time and with status 0, and how many threads of each name it had.
     """
-    read, write = os.pipe()
-    try:
+    with suppress(OSError), mmap(-1, 65536) as names:  # no memory, or no process
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there are threads
             pid = fork()
-    except OSError:
-        os.close(read)
-        os.close(write)
-        return True, Counter()
-    if not pid:
-        try:
-            os.write(write, "\0".join(_threads().values()).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    try:
-        poller = poll()
-        poller.register(read, POLLIN)
-        exits = bool(poller.poll(FORK_DEADLINE * 1000))
-        names = os.read(read, 65536).decode() if exits else ""
-    finally:
-        os.close(read)
-    if not exits:
+        if not pid:
+            try:
+                names.write("\n".join(_threads().values()).encode(errors="replace")[: len(names)])
+            finally:
+                os._exit(0)
+        works = _wait(pid)
+        return works, Counter(names[:].rstrip(b"\0").decode(errors="replace").splitlines())
+    return True, Counter()
+
+
+def _wait(pid: int) -> bool:
+    """Return whether the child exits in time and with status 0. If not in time, kill it."""
+    until = monotonic() + FORK_DEADLINE
+    with suppress(ChildProcessError):  # it has exited, and SIGCHLD is ignored
+        while monotonic() < until:
+            exited, status = waitpid(pid, os.WNOHANG)
+            if exited:
+                return status == 0
+            sleep(0.0005)
         os.kill(pid, signal.SIGKILL)
-    status = 0
-    with suppress(ChildProcessError):  # SIGCHLD is ignored
-        _, status = waitpid(pid, 0)
-    return status == 0, Counter(names.split("\0") if names else ())
+        waitpid(pid, 0)
+        return False
+    return True
 
 
 def _open_descriptors() -> Iterator[_Descriptor]:
@@ -184,10 +185,11 @@ def _describe_descriptor(descriptor: _Descriptor) -> tuple[str, str] | None:
         return "socket", _describe_socket(descriptor.number)
     if stat.S_ISFIFO(mode):
         return None if _has_one_end(descriptor.number) else ("pipe", "")
-    if stat.S_ISREG(mode) and not path.startswith("/memfd:"):
-        flags = fcntl.fcntl(descriptor.number, fcntl.F_GETFL)
-        if flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_APPEND:
-            return "file", f"{path}, open for writing".removeprefix(", ")
+    if stat.S_ISREG(mode) and not path.startswith(MEMORY):
+        with suppress(OSError):  # a thread has closed it
+            flags = fcntl.fcntl(descriptor.number, fcntl.F_GETFL)
+            if flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_APPEND:
+                return "file", f"{path}, open for writing".removeprefix(", ")
     return None
 
 
@@ -207,7 +209,8 @@ def _describe_socket(number: int) -> str:
         try:
             if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return f"that listens at {_format_address(opened.getsockname())}"
-            return f"to {_format_address(opened.getpeername())}".removesuffix("to ")
+            peer = _format_address(opened.getpeername())
+            return f"to {peer}" if peer else ""  # one of a pair has no address
         finally:
             opened.detach()
     return ""
@@ -272,7 +275,7 @@ def _list_children() -> list[str]:
 def _read(name: str) -> str:
     """Return a file of /proc; empty if there is none, as of a process that has exited."""
     try:
-        return Path(PROC, name).read_text()
+        return Path(PROC, name).read_text(errors="replace")  # a name may be cut off within a character
     except OSError:
         return ""
 
@@ -297,12 +300,10 @@ def _find_holders(wanted: set[Key], target: str, app: object) -> tuple[dict[Key,
 
 def _generator_types() -> tuple[tuple[type, ...], list[object]]:
     """Return the types of random generators, and those generators that each worker seeds again."""
-    seeded_again = [getattr(random, "_inst", None)]
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is None:
-        return (random.Random,), seeded_again
-    kinds = (random.Random, numpy_random.Generator, numpy_random.RandomState)
-    return kinds, [*seeded_again, numpy_random.mtrand._rand]
+    numpy_random = sys.modules.get("numpy.random")
+    kinds = [getattr(numpy_random, name, random.Random) for name in ("Generator", "RandomState")]
+    numpys_own = getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None)
+    return (random.Random, *kinds), [getattr(random, "_inst", None), numpys_own]
 
 
 def _key_of(kind: type, thing: Any) -> Key | None:
