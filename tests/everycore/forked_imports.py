@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Each line of stdin is a case, and is answered by a line with what is found. A case runs in a fork, as an import does
-# in a template process. The fork waits until its reader kills it, together with all that the import has started.
+# Each line of stdin is a case. It runs in a fork, as an import does in a template process, and is answered by two:
+# the process of the fork and what is found. The reader then kills it, together with all that the import has started.
 SCRIPT = """\
 import importlib, json, os, signal, sys
 from everycore.server import fork_safety
@@ -18,7 +18,6 @@ from everycore.server import fork_safety
 sys.dont_write_bytecode = True
 
 def run(path, first):
-    os.setsid()
     os.chdir(path[0])
     os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     sys.path[:0] = path
@@ -31,11 +30,13 @@ def run(path, first):
 for case in sys.stdin:
     pid = os.fork()
     if not pid:
+        os.setsid()
+        print(os.getpid(), flush=True)
         try:
             found = run(*json.loads(case))
         except BaseException as error:
             found = [f"{type(error).__name__}: {error}"]
-        print(json.dumps([os.getpid(), found]), flush=True)
+        print(json.dumps(found), flush=True)
         while True:
             signal.pause()
     os.waitpid(pid, 0)
@@ -58,8 +59,11 @@ def started(*command: str | Path, **environ: str) -> Iterator[FindShared]:
         assert process.stdout
         process.stdin.write(json.dumps([[str(folder), str(folder / "site-packages")], first]) + "\n")
         process.stdin.flush()
-        pid, found = json.loads(process.stdout.readline())
-        os.killpg(pid, signal.SIGKILL)
+        group = int(process.stdout.readline())
+        try:
+            found = json.loads(process.stdout.readline())
+        finally:
+            os.killpg(group, signal.SIGKILL)
         assert (folder / "stderr").read_text() == ""
         assert isinstance(found, list)
         return found

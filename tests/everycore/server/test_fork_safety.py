@@ -165,11 +165,19 @@ def test_the_demo_and_the_engine_are_not_found(find: FindShared, redis_url: str)
 
 
 def test_what_there_was_before_is_not_found(find: FindShared) -> None:
-    """As what `opentelemetry-instrument` starts with the interpreter: there is a second thread of that name."""
+    """What is like it, and new, is found."""
     start = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='one', daemon=True).start()\n"
-    first = start + "import socket\npair = socket.socketpair()\nlog = open('log', 'w')"
+    first = start + "import select, socket\npair = socket.socketpair()\nlog = open('log', 'w'); poller = select.epoll()"
     assert find("import os\ncopy = os.dup(3)", first=first) == []
     assert find(start, first=first) == ["the thread one"]
+    assert find("import os\nFLAG = os.eventfd(0)", first=first) == ["an eventfd"]
+
+
+def test_thread_beside_one_that_starts_again_is_found(find: FindShared) -> None:
+    """As what `opentelemetry-instrument` starts with the interpreter."""
+    again = HARMLESS["thread that starts again"]
+    assert find("", first=again) == []
+    assert find(again.partition("os.register")[0], first=again) == ["the thread exporter"]
 
 
 def test_generator_of_a_library_is_not_found_until_the_app_holds_it(find: FindShared) -> None:
@@ -191,7 +199,7 @@ def test_generator_is_named_where_it_was_made(find: FindShared) -> None:
 
 
 NO_FILES = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 99))"
-NO_CHILDREN = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+NO_CHILDREN = HARMLESS["thread that starts again"] + "\nimport signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)"
 
 
 @pytest.mark.parametrize("source", [NO_FILES, NO_CHILDREN], ids=["no open files", "no child to wait for"])
@@ -233,7 +241,7 @@ def test_large_globals_hide_nothing_beside_them(find: FindShared) -> None:
 
 # An object that complains if it is asked for anything, and a socket that must stay as it is.
 TOUCHY = """\
-import importlib.util, socket, sys, tempfile, threading
+import importlib.util, socket, sys, threading
 def complain(*_):
     print("touched", file=sys.stderr)
     raise RuntimeError
@@ -243,7 +251,6 @@ class Touchy:
     __class__ = property(complain)
     pid = property(complain)
 TOUCHY = [Touchy(), {"touchy": Touchy()}]
-SPOOLED = tempfile.SpooledTemporaryFile()
 class Owner(Touchy):
     fileno = complain
 OWNER = Owner()
@@ -271,13 +278,28 @@ def test_objects_of_the_app_are_not_touched(find: FindShared) -> None:
     assert find(TOUCHY, files) == ["2 sockets (shop.app.PAIR)"]
 
 
-def test_socket_stays_open_and_blocking(find: FindShared) -> None:
-    check = "look = fork_safety.find_shared\ndef check(*arguments):\n    found = look(*arguments)\n"
-    check += "    assert os.get_blocking(sys.modules['shop.app'].PAIR[0].fileno())\n    return found\n"
-    check += "fork_safety.find_shared = check"
-    for timeout in ("", "socket.setdefaulttimeout(7)\n"):
-        source = f"import socket\nPAIR = socket.socketpair()\n{timeout}"
-        assert find(source, first=check) == ["2 sockets (shop.app.PAIR)"]
+# Runs `assertion` on the app's module after the look.
+AFTER = """\
+look = fork_safety.find_shared
+def check(*arguments):
+    found = look(*arguments)
+    shop = sys.modules["shop.app"]
+    assert {assertion}
+    return found
+fork_safety.find_shared = check
+"""
+
+
+@pytest.mark.parametrize("timeout", ["", "socket.setdefaulttimeout(7)\n"], ids=["no timeout", "default timeout"])
+def test_socket_stays_open_and_blocking(find: FindShared, timeout: str) -> None:
+    first = AFTER.format(assertion="os.get_blocking(shop.PAIR[0].fileno())")
+    assert find(f"import socket\nPAIR = socket.socketpair()\n{timeout}", first=first) == ["2 sockets (shop.app.PAIR)"]
+
+
+def test_spooled_file_stays_in_memory(find: FindShared) -> None:
+    first = AFTER.format(assertion="not shop.SPOOLED._rolled")
+    source = "import os, tempfile\nSPOOLED = tempfile.SpooledTemporaryFile()\nFLAG = os.eventfd(0)"
+    assert find(source, first=first) == ["an eventfd"]
 
 
 @pytest.mark.parametrize(
