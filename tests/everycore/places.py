@@ -8,6 +8,7 @@ TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 ENGINE = TEMPLATE / "src" / "everycore"
 SAMPLE = Path(__file__).parent / "sample"
 PYTHONPATH = (TEMPLATE / "src", SAMPLE.parent)
+KEPT = ROOT / "build" / "tests"  # what tests install stays here, so that a second run is quick
 BYTECODE = ROOT / "build" / "bytecode"  # never in the template, where a bake would copy it
 
 

@@ -1,9 +1,9 @@
 """Describes an import error by the line that its owner would open: a line of the app, not of a library it called."""
 
-import sysconfig
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
+
+from everycore.server.app_objects import find_package, is_the_apps
 
 MAX_MESSAGE = 500  # characters of an error's own message
 MAX_SOURCE = 60  # characters of a source line that is shown beside a syntax error
@@ -36,8 +36,8 @@ def summarize(error: BaseException, module: str = "") -> str:
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_import_system(frame.filename)]
-    package = _find_package(module)
-    where = next((frame for frame in reversed(frames) if _is_the_apps(frame.filename, package)), None)
+    package = find_package(module)
+    where = next((frame for frame in reversed(frames) if is_the_apps(frame.filename, package)), None)
     if where is None and frames:
         where = frames[-1]
     return f"{message} ({_shorten(where.filename)}, line {where.lineno})" if where else message
@@ -51,29 +51,6 @@ def format_traceback(error: BaseException) -> str:
 def _is_import_system(file: str) -> bool:
     """Return whether the file is Python's import system or loading.py, which calls it."""
     return file.startswith("<frozen ") or "/importlib/" in file or Path(file) == Path(__file__).with_name("loading.py")
-
-
-def _is_the_apps(file: str, package: str | None) -> bool:
-    if package and Path(file).is_relative_to(package):
-        return True
-    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    path = Path(file)
-    return not (
-        file.startswith("<")
-        or {"site-packages", "dist-packages"} & set(path.parts)
-        or any(path.is_relative_to(folder) for folder in libraries)
-    )
-
-
-def _find_package(module: str) -> str | None:
-    """Return the folder of a module's top package, or the module's file if it is in no package."""
-    try:
-        spec = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    return next(iter(spec.submodule_search_locations or ()), spec.origin)
 
 
 def _shorten(file: str) -> str:
