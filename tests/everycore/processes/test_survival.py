@@ -183,8 +183,8 @@ os.register_at_fork(after_in_child=hangs_after_fork)
 
 def test_child_stuck_after_fork_logs_its_stacks(puppets: Any, tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(STUCK_AFTER_FORK)
-    cluster = puppets("--app", "stuck:app", BOOT_TIMEOUT="1")
-    assert cluster.process.wait(40) == 3
+    cluster = puppets("--app", "stuck:app", BOOT_TIMEOUT="10", PRELOAD="always")
+    assert cluster.process.wait(60) == 3
     log = cluster.log.read_text()
     assert "no heartbeat in time; its stacks follow" in log
     assert "in hangs_after_fork" in log

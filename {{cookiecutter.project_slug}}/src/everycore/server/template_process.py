@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import uvicorn
 
 from everycore.environ import SettingsError
-from everycore.server import worker
+from everycore.server import fork_safety, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.import_errors import LoadError
 from everycore.server.loaded_files import LoadedFiles
@@ -86,12 +86,14 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         die_with_parent(assignment.primary)
         prefer_as_oom_victim()
         reset_signals()
+        before = fork_safety.Before.take()
         config = _import_app(channel, assignment) if imports else None
         if config is not None or not imports:
+            shared = fork_safety.find_shared(before, assignment.target, config.app) if config is not None else []
             gc.collect()
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
-            channel.send(shared=[])
+            channel.send(shared=shared)
             (_Inherited if assignment.inherits else _Parent)(channel, assignment, config).work()
         code = 0
     except BaseException:
@@ -189,6 +191,7 @@ class _Inherited:
         self._channel.close()
         while os.getppid() == inherited_from:
             sleep(POLL_INTERVAL)
+        fork_safety.reseed()
         worker.live(self._load, self._assignment.worker_context(order))
 
     def _load(self) -> uvicorn.Config:
