@@ -48,7 +48,7 @@ FOUND = {
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='sleeper', daemon=True).start()",
         ["^the thread sleeper$"],
     ),
-    "SQLite": ("import sqlite3\nDB = sqlite3.connect('app.db')", [r"^the file /\S+/app.db, open for writing$"]),
+    "SQLite": ("import sqlite3\nDB = sqlite3.connect('app.db')", [r"^the file /\S+/app.db that is open for writing$"]),
     "connection": (CONNECT, [r"^a socket to 127\.0\.0\.1:\d+ \(shop\.app\.DB\)$"]),
     "connection inside an object": (
         CONNECT + ".makefile('rb')\nshop = {'db': [DB]}\ndel DB",
@@ -74,7 +74,7 @@ FOUND = {
     ),
     "event loop of uvloop": ("import uvloop\nLOOP = uvloop.new_event_loop()", ["an epoll instance"]),
     "eventfd": ("import os\nFLAG = os.eventfd(0)", ["^an eventfd$"]),
-    "file": ("LOG = open('log', 'w')", [r"^the file /\S+/log, open for writing \(shop.app.LOG\)$"]),
+    "file": ("LOG = open('log', 'w')", [r"^the file /\S+/log that is open for writing \(shop.app.LOG\)$"]),
     "temporary file": ("import tempfile\nBUFFER = tempfile.TemporaryFile()", ["^the file .*open for writing"]),
     "child": (
         "import subprocess\nCHILD = subprocess.Popen(['sleep', '60'])",
@@ -180,7 +180,7 @@ def test_thread_beside_one_that_starts_again_is_found(find: FindShared) -> None:
     assert find(again.partition("os.register")[0], first=again) == ["the thread exporter"]
 
 
-def test_generator_of_a_library_is_not_found_until_the_app_holds_it(find: FindShared) -> None:
+def test_generator_of_a_library_is_found_where_the_app_holds_it(find: FindShared) -> None:
     """Only what the app's modules lead to is told apart; a library may hold generators that it seeds itself."""
     library = "import random\nrng = random.Random()\ndef roll(): return rng.random()\nclass Dice:\n    own = rng\n"
     files = {"site-packages/dice.py": library}
@@ -306,7 +306,7 @@ def test_spooled_file_stays_in_memory(find: FindShared) -> None:
     ("source", "found"),
     [
         (FOUND["thread pool"][0], ["the thread ThreadPoolExecutor-0_0 (shop.app.POOL)"]),
-        (FOUND["SQLite"][0], ["the file open for writing"]),
+        (FOUND["SQLite"][0], ["the file that is open for writing"]),
         (FOUND["child"][0], ["a child process"]),
         (FOUND["pair of sockets"][0], ["2 sockets (shop.app.PAIR)"]),
         (HARMLESS["logs"], []),

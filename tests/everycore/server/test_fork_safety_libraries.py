@@ -53,7 +53,7 @@ LIBRARIES_FOUND = {
     "FastAPI's tutorial": (
         "import sqlalchemy as sa\nengine = sa.create_engine('sqlite:///app.db')\nmetadata = sa.MetaData()\n"
         "sa.Table('hero', metadata, sa.Column('id', sa.Integer, primary_key=True))\nmetadata.create_all(engine)",
-        r"^the file /\S+/app.db, open for writing$",
+        r"^the file /\S+/app.db that is open for writing$",
     ),
     "scikit-learn fitted": (
         "from sklearn.cluster import KMeans\nimport numpy\n"

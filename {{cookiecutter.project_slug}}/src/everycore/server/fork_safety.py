@@ -32,7 +32,7 @@ PROC = "/proc"
 FORK_DEADLINE = 5.0  # seconds for an empty child to exit
 SETTLE = 0.05  # seconds for threads and children that are about to exit
 MAX_PHRASES = 8
-HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # jemalloc starts it again after a fork
+HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # jemalloc has fork handlers for it
 MEMORY = ("/memfd:", "/dev/shm/pym-")  # noqa: S108 - the latter is of multiprocessing.Value, which is there to be shared
 
 Key = tuple[str, int]  # "descriptor", "thread" or "process", and its number
@@ -189,7 +189,7 @@ def _describe_descriptor(descriptor: _Descriptor) -> tuple[str, str] | None:
         with suppress(OSError):  # a thread has closed it
             flags = fcntl.fcntl(descriptor.number, fcntl.F_GETFL)
             if flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_APPEND:
-                return "file", f"{path}, open for writing".removeprefix(", ")
+                return "file", f"{path} that is open for writing".strip()
     return None
 
 
