@@ -194,3 +194,32 @@ def test_broken_code_is_refused_where_each_worker_imports(
     assert get(cluster.url, "/4")[1] == b"4"
     (tmp_path / "shared.py").write_text(APP.format(made="answer = abs"))
     eventually(lambda: len(ready(cluster)) == 2)
+
+
+LOCKING = """
+import logging, threading
+def hold_the_lock():
+    while True:
+        logging._acquireLock() if hasattr(logging, "_acquireLock") else logging._lock.acquire()
+        sum(range(20000))
+        logging._releaseLock() if hasattr(logging, "_releaseLock") else logging._lock.release()
+def start():
+    threading.Thread(target=hold_the_lock, name="locking", daemon=True).start()
+start()
+os.register_at_fork(after_in_child=start)
+answer = abs
+"""
+
+
+def test_lock_of_a_thread_does_not_stop_the_fork(start: Any, ready: Any, get: Any, eventually: Any) -> None:
+    """A thread that starts again after a fork counts as harmless, and may hold a lock at the moment of the fork."""
+    cluster = start(LOCKING, BOOT_TIMEOUT="10")
+    eventually(lambda: len(ready(cluster)) == 2)
+    for _ in range(5):
+        first = ready(cluster)[0]
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda gone=first: len(pids := ready(cluster)) == 2 and gone not in pids)
+    assert get(cluster.url, "/7")[1] == b"7"
+    log = cluster.log.read_text()
+    assert "imports the app itself" not in log
+    assert "the template process was killed" not in log

@@ -179,9 +179,9 @@ def test_changed_engine_needs_a_restart(
     clean_stop(cluster)
 
 
-@pytest.mark.parametrize("away", [False, True], ids=["old release there", "old release gone"])
+@pytest.mark.parametrize("is_gone", [False, True], ids=["old release there", "old release gone"])
 def test_reload_follows_the_link_of_a_release(
-    puppets: Any, serve: Any, get: Any, eventually: Any, tmp_path: Path, away: bool
+    puppets: Any, serve: Any, get: Any, eventually: Any, tmp_path: Path, is_gone: bool
 ) -> None:
     for release in ("one", "two"):
         (tmp_path / release).mkdir()
@@ -200,7 +200,7 @@ def test_reload_follows_the_link_of_a_release(
     assert get(cluster.url, "/")[1] == b"one"
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(current)
-    if away:
+    if is_gone:
         shutil.rmtree(tmp_path / "one")
     cluster.control.reload()
     assert {get(cluster.url, "/")[1] for _ in range(10)} == {b"two"}

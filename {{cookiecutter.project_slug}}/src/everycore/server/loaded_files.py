@@ -16,7 +16,7 @@ class LoadedFiles:
     """The contents of the engine's files, and of the libraries that this process has loaded, as of now.
 
     Args:
-        app: Top-level package of the app. A template process imports it anew, so its files do not count.
+        app: Top-level package of the app. Each template process imports it again, so its files do not count.
         directory: The directory of the primary, as it was typed. A deploy may switch it to another release.
 
     Attributes:

@@ -59,7 +59,7 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
 
     def run_template(channel: Channel, imports: bool) -> NoReturn:
         """In a forked process: release what only the primary uses, and become a template process."""
-        from everycore.server import template_process  # in each anew, so that a reload replaces these libraries
+        from everycore.server import template_process  # not loaded in the primary, so a reload replaces these libraries
 
         signals.close()
         selector.close()

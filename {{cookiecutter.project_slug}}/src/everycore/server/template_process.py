@@ -39,6 +39,7 @@ from everycore.server.worker import WorkerContext
 POLL_INTERVAL = 0.0005  # seconds between two looks at the parent of a new worker
 
 logger = logging.getLogger(__name__)
+_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,14 @@ class _Inherited:
     def fork(self, order: Message) -> None:
         """Fork the process in between, which forks the worker, reports its pid and exits.
 
-        The process in between is forked by the C library and not by Python. So functions that libraries have registered
-        for a fork (os.register_at_fork) run once, in the worker, and start no thread in between.
+        It is forked by the C library, so that functions which libraries have registered for a child
+        (os.register_at_fork) run in the worker alone. Those that take locks before a fork, and release them in the
+        parent after it, run in both processes here. Otherwise a thread could hold such a lock for ever in between.
         """
         with signals_blocked(but=[signal.SIGABRT]):
-            between = ctypes.PyDLL(None, use_errno=True).fork()
+            ctypes.pythonapi.PyOS_BeforeFork()
+            between = _libc.fork()
+            ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
                     self.fork_worker(order, inherited_from=os.getpid())
