@@ -245,3 +245,34 @@ def test_server_without_a_subreaper(
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_reload_requested_during_the_first_import_is_served(
+    puppets: Any, tell: Any, snapshot: Any, eventually: Any, clean_stop: Any, tmp_path: Path
+) -> None:
+    path, began = tmp_path / "first.py", tmp_path / "began"
+    path.write_text(f"import time\nopen({str(began)!r}, 'w').close()\ntime.sleep(600)\n")
+    cluster = puppets("--app", "first:app")
+    eventually(began.exists)
+    path.write_text("from puppet import app\nversion = 2\n")
+    cluster.process.send_signal(signal.SIGHUP)
+    (template,) = eventually(lambda: children(cluster.pid))
+    os.kill(template, signal.SIGKILL)
+    assert tell(cluster, "import first; answer = first.version") == "2"
+    assert snapshot(cluster).generation == 1
+    clean_stop(cluster)
+
+
+def test_stop_at_once_during_the_forks_leaves_nobody(
+    puppets: Any, processes: Any, eventually: Any, tmp_path: Path
+) -> None:
+    for _ in range(5):
+        cluster = puppets("--workers", "16")
+        eventually(lambda log=cluster.log: "serving puppet:app" in log.read_text())
+        cluster.process.send_signal(signal.SIGQUIT)
+        assert cluster.process.wait(20) == 0
+        eventually(lambda now=cluster: not processes(now))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

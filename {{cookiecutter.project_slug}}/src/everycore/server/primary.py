@@ -72,6 +72,7 @@ class Primary:
         self.schedule = SpawnSchedule()
         self.death_log = DeathLog()
         self.stopping = False
+        self.at_once = False  # workers are killed, not drained
         self.stop_at: float | None = None  # end of the drain delay, in monotonic seconds
         self.ever_ready = False
         self.boot_failures = 0
@@ -105,7 +106,7 @@ class Primary:
             self.write_header()
             self.resources.restore_run_dir(now)
             self.service.update(now, self.stopping)
-            if self.stopping and not len(self.children):
+            if self.stopping and not len(self.children) and not self.templates.reserved_rows():
                 return self.exit_code
             for number in self.wait(now):
                 self.handle_signal(number)
@@ -141,7 +142,7 @@ class Primary:
     def stop_at_once(self) -> None:
         """Close the listeners and send SIGKILL to all workers."""
         logger.info("stopping at once")
-        self.stopping = True
+        self.stopping = self.at_once = True
         self.stop_at = None
         self.children.wanted = 0
         self.resources.close_listeners()
@@ -173,6 +174,8 @@ class Primary:
             match event:
                 case Forked(child):
                     self.children.register(child)
+                    if self.at_once:
+                        self.send(child, signal.SIGKILL)
                 case NotForked(child, reason):
                     logger.error(
                         "worker=%d cannot be forked: %s. Trying again in %g s.", child.slot, reason, FORK_RETRY

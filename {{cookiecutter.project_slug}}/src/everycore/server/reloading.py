@@ -234,7 +234,10 @@ class Reloader:
             return False
         self._requested_again = False
         self._templates.drop_next()
-        self.request()
+        if self._children.generation:
+            self.request()
+        else:
+            self._load(reloading=True)
         return True
 
     def _must_not_fork(self, shared: list[str]) -> bool:
