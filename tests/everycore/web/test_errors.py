@@ -9,8 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from everycore import state, web
 from everycore.state import RateLimitMiddleware, Rule
@@ -41,6 +42,12 @@ async def remember(request: Request) -> Response:
     return PlainTextResponse("remembered")
 
 
+async def count(websocket: WebSocket) -> None:
+    await websocket.accept()
+    await websocket.state.counters.increment("n")
+    raise HTTPException(400, "No reason")
+
+
 async def ignore_body(request: Request) -> Response:
     return PlainTextResponse("not read")
 
@@ -64,6 +71,7 @@ def client(redis_url: str) -> Any:
                 Route("/refuse", refuse),
                 Route("/limited", ignore_body, middleware=[limit]),
                 Route("/session", remember, middleware=[state.sessions()]),
+                WebSocketRoute("/count", count),
                 Route("/echo", echo, methods=["POST"]),
                 Route("/large", echo, methods=["POST"], max_body_size=1000),
                 Route("/ignored", ignore_body, methods=["POST"]),
@@ -140,6 +148,13 @@ def test_outage_of_redis_is_answered_by_the_page(client: Client) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.text == "<h1>503</h1>Session store unavailable. Please retry."
     assert down.get("/session", headers=JSON).json() == {"detail": "Session store unavailable. Please retry."}
+
+
+@pytest.mark.parametrize(("environ", "code"), [({}, 1008), ({"REDIS_URL": NOWHERE}, 1013)])
+def test_accepted_websocket_is_closed(client: Client, environ: dict[str, str], code: int) -> None:
+    with client(**environ).websocket_connect("/count") as opened, pytest.raises(WebSocketDisconnect) as closed:
+        opened.receive_text()
+    assert closed.value.code == code
 
 
 def test_request_of_another_site_is_answered_by_the_page(client: Client) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-FORBIDDEN = 403
+RETRIED = (429, 503)  # statuses after which a client may try again
 POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # close codes in RFC 6455's registry
 
 
@@ -34,8 +34,12 @@ async def send_error(error: HTTPException, scope: Scope, receive: Receive, send:
     elif "websocket.http.response" in scope.get("extensions", {}):
         await _text(None, error)(scope, receive, send)
     else:
-        code = POLICY_VIOLATION if error.status_code == FORBIDDEN else TRY_AGAIN_LATER
-        await send({"type": "websocket.close", "code": code})
+        await send({"type": "websocket.close", "code": close_code(error)})
+
+
+def close_code(error: HTTPException) -> int:
+    """Return the code that closes a websocket because of an error."""
+    return TRY_AGAIN_LATER if error.status_code in RETRIED else POLICY_VIOLATION
 
 
 def _text(_: Request | None, error: HTTPException) -> Response:

@@ -8,11 +8,13 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.websockets import WebSocket, WebSocketState
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
+from everycore.state.error_response import close_code
 from everycore.web.security import SCOPE_KEY
 
-Handler = Callable[[Request, Exception], Awaitable[Response]]
+Handler = Callable[[Any, Exception], Awaitable[Any]]
 Page = Callable[[Request, HTTPException], Response | Awaitable[Response]]
 
 BODILESS = (204, 304)
@@ -28,20 +30,24 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
     `debug`, Starlette shows a traceback instead of the 500.
 
     A browser, whose Accept header has `text/html`, gets the page. A client that accepts JSON gets
-    `{"detail": "Not Found"}`, and every other client gets the detail as text.
+    `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed:
+    with code 1013, "try again later", while Redis is unavailable.
 
     Args:
         page: Returns the page of an error. It must not need Redis or a session. If it raises, the log has the
             exception, and the browser gets text. Without it browsers always get text.
     """
 
-    async def http_error(request: Request, error: Exception) -> Response:
+    async def http_error(connection: Request | WebSocket, error: Exception) -> Response | None:
         assert isinstance(error, HTTPException)
-        return await _respond(request, error, page)
+        if isinstance(connection, WebSocket) and connection.application_state is not WebSocketState.CONNECTING:
+            await connection.close(close_code(error))
+            return None
+        return await _respond(connection, error, page)
 
-    async def service_unavailable(request: Request, error: Exception) -> Response:
+    async def service_unavailable(connection: Request | WebSocket, error: Exception) -> Response | None:
         detail = "Service temporarily unavailable. Please retry."
-        return await _respond(request, HTTPException(503, detail, {"Retry-After": "1"}), page)
+        return await http_error(connection, HTTPException(503, detail, {"Retry-After": "1"}))
 
     async def server_error(request: Request, error: Exception) -> Response:
         # Starlette logs the exception, and sends this response outside all middleware: the headers are added here.
@@ -61,7 +67,7 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
     }
 
 
-async def _respond(request: Request, error: HTTPException, page: Page | None) -> Response:
+async def _respond(request: Any, error: HTTPException, page: Page | None) -> Response:
     response: Response | None = None
     accept = request.headers.get("accept", "")
     if error.status_code in BODILESS:
