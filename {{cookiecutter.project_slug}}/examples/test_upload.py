@@ -1,8 +1,12 @@
 """Uploads over two real workers."""
 
+import errno
 import re
 
 import pytest
+from starlette.testclient import TestClient
+
+from examples import upload as example
 
 MIB = 2**20
 
@@ -49,6 +53,17 @@ def test_what_is_no_upload_is_404(server, path):
 
 def test_request_without_a_file_is_refused(server):
     assert server.client().post("/", {"file": "text"}).status == 400
+
+
+def test_full_disk_is_answered_507(redis_url, monkeypatch):
+    def store(file, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(example, "store", store)
+    monkeypatch.setenv("APP_ENV", "development")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    with TestClient(example.create_app()) as client:
+        assert client.post("/", files={"file": ("a.txt", b"hello")}).status_code == 507
 
 
 def test_other_site_cannot_upload(server, folder):
