@@ -49,7 +49,7 @@ async def talk(websocket: WebSocket) -> None:
     if name is None:
         await websocket.close(NOT_NAMED)
         return
-    async with web.join_room(websocket, websocket.path_params["room"], name) as room:
+    async with web.join_room(websocket, websocket.path_params["room"][:MAX_NAME], name) as room:
         await room.send({"members": await room.members()})
         async for text in websocket.iter_text():
             if not text:

@@ -73,6 +73,21 @@ def test_url_changes_with_any_content_and_with_nothing_else(start: Start, folder
     assert len({first, second, url_of(start())}) == 3
 
 
+def test_file_that_is_gone_meanwhile_is_left_out(start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = url_of(start())
+    (folder / "4913").write_text("an editor's temporary file")
+    is_file = Path.is_file
+
+    def seen_and_gone(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == "4913":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", seen_and_gone)
+    assert url_of(start()) == first
+
+
 def test_other_url_of_a_file_is_not_kept(start: Start) -> None:
     client = start()
     for path in ("style.css", "v-000000000000/style.css"):

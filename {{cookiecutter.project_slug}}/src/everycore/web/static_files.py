@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,14 @@ class StaticFiles(StarletteStaticFiles):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory=directory)
-        paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
-        self._read = {os.path.realpath(path): _mark(path.stat()) for path in paths}
+        self._read: dict[str, tuple[int, int]] = {}
         content = hashlib.sha256()
-        for path in paths:
-            with path.open("rb") as file:
+        for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
+            # An editor's temporary file may be gone meanwhile: `dev` reloads at the very moment of a save.
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                self._read[os.path.realpath(path)] = _mark(os.fstat(file.fileno()))
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            content.update(f"{path.relative_to(directory).as_posix()}\0{digest}\n".encode())
+                content.update(f"{path.relative_to(directory).as_posix()}\0{digest}\n".encode())
         self.version = f"v-{content.hexdigest()[:12]}"
 
     def urls(self, request: Request) -> dict[str, Any]:
