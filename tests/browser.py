@@ -15,6 +15,15 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
+# For a page that begins hidden, as in a tab in the background, and is shown by `setHidden(false)`.
+HIDDEN = """
+window.isHidden = true;
+Object.defineProperty(document, "hidden", { get: () => window.isHidden });
+window.setHidden = (hidden) => {
+  window.isHidden = hidden;
+  document.dispatchEvent(new Event("visibilitychange"));
+};
+"""
 START_DEADLINE = 60.0  # seconds
 STOP_DEADLINE = 60.0
 
@@ -61,11 +70,33 @@ def development(project, folder, workers):
             process.wait()
 
 
-def _wait_until_ready(url, process):
+@contextmanager
+def serving(project, folder, target, **environ):
+    """Run `target`, an app of `folder`, on one worker of the installed `project` for the `with` block; yield its URL.
+
+    There is no Redis.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [project / ".venv/bin/cluster-app", "serve", "--app", target, "--workers", "1"]
+    own = {"RUN_DIR": str(folder / "run"), "PYTHONPATH": str(folder), "LINGER": "0", "REDIS_URL": "unix:///nowhere"}
+    process = subprocess.Popen(
+        [*command, "--bind", f"127.0.0.1:{port}"], cwd=folder, env={**os.environ, **own, **environ}
+    )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_until_ready(url, process, "healthz")
+        yield url.rstrip("/")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_DEADLINE)
+
+
+def _wait_until_ready(url, process, probe="readyz"):
     until = time.monotonic() + START_DEADLINE
     while time.monotonic() < until and process.poll() is None:
         with suppress(OSError):
-            if urllib.request.urlopen(f"{url}readyz", timeout=5).status == 200:
+            if urllib.request.urlopen(f"{url}{probe}", timeout=5).status == 200:
                 return
         time.sleep(0.05)
-    raise AssertionError("dev did not become ready")
+    raise AssertionError("the server did not become ready")

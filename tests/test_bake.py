@@ -17,6 +17,7 @@ JINJA = re.compile(r"\{\{[^\n]*cookiecutter|\{%|%\}|cookiecutter")
 UPDATE = "src/everycore/update/"  # it runs cookiecutter, so it may name it
 MAX_LINES = 400  # of one file of Python
 OWNERS_LINES = 400  # of all that is the owner's to read at first: src/<package>
+EXAMPLE_LINES = 120  # of an example
 ENGINE = Path("src", "everycore")
 DEMO = Path("src", "everycore_demo")
 RECORD = Path(".cluster-template.json")  # which holds the answers
@@ -168,6 +169,13 @@ def test_engine_has_the_same_bytes_in_every_bake(bake, tmp_path):
                 assert files(project / part) == {
                     path: content for path, content in files(template / part).items() if "__pycache__" not in path.parts
                 }
+
+
+def test_no_example_is_long(bake):
+    for path in (bake() / "examples").glob("*.py"):
+        if not path.name.startswith("test_"):
+            assert path.read_text().count("\n") <= EXAMPLE_LINES, path.name
+            assert path.stem in ("__init__", "bare", "ordinary") or path.with_name(f"test_{path.name}").exists()
 
 
 def test_owner_has_few_lines_to_read(bake):

@@ -52,11 +52,11 @@ def edit(path, *replacements):
 
 
 @contextmanager
-def running(project, log=None, **environ):
-    """`make run` on a port of its own; gives a function that gets a path."""
+def running(project, log=None, app=(), **environ):
+    """`make run` on a port of its own, by default of its own app; gives a function that gets a path."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [project / ".venv/bin/python", "-m", "cluster_app", "dev", "--bind", f"127.0.0.1:{port}"]
+    command = [project / ".venv/bin/python", "-m", "cluster_app", "dev", "--bind", f"127.0.0.1:{port}", *app]
     environ = {**os.environ, "RUN_DIR": str(project / "run"), **environ}
     process = subprocess.Popen(command, cwd=project, env=environ, stdout=log, stdin=subprocess.DEVNULL)
 
@@ -136,6 +136,18 @@ def test_setting_reaches_every_file_and_the_app(project, about):
     with running(project, **{name: value}) as get:
         assert value in eventually(lambda: get("/about"))
     edit(about, (read, "request.app.state.settings.greeting"))
+
+
+def test_first_week_runs_each_example(project):
+    page = (project / "docs" / "first-week.md").read_text()
+    (command,) = re.findall(r"```sh\n(.*?)\n```", page, re.S)
+    binary, dev, option, target = command.split()
+    assert ((project / binary).exists(), dev, option) == (True, "dev", "--app")
+    examples = re.findall(r"\(`examples/(\w+)\.py`\)", page)
+    assert target.split(":")[0].split(".")[1] in examples
+    for name in examples:
+        with running(project, app=(option, f"examples.{name}:create_app")) as get:
+            assert "<h1>" in eventually(lambda get=get: get("/"))
 
 
 def test_job_runs_in_one_worker(project, tmp_path):

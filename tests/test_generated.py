@@ -54,7 +54,9 @@ OPTIONS = {
 @pytest.mark.xdist_group("whole bakes")  # one after the other: they have one venv, and each uses every core
 @pytest.mark.parametrize("answers", OPTIONS.values(), ids=OPTIONS)
 def test_bake_passes_its_own_lint_types_and_tests(bake, answers, record_property):
-    assert_test_passes(bake, sys.executable, answers, record_property)
+    project = assert_test_passes(bake, sys.executable, answers, record_property)
+    if answers == OPTIONS["least"]:
+        assert run(["make", "test-examples"], project).returncode == 0
 
 
 @pytest.mark.in_all
@@ -71,6 +73,7 @@ def assert_test_passes(bake, python, answers, record_property):
     assert re.search(r"\d+ passed", ended.stdout)
     for left_out in re.findall(r"^\d+ tests?: .*", ended.stdout, re.M):
         record_property(machine.LEFT_OUT, f"in a bake, {left_out}")
+    return project
 
 
 @pytest.mark.in_all

@@ -35,7 +35,7 @@ app.router.routes[:0] = [Route("/form", form, methods=["POST"]), WebSocketRoute(
 
 # Its client runs where it was installed, without a tool of the tests.
 CLIENT = """
-import importlib.util, json, sys, urllib.request
+import importlib.util, json, re, sys, urllib.request
 from websockets.sync.client import connect
 
 def ask(path, data=None, **fields):
@@ -51,6 +51,7 @@ with connect(url.replace("http", "ws") + "/echo") as socket:
 print(json.dumps({
     "tools": [name for name in ("pytest", "watchfiles", "httpx2") if importlib.util.find_spec(name)],
     "page": "<html" in ask("/"),
+    "style": "color-scheme" in ask(re.search(r'href="(\\S+style.css)"', ask("/"))[1]),
     "form": json.loads(ask("/form", b"name=ann")),
     "upload": json.loads(ask("/form", upload, Content_Type="multipart/form-data; boundary=x")),
     "websocket": heard,
@@ -91,6 +92,7 @@ def test_installed_app_serves_page_form_upload_and_websocket(installed, tmp_path
     assert json.loads(ended.stdout.splitlines()[-1]) == {
         "tools": [],
         "page": True,
+        "style": True,
         "form": {"name": "ann"},
         "upload": {"file": "hello"},
         "websocket": "heard you",

@@ -1,16 +1,8 @@
 """A login at another origin, in a real Chromium: the header fields of every answer must not break it."""
 
-import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
-from contextlib import suppress
-
 import pytest
 
-from browser import browser, chromium
+from browser import browser, chromium, serving
 from conftest import missing
 from test_page import installed
 
@@ -68,23 +60,8 @@ def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logins")
     project = installed(folder)
     (folder / "logins.py").write_text(APP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [project / ".venv/bin/cluster-app", "serve", "--app", "logins:app", "--workers", "1"]
-    environ = {**os.environ, "APP_ENV": "development", "RUN_DIR": str(folder / "run"), "PYTHONPATH": str(folder)}
-    process = subprocess.Popen([*command, "--bind", f"127.0.0.1:{port}"], cwd=folder, env={**environ, "LINGER": "0"})
-    try:
-        until = time.monotonic() + DEADLINE
-        while time.monotonic() < until and process.poll() is None:
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
-                break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with serving(project, folder, "logins:app", APP_ENV="development") as address:
+        yield address
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from browser import browser, chromium, development
+from browser import HIDDEN, browser, chromium, development
 from conftest import baked, missing
 from test_generated import fresh, run
 
@@ -244,6 +244,19 @@ def test_several_hosts_are_shown_apart_and_markup_is_text(url, chrome):
     expect(page.locator(".host").last).to_contain_text("<img src=x")
     assert page.locator("#hosts img").count() == 0
     expect(page.locator("#harm")).to_be_hidden()  # without a token, as in production
+    page.close()
+
+
+def test_hidden_page_holds_no_stream(url, chrome):
+    page = chrome.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.add_init_script(HIDDEN)
+    page.goto(url)
+    page.evaluate("() => import('./demo/page.js')")  # the page's own module, which has run when this returns
+    assert not [address for address in asked if address.endswith("/demo/events")]
+    page.evaluate("() => setHidden(false)")
+    expect(page.locator("#connection")).to_have_text("Live")
     page.close()
 
 

@@ -1,1 +1,1 @@
-"""Apps that know nothing of everycore, and run on it unchanged."""
+"""Small apps to copy from. docs/first-week.md introduces them. bare.py and ordinary.py use nothing of everycore."""

@@ -17,9 +17,13 @@ def test_home_shows_a_name_as_text(client):
 
 
 def test_unknown_page_is_a_page_with_status_404(client):
-    answer = client.get("/no/such/page")
+    answer = client.get("/no/such/page", headers={"Accept": "text/html"})
     assert answer.status_code == 404
     assert "<h1>Not Found</h1>" in answer.text
+
+
+def test_form_of_another_site_is_refused(client):
+    assert client.post("/", data={"name": "Eve"}, headers={"Origin": "https://evil.example"}).status_code == 403
 
 
 def test_workers_share_one_session(serve):

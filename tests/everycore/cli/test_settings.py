@@ -112,6 +112,9 @@ def test_read_collects_every_fault() -> None:
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),
+        ("TRUSTED_ORIGINS", "login.example"),
+        ("TRUSTED_ORIGINS", "https://login.example/"),
+        ("TRUSTED_ORIGINS", "null"),
         ("FORWARDED_ALLOW_IPS", "a;b"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1,"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
@@ -179,6 +182,13 @@ def test_key_prefix_and_cookie_default_to_the_package() -> None:
 def test_allowed_hosts_are_separated_by_commas() -> None:
     hosts = ("shop.com", "*.shop.com", "[::1]")
     assert read({"SECRET_KEY": KEY, "ALLOWED_HOSTS": "shop.com, *.shop.com,[::1]"}).allowed_hosts == hosts
+
+
+def test_trusted_origins_are_separated_by_commas() -> None:
+    origins = ("https://login.example", "http://[::1]:8000")
+    assert read({"SECRET_KEY": KEY, "TRUSTED_ORIGINS": "https://Login.example, http://[::1]:8000"}).trusted_origins == (
+        origins
+    )
 
 
 def test_lists_ignore_spaces() -> None:

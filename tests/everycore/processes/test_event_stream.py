@@ -29,7 +29,7 @@ async def append(request):
     return JSONResponse({"id": await request.state.news.append(int(request.query_params["n"]))})
 
 async def listen(request):
-    return await web.event_stream(request, request.state.news)
+    return await web.event_stream(request, request.state.news, after=request.query_params.get("after"))
 
 app = Starlette(
     routes=[Route("/append", append), Route("/listen", listen)],
@@ -42,8 +42,9 @@ app = Starlette(
 class Browser:
     """An EventSource: it connects again with the last id whenever a response ends."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, path: str = "/listen") -> None:
         self.netloc = urlsplit(url).netloc
+        self.path = path
         self.last_id: str | None = None
         self.responses = 0
 
@@ -52,7 +53,7 @@ class Browser:
         while True:
             with closing(http.client.HTTPConnection(self.netloc, timeout=DEADLINE)) as connection:
                 headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
-                connection.request("GET", "/listen", headers=headers)
+                connection.request("GET", self.path, headers=headers)
                 response = connection.getresponse()
                 assert response.status == http.HTTPStatus.OK
                 self.responses += 1
@@ -101,6 +102,16 @@ def test_events_start_after_the_id_that_is_sent(server: Any, get: Any) -> None:
     browser.last_id = ids[0]
     events = browser.events()
     assert [next(events) for _ in range(3)] == [None, 2, 3]
+
+
+def test_events_start_after_the_id_of_the_page(server: Any, get: Any) -> None:
+    """A page that opens a new EventSource has no `Last-Event-ID`; when it is sent, it is newer than the page's id."""
+    ids = [json.loads(get(server.url, f"/append?n={n}")[1])["id"] for n in (1, 2, 3)]
+    for last, expected in ((None, 2), (ids[1], 3)):
+        browser = Browser(server.url, f"/listen?after={ids[0]}")
+        browser.last_id = last
+        events = browser.events()
+        assert [next(events), next(events)] == [None, expected]
 
 
 def test_id_that_is_none_is_refused(server: Any, ask: Any) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as connect_websocket
 
 CRASHING = """
 from sample.app import create_app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
 
 def app():
     async def crash(request: Request) -> Response:
@@ -23,7 +26,13 @@ def app():
     async def framed(request: Request) -> Response:
         return Response("", headers={"X-Frame-Options": "SAMEORIGIN"})
 
+    async def greet(websocket):
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
     app = create_app(headers=globals().get("HEADERS"))
+    app.router.routes.append(WebSocketRoute("/socket", greet))
     app.add_route("/crash", crash)
     app.add_route("/echo", echo, methods=["POST"])
     app.add_route("/framed", framed)
@@ -79,6 +88,30 @@ def test_a_crash_tells_the_log_and_not_the_client(server: Any, ask: Any, eventua
     cluster = server()
     assert ask(cluster.url, "/crash").text == "Internal Server Error"
     eventually(lambda: "a secret" in cluster.log.read_text())
+
+
+def test_request_and_websocket_of_another_site_are_refused(server: Any, ask: Any) -> None:
+    cluster = server(TRUSTED_ORIGINS="https://login.example, http://localhost:8080")
+    own, evil, trusted = cluster.url, "http://evil.example", "http://localhost:8080"
+    for origin, status in ((own, 200), (trusted, 200), (evil, 403)):
+        assert ask(cluster.url, "/echo", {"Origin": origin}, "POST", b"x").status == status
+    url = f"{cluster.url.replace('http', 'ws', 1)}/socket"
+    for origin in (own, trusted):
+        with connect_websocket(url, additional_headers={"Origin": origin}) as opened:
+            assert opened.recv() == "hello"
+    with pytest.raises(InvalidStatus) as refused, connect_websocket(url, additional_headers={"Origin": evil}):
+        pass
+    assert refused.value.response.status_code == 403
+    assert b"was sent by another site, http://evil.example" in refused.value.response.body
+
+
+def test_hsts_is_sent_if_the_proxy_got_the_request_by_https(server: Any, ask: Any) -> None:
+    url = server(APP_ENV="production").url
+    name = "Strict-Transport-Security"
+    assert ask(url, "/healthz", {"X-Forwarded-Proto": "https"}).getheader(name) == "max-age=31536000"
+    assert ask(url, "/healthz").getheader(name) is None
+    untrusted = server(APP_ENV="production", FORWARDED_ALLOW_IPS="192.0.2.1").url
+    assert ask(untrusted, "/healthz", {"X-Forwarded-Proto": "https"}).getheader(name) is None
 
 
 def test_a_request_for_another_name_is_refused(server: Any, ask: Any) -> None:

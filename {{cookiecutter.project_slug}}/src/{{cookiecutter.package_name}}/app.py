@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 import everycore_demo
@@ -27,7 +26,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Mount("/", routes=ROUTES, middleware=[state.sessions()]),
         ],
         middleware=web.middleware(settings),
-        exception_handlers={**web.exception_handlers(), HTTPException: error_page},
+        exception_handlers=web.exception_handlers(error_page),
         lifespan=state.lifespan(settings, lifespan),
     )
     app.state.settings = settings  # handlers find it as `request.app.state.settings`

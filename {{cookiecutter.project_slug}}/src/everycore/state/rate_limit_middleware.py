@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
+from everycore.state.error_response import send_error
 from everycore.state.rate_limit import RateLimiter, RateLimitResult, Rule
 
 RETRY_AFTER = "1"  # seconds
@@ -73,36 +74,32 @@ class RateLimitMiddleware:
         try:
             result = await limits.take(self.rule, self.key(HTTPConnection(scope)))
         except UNAVAILABLE_ERRORS:
-            answer = PlainTextResponse("Rate limiter unavailable. Please retry.", 503, {"Retry-After": RETRY_AFTER})
-            await _refuse(answer, scope, receive, send)
+            error = HTTPException(503, "Rate limiter unavailable. Please retry.", {"Retry-After": RETRY_AFTER})
+            await send_error(error, scope, receive, send)
             return
 
         async def send_with_fields(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # A new list, because the fields would accumulate in a Response that the handler reuses.
                 message = {**message, "headers": list(message.get("headers", ()))}
-                self._add_headers(result, MutableHeaders(raw=message["headers"]))
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in self._headers(result).items():
+                    headers.append(name, value)  # with several rules on a route, each header is a list
             await send(message)
 
         if not result.allowed:
             seconds = math.ceil(result.retry_after_s)
-            refusal = PlainTextResponse(f"Too many requests. Retry in {seconds} s.", 429, {"Retry-After": str(seconds)})
-            self._add_headers(result, refusal.headers)
-            await _refuse(refusal, scope, receive, send)
+            headers = {"Retry-After": str(seconds), **self._headers(result)}
+            error = HTTPException(429, f"Too many requests. Retry in {seconds} s.", headers)
+            await send_error(error, scope, receive, send)
         elif result.enforced:
             await self.app(scope, receive, send_with_fields)
         else:
             await self.app(scope, receive, send)
 
-    def _add_headers(self, result: RateLimitResult, headers: MutableHeaders) -> None:
-        # Appended, because with several rules on a route each header is a list.
+    def _headers(self, result: RateLimitResult) -> dict[str, str]:
         reset = math.ceil(result.reset_after_s)
-        headers.append("RateLimit-Policy", self.policy)
-        headers.append("RateLimit", f'"{self.rule.name}";r={result.remaining};t={reset}')
-
-
-async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1013})  # "try again later", RFC 6455's registry
-    else:
-        await answer(scope, receive, send)
+        return {
+            "RateLimit-Policy": self.policy,
+            "RateLimit": f'"{self.rule.name}";r={result.remaining};t={reset}',
+        }

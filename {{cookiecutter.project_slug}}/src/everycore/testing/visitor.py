@@ -64,24 +64,25 @@ class Visitor:
     def post(
         self,
         path: str,
-        data: dict[str, str] | None = None,
+        data: dict[str, str] | bytes | None = None,
         *,
         fresh_connection: bool = False,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Send a form in a POST request.
+        """Send a form, or another body, in a POST request.
 
         Args:
             path: The path, with the query.
-            data: The fields of the form.
+            data: The fields of the form, or a body whose type `headers` names.
             fresh_connection: Whether to open a new connection, as for `get`.
             headers: Headers to send besides the cookies.
 
         Raises:
             OSError, http.client.HTTPException: The server sent no complete response.
         """
+        body = data if isinstance(data, bytes) else urlencode(data or {})
         form = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
-        return self._send("POST", path, urlencode(data or {}), form, fresh_connection)
+        return self._send("POST", path, body, form, fresh_connection)
 
     def close(self) -> None:
         """Close all connections."""
@@ -91,7 +92,7 @@ class Visitor:
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self._host, timeout=DEADLINE)
 
-    def _send(self, method: str, path: str, body: str | None, headers: dict[str, str], fresh: bool) -> Answer:
+    def _send(self, method: str, path: str, body: str | bytes | None, headers: dict[str, str], fresh: bool) -> Answer:
         if fresh:
             self._connections.append(self._connect())
         if self._cookies:

@@ -1,20 +1,15 @@
-"""The defaults of a web app: routes for operators, middleware, and responses to errors."""
+"""The defaults of a web app: routes for operators, and middleware."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.web import cluster, health, metrics
+from everycore.web.cross_origin import CrossOriginProtection
 from everycore.web.reporting import Reporting
-from everycore.web.security import SCOPE_KEY, AllowedHosts, BodySizeLimit, SecurityHeaders, WorkerHeader
+from everycore.web.security import HSTS, AllowedHosts, BodySizeLimit, SecurityHeaders, WorkerHeader
 from everycore.web.settings import AppSettings
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def routes(settings: AppSettings) -> list[Route]:
@@ -26,7 +21,9 @@ def routes(settings: AppSettings) -> list[Route]:
     return [*health.routes(), *cluster.routes(settings), *metrics.routes(settings)]
 
 
-def middleware(settings: AppSettings, headers: Mapping[str, str] | None = None) -> list[Middleware]:
+def middleware(
+    settings: AppSettings, headers: Mapping[str, str] | None = None, cross_origin_paths: Collection[str] = ()
+) -> list[Middleware]:
     """Return only the middleware that the settings need, because every request pays for each layer.
 
     Args:
@@ -34,51 +31,22 @@ def middleware(settings: AppSettings, headers: Mapping[str, str] | None = None) 
         headers: Security headers that replace the defaults, by lower-case name. An empty value removes a header. For
             an app whose forms never lead to another origin:
             `{"content-security-policy": f"{web.POLICY}; form-action 'self'"}`.
+        cross_origin_paths: Paths that accept a POST or a WebSocket of any site, such as `/payments/return`, which a
+            payment provider's page sends. The setting TRUSTED_ORIGINS allows an origin on every path. A webhook needs
+            neither, because it comes from no browser.
 
     Returns:
-        The layers, outermost first: metrics, security headers, allowed hosts, the worker's number, body size.
+        The layers, outermost first: metrics, security headers, allowed hosts, the worker's number, cross-origin
+        protection, body size.
     """
-    chosen = [Middleware(Reporting), Middleware(SecurityHeaders, headers)]
+    defaults = HSTS if settings.production else {}
+    chosen = [Middleware(Reporting), Middleware(SecurityHeaders, {**defaults, **(headers or {})})]
     if "*" not in settings.allowed_hosts:
         probes = [route.path for route in health.routes()]
         chosen.append(Middleware(AllowedHosts, settings.allowed_hosts, exempt=probes))
     if settings.development:
         chosen.append(Middleware(WorkerHeader))
+    chosen.append(Middleware(CrossOriginProtection, settings.trusted_origins, cross_origin_paths))
     if settings.max_body:
         chosen.append(Middleware(BodySizeLimit, settings.max_body))
     return chosen
-
-
-def exception_handlers() -> Mapping[Any, Handler]:
-    """Return the responses to errors that no handler of the app caught, by exception class.
-
-    They are 503 while Redis is unavailable, 400 if the client disconnects before its request is complete, and 500 for
-    every other exception.
-    """
-    return {
-        ClientDisconnect: client_disconnected,
-        **dict.fromkeys(UNAVAILABLE_ERRORS, service_unavailable),
-        Exception: server_error,
-    }
-
-
-async def service_unavailable(request: Request, error: Exception) -> Response:
-    """Respond with 503 if a route needs Redis while Redis is unavailable. Routes that use no state are not affected."""
-    return PlainTextResponse("Service temporarily unavailable. Please retry.", 503, {"Retry-After": "1"})
-
-
-async def client_disconnected(request: Request, error: Exception) -> Response:
-    """Respond after the client disconnected before it sent its whole request.
-
-    This is not a server error, so the log has no traceback.
-    """
-    return PlainTextResponse("", 400)
-
-
-async def server_error(request: Request, error: Exception) -> Response:
-    """Respond with 500 to an exception that no handler caught. Starlette logs the exception.
-
-    Starlette sends this response outside all middleware, so the security headers are added here.
-    """
-    fields = {name.decode(): value.decode() for name, value in request.scope.get(SCOPE_KEY, ())}
-    return PlainTextResponse("Internal Server Error", 500, fields)

@@ -24,32 +24,34 @@ KEEP_ALIVE = 15.0  # seconds without an event, after which a comment is sent: pr
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-async def event_stream(request: Request, stream: Stream) -> Response:
+async def event_stream(request: Request, stream: Stream, after: str | None = None) -> Response:
     """Return a response that sends the events of a stream, each with its id and its value as JSON.
 
     The response starts after the event that `Last-Event-ID` names. A browser sends this header when it reconnects.
-    Without the header, the response starts with the next new event. The response ends when its worker drains: the
+    Without the header and `after`, it starts with the next new event. The response ends when its worker drains: the
     browser reconnects, reaches another worker, and continues without a gap or a repeated event. It also ends when Redis
     becomes unavailable.
 
     Args:
         request: A request, perhaps with `Last-Event-ID`.
         stream: The stream. Create one object per worker in the lifespan, because its readers share one connection.
+        after: The id to start after if the request has no `Last-Event-ID`, as when a page opens a new EventSource and
+            sends the last id in the query. "0-0" starts with the oldest event that is kept.
 
     Returns:
         A response of type `text/event-stream`.
 
     Raises:
-        HTTPException: 400 if `Last-Event-ID` is not the id of an event.
-        RedisError: Redis is unavailable, and the request has no `Last-Event-ID`.
+        HTTPException: 400 if `Last-Event-ID` or `after` is not the id of an event.
+        RedisError: Redis is unavailable, and the request names no event.
     """
-    after = request.headers.get("last-event-id") or await stream.last_id()
+    after = request.headers.get("last-event-id") or after or await stream.last_id()
     events = cast("AsyncGenerator[Event, None]", stream.read(after))
     try:
         first = asyncio.ensure_future(anext(events))  # fails at once if the id is not valid
         await asyncio.sleep(0)
         if first.done() and isinstance(first.exception(), ValueError):
-            raise HTTPException(400, f"Last-Event-ID is {after!r}; it must be the id of an event.")
+            raise HTTPException(400, f"The last event id is {after!r}; it must be the id of an event.")
     except BaseException:
         await events.aclose()
         raise

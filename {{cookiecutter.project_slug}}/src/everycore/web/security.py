@@ -5,7 +5,7 @@ A header that a route sets itself is kept.
 
 from collections.abc import Collection, Mapping, Sequence
 
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.body_limit import RequestBodyLimitResponder
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,8 +25,12 @@ DEFAULT_HEADERS = {
     "referrer-policy": "strict-origin-when-cross-origin",
     "cross-origin-opener-policy": "same-origin-allow-popups",
 }
+# For production. A browser then uses https alone for this host, for a year (RFC 6797). Subdomains may be others' hosts.
+HSTS = {"strict-transport-security": "max-age=31536000"}
+HTTPS_ONLY = frozenset({b"strict-transport-security"})  # a browser must ignore it on plain http
 SCOPE_KEY = "everycore.security_headers"  # read by `server_error`, whose response is sent outside the middleware
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+CONTENT_TOO_LARGE = 413
 
 
 class SecurityHeaders:
@@ -37,28 +41,31 @@ class SecurityHeaders:
     Args:
         app: The ASGI app inside.
         headers: Values that replace those of DEFAULT_HEADERS, by lower-case name. An empty value removes a header.
+            `strict-transport-security` is sent over https only. The scheme is that of the client, if the server knows
+            its proxies.
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None) -> None:
         self.app = app
         chosen = {**DEFAULT_HEADERS, **(headers or {})}
-        self._headers = [(name.encode(), value.encode()) for name, value in chosen.items() if value]
-        self._names = frozenset(name for name, _ in self._headers)
+        self._https = [(name.encode(), value.encode()) for name, value in chosen.items() if value]
+        self._http = [header for header in self._https if header[0] not in HTTPS_ONLY]
+        self._names = frozenset(name for name, _ in self._https)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        scope[SCOPE_KEY] = self._headers
+        headers = scope[SCOPE_KEY] = self._https if scope.get("scheme") == "https" else self._http
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = message.get("headers", ())
                 own_names = {name for name, _ in own}
-                added = self._headers
+                added = headers
                 if not self._names.isdisjoint(own_names):
-                    added = [header for header in added if header[0] not in own_names]
+                    added = [header for header in headers if header[0] not in own_names]
                 # A new list, because a handler may return the same Response object to several requests.
                 message["headers"] = [*own, *added]
             await send(message)
@@ -93,7 +100,7 @@ class WorkerHeader:
 class BodySizeLimit:
     """Middleware that responds with 413 to a request whose body is larger than a limit.
 
-    It uses Starlette's middleware for requests with a body. Requests without one pass it by, which saves them 4 us.
+    It uses Starlette's limit for requests with a body. Requests without one pass it by, which saves them 4 us.
 
     Args:
         app: The ASGI app inside.
@@ -102,14 +109,30 @@ class BodySizeLimit:
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
-        self.limited = RequestBodyLimitMiddleware(app, max_bytes)
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A request with a body has one of these headers (RFC 9112, 6.3).
         if scope["type"] == "http" and not BODY_HEADERS.isdisjoint([name for name, _ in scope["headers"]]):
-            await self.limited(scope, receive, send)
+            await _BodyLimit(self.app, self.max_bytes)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+class _BodyLimit(RequestBodyLimitResponder):
+    """Starlette's limit, which lets the app's own page for 413 pass, and replaces every other response by text."""
+
+    async def send_with_limit(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == CONTENT_TOO_LARGE:
+            self.response_started = True
+            await self.send(message)
+        else:
+            await super().send_with_limit(message)
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request as routes see it, without ROOT_PATH."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 class AllowedHosts:
@@ -130,7 +153,7 @@ class AllowedHosts:
         self.checked = TrustedHostMiddleware(app, hosts, www_redirect=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) in self.exempt:
+        if scope["type"] == "http" and path_of(scope) in self.exempt:
             await self.app(scope, receive, send)
         else:
             await self.checked(scope, receive, send)

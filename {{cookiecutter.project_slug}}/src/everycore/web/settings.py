@@ -28,6 +28,18 @@ def parse_hosts(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Return the origins of a comma-separated list, in lower case.
+
+    Raises:
+        ValueError: An item is not an origin, such as `https://shop.com`.
+    """
+    origins = tuple(item.lower() for item in parse_items(text))
+    if not all(re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", origin) for origin in origins):
+        raise ValueError(text)
+    return origins
+
+
 @dataclass(frozen=True)
 class AppSettings(StateSettings):
     """Settings of `everycore.web` and `everycore.state`. Derive the settings of an app from this class.
@@ -35,11 +47,13 @@ class AppSettings(StateSettings):
     Attributes:
         ops_token: Token that `/metrics` and `/cluster` require in production, or None.
         allowed_hosts: Host names that requests may have. `*` allows every name.
+        trusted_origins: Other sites whose pages may send requests and open WebSockets.
         max_body: Largest body of a request, in bytes. 0 disables the limit.
     """
 
     ops_token: str | None = setting(None, parse_token, "text", secret=True)
     allowed_hosts: tuple[str, ...] = setting(("*",), parse_hosts, "host names without ports, such as a.com,*.b.com")
+    trusted_origins: tuple[str, ...] = setting((), parse_origins, "origins, such as https://a.com,http://b.com:8080")
     max_body: int = setting(2**20, expected="a whole number of bytes, 0 or more")
 
     @classmethod

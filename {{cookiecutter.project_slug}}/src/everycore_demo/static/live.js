@@ -30,8 +30,8 @@ export function follow({ hello, status, connection }) {
 
   // A browser has six connections to a host for all its tabs, so a hidden tab must not keep one.
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden) source.close();
+    if (document.hidden) source?.close();
     else open();
   });
-  open();
+  if (!document.hidden) open(); // a page may begin hidden, in a tab that is opened in the background
 }

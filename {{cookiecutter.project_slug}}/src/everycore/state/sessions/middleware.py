@@ -5,16 +5,16 @@ Use it for a route or a mount, `Route(..., middleware=[Middleware(SessionMiddlew
 
 import logging
 
-from starlette.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
+from everycore.state.error_response import TRY_AGAIN_LATER, send_error
 from everycore.state.sessions.session import UNCHANGEABLE, Session, SessionEndedError
 from everycore.state.sessions.store import SessionStore
 
 RETRY_AFTER = "1"  # seconds
-TRY_AGAIN_LATER = 1013  # close code in RFC 6455's registry
 
 VARY, PRIVATE = (b"vary", b"Cookie"), (b"cache-control", b"private")
 
@@ -168,13 +168,13 @@ def _failed(error: Exception) -> ASGIApp:
 
 
 async def _ended(scope: Scope, receive: Receive, send: Send) -> None:
-    response = PlainTextResponse("The session was ended by another request. Please reload the page.", 409)
-    await response(scope, receive, send)
+    error = HTTPException(409, "The session was ended by another request. Please reload the page.")
+    await send_error(error, scope, receive, send)
 
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    response = PlainTextResponse("Session store unavailable. Please retry.", 503, {"Retry-After": RETRY_AFTER})
-    await response(scope, receive, send)
+    error = HTTPException(503, "Session store unavailable. Please retry.", {"Retry-After": RETRY_AFTER})
+    await send_error(error, scope, receive, send)
 
 
 async def _try_again_later(scope: Scope, receive: Receive, send: Send) -> None:

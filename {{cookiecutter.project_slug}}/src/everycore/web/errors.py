@@ -1,0 +1,92 @@
+"""Responses to errors: a page of the app for a browser, JSON or text for other clients."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.websockets import WebSocket, WebSocketState
+
+from everycore.state.client.connect import UNAVAILABLE_ERRORS
+from everycore.state.error_response import close_code
+from everycore.web.security import SCOPE_KEY
+
+Handler = Callable[[Any, Exception], Awaitable[Any]]
+Page = Callable[[Request, HTTPException], Response | Awaitable[Response]]
+
+BODILESS = (204, 304)
+
+log = logging.getLogger(__name__)
+
+
+def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
+    """Return the responses to errors, by exception class.
+
+    They are those of an HTTPException, 503 while Redis is unavailable, 400 if the client disconnects before its request
+    is complete, and 500 for every other exception. The middleware of everycore uses them too, such as for 429. With
+    `debug`, Starlette shows a traceback instead of the 500.
+
+    A browser, whose Accept header has `text/html`, gets the page. A client that accepts JSON gets
+    `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed:
+    with code 1013, "try again later", while Redis is unavailable.
+
+    Args:
+        page: Returns the page of an error. It must not need Redis or a session. If it raises, the log has the
+            exception, and the browser gets text. Without it browsers always get text.
+    """
+
+    async def http_error(connection: Request | WebSocket, error: Exception) -> Response | None:
+        assert isinstance(error, HTTPException)
+        if isinstance(connection, WebSocket) and connection.application_state is not WebSocketState.CONNECTING:
+            await connection.close(close_code(error))
+            return None
+        return await _respond(connection, error, page)
+
+    async def service_unavailable(connection: Request | WebSocket, error: Exception) -> Response | None:
+        detail = "Service temporarily unavailable. Please retry."
+        return await http_error(connection, HTTPException(503, detail, {"Retry-After": "1"}))
+
+    async def server_error(request: Request, error: Exception) -> Response:
+        # Starlette logs the exception, and sends this response outside all middleware: the headers are added here.
+        response = await _respond(request, HTTPException(500), page)
+        for name, value in request.scope.get(SCOPE_KEY, ()):
+            response.headers.setdefault(name.decode(), value.decode())
+        return response
+
+    async def client_disconnected(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("", 400)  # not a server error, so the log has no traceback
+
+    return {
+        HTTPException: http_error,
+        ClientDisconnect: client_disconnected,
+        **dict.fromkeys(UNAVAILABLE_ERRORS, service_unavailable),
+        Exception: server_error,
+    }
+
+
+async def _respond(request: Any, error: HTTPException, page: Page | None) -> Response:
+    response: Response | None = None
+    accept = request.headers.get("accept", "")
+    if error.status_code in BODILESS:
+        return Response(status_code=error.status_code, headers=error.headers)
+    if page and "text/html" in accept:
+        response = await _page(request, error, page)
+    elif "json" in accept:
+        response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+    response = response or PlainTextResponse(error.detail, error.status_code, error.headers)
+    response.headers.add_vary_header("Accept")
+    return response
+
+
+async def _page(request: Request, error: HTTPException, page: Page) -> Response | None:
+    try:
+        made = page(request, error)
+        response = await made if isawaitable(made) else made
+    except Exception:  # any error: the client gets text instead
+        log.exception("the page of error %d failed", error.status_code)
+        return None
+    response.headers.update(error.headers or {})
+    return response
