@@ -211,7 +211,7 @@ def test_check_of_a_websocket_without_a_library_fails(cli: Any, tmp_path: Path) 
     assert "WebSocket route /live/chat" in found(ended, "error")[0]
 
 
-def test_check_of_an_app_that_starts_threads_is_a_warning(cli: Any, tmp_path: Path) -> None:
+def test_check_warns_of_a_thread_that_an_import_starts(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "threads.py").write_text(
         "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
@@ -219,7 +219,7 @@ def test_check_of_an_app_that_starts_threads_is_a_warning(cli: Any, tmp_path: Pa
     )
     ended = cli("check", "--app", "threads:app", PYTHONPATH=str(tmp_path))
     assert ended.returncode == 0
-    assert "started threads" in found(ended, "warning")[0]
+    assert "would share the thread Thread-1" in found(ended, "warning")[0]
 
 
 def test_check_of_another_app_leaves_its_settings_alone(cli: Any, tmp_path: Path) -> None:
@@ -237,11 +237,13 @@ def test_an_app_that_fails_to_import_names_the_users_line(cli: Any, tmp_path: Pa
     assert re.search(r"deep\.py, line 2: def broken\(:\)$", found(ended, "error")[0])
 
 
-def test_a_refused_reload_names_the_users_line(serve: Any, cli: Any, eventually: Any, tmp_path: Path) -> None:
+def test_a_refused_reload_names_the_users_line(
+    serve: Any, cli: Any, ready: Any, eventually: Any, tmp_path: Path
+) -> None:
     (tmp_path / "served.py").write_text("from starlette.applications import Starlette\napp = Starlette()\n")
     cluster = serve("--workers", "1", "--app", "served:app", PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
     running = {"RUN_DIR": str(cluster.run_dir)}
-    eventually(lambda: cli("status", **running).stdout.count("ready") == 1)
+    eventually(lambda: ready(cluster))
     (tmp_path / "served.py").write_text("app = 1\nimport no_such_package\n")
     ended = cli("reload", **running)
     assert ended.returncode == 1
@@ -282,7 +284,7 @@ def test_no_line_of_a_cluster_holds_a_part_of_the_redis_password(
     with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as admin:
         admin.execute_command("ACL SETUSER", "app", "resetpass", ">another-one")
         admin.client_kill_filter(_type="normal")
-    log = short_path / "server-0.log"
+    log = cluster.log
     eventually(lambda: get(cluster.url, "/readyz")[0] == 503)
     eventually(lambda: "redis unavailable" in log.read_text())
     for secret in ("hunter2", "2secret"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -248,16 +249,19 @@ def parent(pid: int) -> int:
 
 
 def test_reload_requested_during_the_first_import_is_served(
-    puppets: Any, tell: Any, snapshot: Any, eventually: Any, clean_stop: Any, tmp_path: Path
+    puppets: Any, tell: Any, cli: Any, snapshot: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     path, began = tmp_path / "first.py", tmp_path / "began"
     path.write_text(f"import time\nopen({str(began)!r}, 'w').close()\ntime.sleep(600)\n")
     cluster = puppets("--app", "first:app")
     eventually(began.exists)
     path.write_text("from puppet import app\nversion = 2\n")
-    cluster.process.send_signal(signal.SIGHUP)
-    (template,) = eventually(lambda: children(cluster.pid))
-    os.kill(template, signal.SIGKILL)
+    with ThreadPoolExecutor(1) as threads:
+        reload = threads.submit(cli, "reload", RUN_DIR=str(cluster.run_dir))
+        eventually(lambda: snapshot(cluster).reload == "loading")
+        (template,) = eventually(lambda: children(cluster.pid))
+        os.kill(template, signal.SIGKILL)
+        assert reload.result().returncode == 0
     assert tell(cluster, "import first; answer = first.version") == "2"
     assert snapshot(cluster).generation == 1
     clean_stop(cluster)

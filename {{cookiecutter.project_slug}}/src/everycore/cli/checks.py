@@ -15,7 +15,7 @@ import uvicorn
 
 from everycore import manifest
 from everycore.environ import DEVELOPMENT, SettingsError
-from everycore.server import listeners, proxies
+from everycore.server import fork_safety, listeners, proxies
 from everycore.server.address_owner import listens
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.listeners import BindError, BindUsageError
@@ -60,8 +60,12 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
     yield from on_python(sys.version_info[:3])
     yield from on_tls(settings.tls_cert, settings.tls_key)
     without_tls = {name: value for name, value in settings.uvicorn_options().items() if not name.startswith("ssl_")}
+    before = fork_safety.Before.take()
     try:
-        yield from on_websockets(load(target, **without_tls))
+        config = load(target, **without_tls)
+        yield from on_websockets(config)
+        if settings.preload == "auto" and (shared := fork_safety.find_shared(before, target, config.app)):
+            yield Finding(f"{fork_safety.advice(shared)}.")
     except SettingsError as error:
         yield from (Finding(fault, USAGE) for fault in error.args)
     except LoadError as error:

@@ -96,6 +96,18 @@ def find_shared(before: Before, target: str, app: object) -> list[str]:
     return phrases
 
 
+def advice(shared: list[str]) -> str:
+    """Return a sentence about what was found, without its full stop.
+
+    Args:
+        shared: What `find_shared` returned, not empty.
+    """
+    return (
+        f"each worker imports the app itself, because forked workers would share {', '.join(shared)}. "
+        "Make it in the lifespan, or set PRELOAD=never"
+    )
+
+
 def reseed() -> None:
     """In a forked worker: seed NumPy's module-level generator. Python does so for the one of `random`."""
     if numpy_random := sys.modules.get("numpy.random"):

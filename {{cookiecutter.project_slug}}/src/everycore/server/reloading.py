@@ -10,6 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from everycore.environ import SettingsError
+from everycore.server import fork_safety
 from everycore.server.children import ACCEPTING, NEVER, Child, Children, describe_exit
 from everycore.server.import_errors import LoadError
 from everycore.server.loaded_files import LoadedFiles
@@ -80,8 +81,7 @@ class Reloader:
 
     def request(self) -> None:
         """Load the code that is there now. While another load runs, do so after it: the code may have changed."""
-        if self._children.generation:
-            self._board.set_reload_status(Reload.LOADING)
+        self._board.set_reload_status(Reload.LOADING)
         if self._templates.next is not None:
             self._requested_again = True
             return
@@ -148,12 +148,13 @@ class Reloader:
         """
         is_next, is_current = template is self._templates.next, template is self._templates.current
         self._templates.on_exit(template)
-        how = f"the template process {describe_exit(status)}"
+        how = describe_exit(status)
         if is_current:
-            logger.error("%s (pid=%d); the workers keep running, and it is replaced", how, template.pid)
+            logger.error("template process pid=%d %s; the workers keep running, and it is replaced", template.pid, how)
             self._retry_at = max(monotonic(), template.since + RETRY)
         elif is_next and not self._load_again():
             late = f"it did not load the app within {self._policy.boot_timeout:g} s (BOOT_TIMEOUT)"
+            how = f"the template process {how}"
             self._fail(f"{how}: {late}." if self._aborted else f"{how} while it loaded the app.")
 
     def on_boot_failure(self, child: Child, how: str) -> None:
@@ -247,16 +248,17 @@ class Reloader:
         if shared and self._policy.preload == "always":
             logger.warning("the workers share %s, because PRELOAD=always", ", ".join(shared))
         elif shared:
-            logger.warning(
-                "each worker imports the app itself, because forked workers would share %s. "
-                "Make it in the lifespan, or set PRELOAD=never.",
-                ", ".join(shared),
-            )
+            logger.warning("%s.", fork_safety.advice(shared))
         return bool(shared) and self._policy.preload == "auto"
 
     def _begin_generation(self) -> None:
         children = self._children
         children.generation += 1
+        self._failed_drain = ""
+        # A reload may have been requested while the first generation was loading.
+        self._starting = self._board.header[RELOAD] == Reload.LOADING
+        if self._starting:
+            self._board.set_reload_status(Reload.STARTING)
         if children.generation == 1:
             logger.info("%s with %s", self._banner, counted(children.wanted, "worker"))
             return
@@ -269,8 +271,6 @@ class Reloader:
             logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", kept, configured)
         old = counted(len(children), "worker")
         logger.info("reload: generation %d starting, replacing %s", children.generation, old)
-        self._starting, self._failed_drain = True, ""
-        self._board.set_reload_status(Reload.STARTING)
 
     def _fail(self, reason: str, traceback: str = "") -> None:
         if not self._children.generation:

@@ -136,7 +136,8 @@ class Service:
         state, changed = self._header[RELOAD], self._reload_at != self._header[RELOAD_AT]
         self._reload_at = self._header[RELOAD_AT]
         # A reload that is refused at once is reported too, because the service manager waits for that.
-        if changed and (state == Reload.LOADING or (state in REFUSALS and self._phase is Phase.READY)):
+        begins = state == Reload.LOADING and self._phase is not Phase.STARTING
+        if changed and (begins or (state in REFUSALS and self._phase is Phase.READY)):
             self._phase = Phase.RELOADING
             self._notifier.reloading()
         status = self._status()
