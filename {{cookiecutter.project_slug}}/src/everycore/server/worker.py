@@ -97,7 +97,8 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     enable_stack_dumps()
     parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
-    worker = Worker(load(), context)
+    app_forks = AppForks(lambda: [listener.fileno() for listener in context.listeners])  # the import may fork, too
+    worker = Worker(load(), context, app_forks)
     try:
         return worker.ending.run(worker.work())
     finally:
@@ -107,12 +108,13 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
 class Worker(uvicorn.Server):
     """A uvicorn server that gets its connections from an `Acceptor` and reports its state on the scoreboard."""
 
-    def __init__(self, config: uvicorn.Config, context: WorkerContext) -> None:
+    def __init__(self, config: uvicorn.Config, context: WorkerContext, app_forks: AppForks) -> None:
         """Write the first heartbeat, with the state STARTING.
 
         Args:
             config: What the worker runs.
             context: What the worker is given.
+            app_forks: Resets the processes that the app forks.
         """
         super().__init__(config)
         self.context = context
@@ -121,7 +123,8 @@ class Worker(uvicorn.Server):
         self.request_timeouts = RequestTimeouts(
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
         )
-        self._app_forks = AppForks(self._sockets)
+        self._app_forks = app_forks
+        self._app_forks.sockets = self._sockets
         self._shut_down = ShutDown()
         self.ending = Ending()
         self.memory = ResidentMemory()
