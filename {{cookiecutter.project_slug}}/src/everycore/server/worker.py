@@ -23,7 +23,7 @@ from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
-from everycore.server.connections import ShutDown, is_idle, is_in_handshake
+from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
 from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
@@ -126,6 +126,7 @@ class Worker(uvicorn.Server):
         self._app_forks = app_forks
         self._app_forks.sockets = self._sockets
         self._shut_down = ShutDown()
+        self._websocket_spread = WebSocketSpread()
         self.ending = Ending()
         self.memory = ResidentMemory()
         self._ticked = 0
@@ -281,6 +282,9 @@ class Worker(uvicorn.Server):
     async def _finish(self, deadline: float) -> None:
         """Answer requests on open connections for `linger` seconds, then close idle connections."""
         loop = asyncio.get_running_loop()
+        # They also need time for the answer to 1012.
+        self._websockets_until = monotonic() + self.context.policy.websocket_drain
+        self._websockets_until = min(self._websockets_until, self.ending.deadline - CANCEL_GRACE)
         self.acceptor.stop(last=self.context.board.draining)
         self._set_state(State.DRAINING)
         self.view.worker_draining.set()
@@ -304,8 +308,12 @@ class Worker(uvicorn.Server):
                 self._shut_down(
                     connection
                     for connection in list(state.connections)
-                    if not is_in_handshake(connection) and not (spare_idle and is_idle(connection))
+                    if not is_in_handshake(connection)
+                    and not is_websocket(connection)
+                    and not (spare_idle and is_idle(connection))
                 )
+            websockets = [each for each in state.connections if is_websocket(each) and each not in self._shut_down]
+            self._shut_down(self._websocket_spread.due(websockets, monotonic(), self._websockets_until))
             if loop.time() >= deadline:
                 break
             await asyncio.sleep(DRAIN_TICK)
