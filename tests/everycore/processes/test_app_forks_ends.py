@@ -156,6 +156,26 @@ def test_busy_forks_end_with_a_killed_worker(forks: Any, missing: Any) -> None:
     server.have_ended(started)
 
 
+def test_process_of_the_import_ends_with_its_worker(
+    puppets: Any, tell: Any, processes: Any, eventually: Any, missing: Any, tmp_path: Path
+) -> None:
+    """Where each worker imports the app itself, the import starts the worker's own processes."""
+    if sys.platform != "linux":
+        missing("no Linux, whose kernel ends the processes of a killed worker")
+    (tmp_path / "imports.py").write_text(
+        "import multiprocessing, time\nfrom puppet import app\n"
+        "process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        "process.start()\n"
+    )
+    cluster = puppets("--app", "imports:app", "--workers", "1", PRELOAD="never")
+    worker = int(tell(cluster))
+    child = int(tell(cluster, "import imports; answer = imports.process.pid"))
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: child not in processes(cluster))
+    again = "import imports; imports.process.terminate(); imports.process.join(10); answer = imports.process.exitcode"
+    assert tell(cluster, again) == str(-signal.SIGTERM)
+
+
 def test_process_outlives_the_thread_that_started_it(forks: Any) -> None:
     """PR_SET_PDEATHSIG would kill it with the thread."""
     server = forks("fork")

@@ -178,13 +178,31 @@ def test_sys_exit_in_a_task_drains_the_worker(ends: Any, tell: Any, ready: Any, 
     assert eventually(lambda: ready(server.cluster)) != [pid]
 
 
+FAILS = """
+import asyncio, threading, time
+async def app(scope, receive, send):
+    threading.Thread(target=time.sleep, args=(600,), name="poller").start()
+    leftover = asyncio.create_task(asyncio.sleep(600))
+    await receive()
+    await send({"type": "lifespan.startup.failed"})
+"""
+
+
+def test_failed_start_does_not_wait_for_threads(serve: Any, tmp_path: Path) -> None:
+    """The next start is not delayed by the graceful timeout."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    cluster = serve("--app", "fails:app", "--workers", "1", PYTHONPATH=str(tmp_path), GRACEFUL_TIMEOUT="600")
+    assert cluster.process.wait(20) == 3
+    assert cluster.log.read_text().count("cut at the end of the worker: threads=1 (poller)") == 3
+
+
 STARLETTE = """
 import asyncio
 from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 
 async def never_ends():
-    await asyncio.sleep(600)
+    {wait}
 
 @asynccontextmanager
 async def lifespan(app):
@@ -208,10 +226,26 @@ async def app(scope, receive, send):
 """
 
 
+WAIT = "await asyncio.sleep(600)"
+REFUSE = """
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except BaseException:
+            pass
+"""
+
+
 @pytest.mark.parametrize(
     "source",
-    [STARLETTE, PLAIN.format(wait="await asyncio.sleep(600)"), PLAIN.format(wait="time.sleep(600)")],
-    ids=["starlette", "plain", "blocked"],
+    [
+        STARLETTE.format(wait=WAIT),
+        STARLETTE.format(wait=REFUSE),
+        PLAIN.format(wait=WAIT),
+        PLAIN.format(wait=REFUSE),
+        PLAIN.format(wait="time.sleep(600)"),
+    ],
+    ids=["starlette", "starlette-refuses", "plain", "plain-refuses", "blocked"],
 )
 def test_lifespan_that_hangs_at_its_end_is_shown(
     serve: Any, ready: Any, eventually: Any, tmp_path: Path, source: str

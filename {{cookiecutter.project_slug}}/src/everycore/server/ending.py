@@ -8,10 +8,13 @@ to 3.14, and a test fails where one does not.
 
 import asyncio
 import atexit
+import gc
+import inspect
 import logging
 import os
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -88,6 +91,8 @@ class Ending:
         closing = asyncio.create_task(asyncio.get_running_loop().shutdown_asyncgens(), name="async generators")
         self._pending |= (await asyncio.wait({closing}, timeout=self._left(CANCEL_GRACE)))[1]
         self._cut["tasks"] = [_task_name(task) for task in self._pending]
+        for task in list(self._pending)[:MAX_NAMES]:
+            logger.warning("task %s ignored its cancellation; it waits here:\n%s", _task_name(task), _stack(task))
         # The loop runs while threads are joined, because a thread may wait for a result from it.
         await self._join_threads()
 
@@ -240,6 +245,24 @@ def _task_name(task: asyncio.Task[Any]) -> str:
     """Return the name that the app gave the task, or that of its function."""
     name = task.get_name()
     return getattr(task.get_coro(), "__qualname__", name) if name.startswith("Task-") else name
+
+
+def _stack(task: asyncio.Task[Any]) -> str:
+    """Return where a task waits, the outermost call first. `Task.print_stack` shows that call alone."""
+    frames, awaitable = [], task.get_coro()
+    while awaitable is not None:
+        names = ("cr_frame", "gi_frame", "ag_frame")
+        frames += [(frame, frame.f_lineno) for name in names if (frame := getattr(awaitable, name, None))]
+        awaitable = _awaited_by(awaitable)
+    return "".join(traceback.StackSummary.extract(iter(frames)).format()).rstrip()
+
+
+def _awaited_by(awaitable: Any) -> Any:
+    for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+        if hasattr(awaitable, name):
+            return getattr(awaitable, name)
+    # A step of an async generator, such as the lifespan of Starlette, tells its generator to nobody else.
+    return next((each for each in gc.get_referents(awaitable) if inspect.isasyncgen(each)), None)
 
 
 def _listed(names: Iterable[str]) -> str:
