@@ -174,6 +174,10 @@ def test_process_of_the_import_ends_with_its_worker(
     eventually(lambda: child not in processes(cluster))
     again = "import imports; imports.process.terminate(); imports.process.join(10); answer = imports.process.exitcode"
     assert tell(cluster, again) == str(-signal.SIGTERM)
+    cluster.process.terminate()
+    assert cluster.process.wait(20) == 0
+    for pid in processes(cluster):  # a template process has tried the import, and is no worker
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_process_outlives_the_thread_that_started_it(forks: Any) -> None:
