@@ -119,7 +119,7 @@ def test_check_beside_its_primary_says_so_and_disturbs_nothing(
     cluster = serve("--workers", "1", "--bind", binds, LINGER="0")
     url = f"http://{binds.partition(',')[0]}"
     running = {"RUN_DIR": str(cluster.run_dir), "BIND": binds}
-    eventually(lambda: cli("status", **running).stdout.count("ready") == 1)
+    eventually(lambda: "serving" in cli("status", **running).stdout)
     sent = load(url, "/healthz")
     ended = cli("check", **running)
     seen = sent.stop()

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,12 @@ def received(client: socket.socket, until: bytes) -> bytes:
     return answer
 
 
+def told_1012(clients: list[socket.socket]) -> int:
+    """How many of these websockets have been told that the server goes away, perhaps after a ping."""
+    readable = select.select(clients, (), (), 0)[0]
+    return sum(client.recv(200, socket.MSG_PEEK).endswith(GOING_AWAY) for client in readable)
+
+
 def drains(snapshot: Any, cluster: Any) -> bool:
     return [row.state for row in snapshot(cluster).workers] == ["draining"]
 
@@ -195,6 +203,21 @@ def test_drain_during_handshake_lets_the_app_accept(
         eventually(lambda: drains(snapshot, cluster))
         (tmp_path / "released").touch()
         assert b" 101 " in received(client, until=GOING_AWAY)
+    assert cluster.process.wait(20) == 0
+
+
+def test_drain_spreads_the_closing_of_websockets(serve_app: Any, snapshot: Any, eventually: Any) -> None:
+    """Before a reload and after it. When the first one is closed, the last one still has seconds."""
+    cluster = serve_app(WEBSOCKET_DRAIN="30")
+    for end in (cluster.process.send_signal, lambda _: cluster.process.terminate()):
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect(cluster, HANDSHAKE % b"/quiet")) for _ in range(100)]
+            assert all(b" 101 " in client.recv(200) for client in clients)
+            end(signal.SIGHUP)
+            assert eventually(partial(told_1012, clients)) < 50
+            for client in clients:
+                client.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: [row.state for row in snapshot(cluster).workers] in (["ready"], []))
     assert cluster.process.wait(20) == 0
 
 

@@ -55,12 +55,10 @@ def test_a_killed_primary_leaves_nobody_and_the_next_one_starts_at_once(
     [
         "subprocess.Popen(['sleep', '60'], close_fds=False)",
         "subprocess.Popen(['sleep', '60'], close_fds=False, start_new_session=True)",
-        "if not os.fork(): time.sleep(60); os._exit(0)",
-        "multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)).start()",
         "between = os.fork()\nif not between:\n    os.setsid()\n    if not os.fork(): time.sleep(60)\n    os._exit(0)\n"
         "os.waitpid(between, 0)",
     ],
-    ids=["popen", "session", "fork", "multiprocessing", "daemon"],
+    ids=["popen", "session", "daemon"],
 )
 def test_what_the_app_starts_keeps_neither_the_port_nor_the_stop(
     puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
@@ -74,6 +72,25 @@ def test_what_the_app_starts_keeps_neither_the_port_nor_the_stop(
         clean_stop(cluster, spared=theirs)
     finally:
         kill(theirs)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "if not os.fork(): time.sleep(60); os._exit(0)",
+        "multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)).start()",
+    ],
+    ids=["fork", "multiprocessing"],
+)
+def test_what_the_app_forks_ends_with_the_stop(
+    puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
+) -> None:
+    cluster = puppets(GRACEFUL_TIMEOUT="0.5")
+    eventually(lambda: len(ready(cluster)) == 2)
+    own = processes(cluster)
+    assert tell(cluster, start)
+    eventually(lambda: len(processes(cluster) - own) == 1)
+    clean_stop(cluster)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Resets the signal handlers and closes the sockets of a worker in processes that the app forks there.
 
 `multiprocessing` ends its children with SIGTERM, which an inherited handler of the worker would handle as a drain. If a
-child has a copy of a client's socket, the connection stays open when the worker closes its own.
+child has a copy of a client's socket, the connection stays open when the worker closes its own. `lifeline.py` ends
+these processes with their worker.
 """
 
 import os
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from everycore.server.lifeline import Lifeline
 from everycore.server.signals import HANDLED, do_nothing
 
 
@@ -21,9 +23,11 @@ class AppForks:
     """
 
     def __init__(self, sockets: Callable[[], Iterable[int]]) -> None:
-        self._sockets = sockets
+        self.sockets = sockets
         self._mask = threading.local()
         self.handlers: dict[int, object] = dict.fromkeys(HANDLED, do_nothing)  # the worker's handlers by signal
+        self._lifeline = Lifeline()
+        self._lifeline.tie_started_processes()
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._reset)
 
     def _block(self) -> None:
@@ -44,13 +48,14 @@ class AppForks:
                 if signal.getsignal(number) in (self.handlers[number], signal.SIG_DFL):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             self._close_sockets()
+            self._lifeline.tie_fork()
         finally:
             self._unblock()
 
     def _close_sockets(self) -> None:
         """Replace the sockets with /dev/null. A closed number could be reused while the event loop still has it."""
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in self._sockets():
+        for descriptor in self.sockets():
             with suppress(OSError):
                 os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+WEBSOCKET_INTERVAL = 0.05  # seconds between the closings of two websockets, if that closes all in time
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,9 @@ class ShutDown:
 
     def __init__(self) -> None:
         self._done: set[Connection] = set()
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._done
 
     def __call__(self, connections: Iterable[Connection]) -> None:
         """Finish the requests in flight, send 1012 to websockets, and close idle connections.
@@ -43,6 +48,36 @@ class ShutDown:
             logger.warning(
                 "%d connections failed to shut down and were aborted; first error: %r", len(failures), failures[0]
             )
+
+
+class WebSocketSpread:
+    """Spreads the closings of websockets over time, because each client connects again at once."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._credit = 0.0
+
+    def due(self, websockets: Sequence[Connection], now: float, until: float) -> Sequence[Connection]:
+        """Return the websockets to close now. Call it often.
+
+        Args:
+            websockets: All that are to be closed.
+            now: Monotonic seconds.
+            until: When the last one must be closed, in monotonic seconds.
+        """
+        if now >= until or not websockets:
+            return websockets
+        interval = min(WEBSOCKET_INTERVAL, (until - now) / len(websockets))
+        self._credit += (now - self._last) / interval if self._last else 1.0  # the first one is closed at once
+        self._last = now
+        number = int(self._credit)
+        self._credit -= number
+        return websockets[:number]
+
+
+def is_websocket(connection: object) -> bool:
+    """Return whether this is a websocket that the app has accepted."""
+    return bool(getattr(connection, "handshake_complete", False))
 
 
 def is_idle(connection: object) -> bool:

@@ -17,6 +17,8 @@ class Policy:
         graceful_timeout: For a draining worker to finish its requests.
         drain_delay: From a stop until the drain starts. The scoreboard meanwhile shows "draining", for load balancers.
         linger: Time for which a draining worker still answers on kept-alive connections, with `Connection: close`.
+        websocket_drain: Time over which a draining worker closes its websockets, because their clients reconnect at
+            once. A few are closed in less.
         hang_timeout: Since the last heartbeat, until the primary aborts the worker. None disables it.
         abort_grace: From SIGABRT, which prints every thread's stack, to SIGKILL.
         header_timeout: For the whole head of a request. 0 disables it.
@@ -34,6 +36,7 @@ class Policy:
     graceful_timeout: float = 30.0
     drain_delay: float = 0.0
     linger: float = 5.0
+    websocket_drain: float = 5.0
     hang_timeout: float | None = 30.0
     abort_grace: float = 1.0
     header_timeout: float = 10.0

@@ -111,6 +111,7 @@ class ServerSettings(EnvironSettings):
     graceful_timeout: float = Policy.graceful_timeout
     drain_delay: float = Policy.drain_delay
     linger: float = Policy.linger
+    websocket_drain: float = Policy.websocket_drain
     boot_timeout: float = Policy.boot_timeout
     hang_timeout: float = 30.0
     max_requests: int = Policy.max_requests
@@ -137,6 +138,7 @@ class ServerSettings(EnvironSettings):
             graceful_timeout=self.graceful_timeout,
             drain_delay=self.drain_delay,
             linger=self.linger,
+            websocket_drain=self.websocket_drain,
             boot_timeout=self.boot_timeout,
             hang_timeout=self.hang_timeout or None,
             header_timeout=self.header_timeout,

@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
-import uvloop
+from uvicorn.lifespan.on import LifespanOn
 
 from everycore.environ import SettingsError
 from everycore.server import parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
-from everycore.server.connections import ShutDown, is_idle, is_in_handshake
+from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
+from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
@@ -39,7 +40,7 @@ HANDSHAKE_TIMEOUT = 10.0  # seconds for TLS
 CLOSE_TIMEOUT = (
     3600.0  # seconds; request_timeouts.py limits the wait. uvloop's own 30 s would cut off a client that reads slowly
 )
-CANCEL_GRACE = 1.0  # seconds for the cleanup of a canceled request
+MIN_LIFESPAN_END = 1.0  # seconds, also after the graceful timeout
 
 logger = logging.getLogger(__name__)
 
@@ -96,24 +97,24 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     enable_stack_dumps()
     parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
-    worker = Worker(load(), context)
+    app_forks = AppForks(lambda: [listener.fileno() for listener in context.listeners])  # the import may fork, too
+    worker = Worker(load(), context, app_forks)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(worker.work())
+        return worker.ending.run(worker.work())
     finally:
         flush_streams()
-    return 0
 
 
 class Worker(uvicorn.Server):
     """A uvicorn server that gets its connections from an `Acceptor` and reports its state on the scoreboard."""
 
-    def __init__(self, config: uvicorn.Config, context: WorkerContext) -> None:
+    def __init__(self, config: uvicorn.Config, context: WorkerContext, app_forks: AppForks) -> None:
         """Write the first heartbeat, with the state STARTING.
 
         Args:
             config: What the worker runs.
             context: What the worker is given.
+            app_forks: Resets the processes that the app forks.
         """
         super().__init__(config)
         self.context = context
@@ -122,8 +123,11 @@ class Worker(uvicorn.Server):
         self.request_timeouts = RequestTimeouts(
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
         )
-        self._app_forks = AppForks(self._sockets)
+        self._app_forks = app_forks
+        self._app_forks.sockets = self._sockets
         self._shut_down = ShutDown()
+        self._websocket_spread = WebSocketSpread()
+        self.ending = Ending()
         self.memory = ResidentMemory()
         self._ticked = 0
         self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
@@ -178,9 +182,14 @@ class Worker(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+        self._start_graceful_timeout()
         self.view.worker_draining.set()
         # uvicorn calls handle_exit() at this signal. sse-starlette and other libraries replace it to end their streams.
         self.handle_exit(signal.SIGTERM, None)
+
+    def _start_graceful_timeout(self) -> None:
+        """Start it at the first SIGTERM, or at the drain of a worker that got none."""
+        self.ending.deadline = self.ending.deadline or monotonic() + self.context.policy.graceful_timeout
 
     def _set_state(self, state: State) -> None:
         self._state = state
@@ -255,20 +264,27 @@ class Worker(uvicorn.Server):
 
     async def _drain(self) -> None:
         """Stop accepting, finish the requests and close all connections. Then end the app's lifespan, in any case."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.context.policy.graceful_timeout
+        self._start_graceful_timeout()
         try:
-            await self._finish(deadline)
+            await self._finish(asyncio.get_running_loop().time() + self.ending.deadline - monotonic())
         finally:
+            self.ending.reported |= self.server_state.tasks | _lifespan_tasks()
             try:
-                await asyncio.wait_for(self.lifespan.shutdown(), max(1.0, deadline - loop.time()))
+                limit = max(MIN_LIFESPAN_END, self.ending.deadline - monotonic())
+                await asyncio.wait_for(self.lifespan.shutdown(), limit)
             except TimeoutError:
-                logger.warning("the app's lifespan did not end in time: it is cancelled")
+                logger.warning("the app's lifespan did not end in time: it is cancelled, and its stack follows")
+                # With "on", uvicorn logs the traceback of the cancellation. It shows where the lifespan hung.
+                self.config.lifespan = "on"
+                logging.getLogger("uvicorn.error").removeFilter(_is_no_cancellation)
             self._write_heartbeat()
 
     async def _finish(self, deadline: float) -> None:
         """Answer requests on open connections for `linger` seconds, then close idle connections."""
         loop = asyncio.get_running_loop()
+        # They also need time for the answer to 1012.
+        self._websockets_until = monotonic() + self.context.policy.websocket_drain
+        self._websockets_until = min(self._websockets_until, self.ending.deadline - CANCEL_GRACE)
         self.acceptor.stop(last=self.context.board.draining)
         self._set_state(State.DRAINING)
         self.view.worker_draining.set()
@@ -292,8 +308,12 @@ class Worker(uvicorn.Server):
                 self._shut_down(
                     connection
                     for connection in list(state.connections)
-                    if not is_in_handshake(connection) and not (spare_idle and is_idle(connection))
+                    if not is_in_handshake(connection)
+                    and not is_websocket(connection)
+                    and not (spare_idle and is_idle(connection))
                 )
+            websockets = [each for each in state.connections if is_websocket(each) and each not in self._shut_down]
+            self._shut_down(self._websocket_spread.due(websockets, monotonic(), self._websockets_until))
             if loop.time() >= deadline:
                 break
             await asyncio.sleep(DRAIN_TICK)
@@ -313,6 +333,12 @@ class Worker(uvicorn.Server):
             await asyncio.wait(tasks, timeout=CANCEL_GRACE)
         for connection in list(self.server_state.connections):
             connection.transport.abort()  # the client has not read its response
+
+
+def _lifespan_tasks() -> set[asyncio.Task[Any]]:
+    """Return the task in which uvicorn runs the app's lifespan, if it has not ended."""
+    code = LifespanOn.main.__code__
+    return {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "cr_code", None) is code}
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
