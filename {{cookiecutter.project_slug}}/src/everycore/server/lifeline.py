@@ -1,4 +1,6 @@
-"""Ends the processes that the app starts with `multiprocessing` or forks itself, when their worker exits.
+"""Ends the processes that the app starts with `multiprocessing` or forks itself, when their owner exits.
+
+The owner is a worker, or a template process while it imports the app.
 
 A process that waits for work of a killed worker waits for ever, because it has a copy of each end of the pipe that it
 reads. So does one of `ProcessPoolExecutor` in any Python program, with each start method.
@@ -33,11 +35,11 @@ class Lifeline:
 
         A process that has left the owner's session (setsid(2)), as a daemon does, is not killed.
         """
+        if not self._is_usable():
+            return
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
-        if not self._is_usable():
-            return
         inherited = self._reader
         with suppress(OSError):  # no /proc, or a kernel without F_SETSIG
             if os.getsid(0) == self._session:
@@ -48,6 +50,15 @@ class Lifeline:
                 if poller.poll(0):  # the owner has exited already
                     os.kill(os.getpid(), signal.SIGKILL)
         os.close(inherited)
+
+    def tie_no_more(self) -> None:
+        """In the owner: tie no other process from now on."""
+        os.close(self._reader)
+        self._reader = -1
+
+    def leave(self) -> None:
+        """In a forked child of an owner that ties no more: keep nothing of the pipe open."""
+        os.close(self._writer)
 
     def tie_started_processes(self) -> None:
         """In the owner: tie the processes that `multiprocessing` starts by "spawn" and "forkserver" from now on.

@@ -26,6 +26,7 @@ from everycore.environ import SettingsError
 from everycore.server import fork_safety, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.import_errors import LoadError
+from everycore.server.lifeline import Lifeline
 from everycore.server.loaded_files import LoadedFiles
 from everycore.server.loading import load
 from everycore.server.logging import flush_streams, keep_loggers, set_process_name
@@ -87,6 +88,9 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         die_with_parent(assignment.primary)
         prefer_as_oom_victim()
         reset_signals()
+        lifeline = Lifeline()  # for the processes that the import starts
+        os.register_at_fork(after_in_child=lifeline.tie_fork)
+        lifeline.tie_started_processes()
         before = fork_safety.Before.take()
         config = _import_app(channel, assignment) if imports else None
         if config is not None or not imports:
@@ -94,8 +98,9 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
             gc.collect()
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
+            lifeline.tie_no_more()
             channel.send(shared=shared)
-            (_Inherited if assignment.inherits else _Parent)(channel, assignment, config).work()
+            (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline).work()
         code = 0
     except BaseException:
         logger.exception("the template process failed")
@@ -145,8 +150,11 @@ def _forget_app(target: str) -> None:
 class _Inherited:
     """Forks workers that the primary inherits."""
 
-    def __init__(self, channel: Channel, assignment: Assignment, config: uvicorn.Config | None) -> None:
+    def __init__(
+        self, channel: Channel, assignment: Assignment, config: uvicorn.Config | None, lifeline: Lifeline
+    ) -> None:
         self._channel = channel
+        self._lifeline = lifeline
         self._assignment = assignment
         self._config = config
 
@@ -193,6 +201,7 @@ class _Inherited:
 
     def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
         self._channel.close()
+        self._lifeline.leave()
         while os.getppid() == inherited_from:
             sleep(POLL_INTERVAL)
         fork_safety.reseed()
