@@ -21,7 +21,7 @@ sys.pycache_prefix = str(ROOT / "build" / "bytecode")  # never in the template, 
 from everycore.testing import machine  # noqa: E402 - after the line above
 from everycore.testing.machine import missing  # noqa: E402, F401 - the tests take it from here
 
-pytest_plugins = ["stacks", "templates"]  # what needs a Docker engine, and what needs two releases
+pytest_plugins = ["stacks", "templates", "timeouts"]  # Docker, two releases, what ends a test that hangs
 
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
