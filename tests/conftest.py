@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(machine, "testing_machine")
     config.addinivalue_line("markers", "in_all: runs with --all only")
+    # What a test kills leaves its temporary files behind, and so does cookiecutter: each hook that it has rendered.
+    usual = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its own folders there
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=usual)
+    Path(tempfile.tempdir).chmod(0o755)  # some tests start processes of other users
+    config.add_cleanup(partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a `make` that a test starts is a user's
         os.environ.pop(name, None)
 

@@ -61,6 +61,14 @@ def test_update_from_a_path_keeps_the_recorded_url(small_place, shop, tmp_path):
     assert record["answers"]["region"] == "here"
 
 
+def test_update_leaves_no_temporary_files(small_place, shop, tmp_path, monkeypatch):
+    """cookiecutter does not remove the hooks that it has rendered."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    small_place.update(shop)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_update_without_a_commit_starts_at_the_release(small_place, shop):
     record = json.loads((shop / RECORD).read_text())
     write(shop / RECORD, json.dumps({**record, "commit": ""}))
