@@ -52,11 +52,13 @@ QUICK = {
     *("caching", "documents", "draining", "healing", "http"),
     *("readme_code", "serving", "sessions", "state_page", "stopping"),
 }
+EVERYWHERE = "test_everywhere.py"  # it starts first: a test of minutes that starts last would run alone
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out, and not skip: nothing is missing. What is named by its file runs."""
+    items.sort(key=lambda item: item.path.name != EVERYWHERE)
     if config.getoption("--all"):
         return
     left_out = [item for item in items if not _named(item, config) and _is_slow(item)]
