@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.pycache_prefix = str(ROOT / "build" / "bytecode")  # never in the template, where a bake would copy it
+sys.dont_write_bytecode = False  # with a prefix, the bytecode that pip has installed is not found, and all is compiled
 
 from everycore.testing import machine  # noqa: E402 - after the line above
 from everycore.testing.machine import missing  # noqa: E402, F401 - the tests take it from here
