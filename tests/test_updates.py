@@ -12,6 +12,8 @@ import pytest
 
 from templates import DEMO, ENGINE, HOME, IN, RECORD, commit, contents, git, owned, release, run, write
 
+pytestmark = pytest.mark.xdist_group("updates")  # so the templates and their projects are made once
+
 
 def taken(said, project):
     """Run the line that the update tells."""
