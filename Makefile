@@ -11,7 +11,8 @@ install = set -o pipefail; printf 'Installing %s ' '$(1)'; \
     "$$(sed -n 's/^ERROR: //p' .venv/pip.log | tail -n 1). Is there a network? The output of pip is in $(CURDIR)/.venv/pip.log"; exit 1; }
 
 .DEFAULT_GOAL := help
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations=10
+# Three on two cores: they wait for a third of the time, for processes that start and for deadlines.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --durations=10
 .PHONY: help demo bake bench manifest test test-all lint format clean
 SOURCES := {{cookiecutter.project_slug}}/src
 

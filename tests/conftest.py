@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +18,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.pycache_prefix = str(ROOT / "build" / "bytecode")  # never in the template, where a bake would copy it
+sys.dont_write_bytecode = False  # with a prefix, the bytecode that pip has installed is not found, and all is compiled
 
 from everycore.testing import machine  # noqa: E402 - after the line above
 from everycore.testing.machine import missing  # noqa: E402, F401 - the tests take it from here
 
-pytest_plugins = ["stacks", "templates"]  # what needs a Docker engine, and what needs two releases
+pytest_plugins = ["stacks", "templates", "timeouts"]  # Docker, two releases, what ends a test that hangs
 
 KEPT = ROOT / "build" / "tests"  # venvs and tools stay here, so that a second run is quick
 MINORS = range(11, 15)
@@ -36,6 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(machine, "testing_machine")
     config.addinivalue_line("markers", "in_all: runs with --all only")
+    # What a test kills leaves its temporary files behind, and so does cookiecutter: each hook that it has rendered.
+    usual = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its own folders there
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=usual)
+    Path(tempfile.tempdir).chmod(0o755)  # some tests start processes of other users
+    config.add_cleanup(partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a `make` that a test starts is a user's
         os.environ.pop(name, None)
 
@@ -46,11 +53,13 @@ QUICK = {
     *("caching", "documents", "draining", "healing", "http"),
     *("readme_code", "serving", "sessions", "state_page", "stopping"),
 }
+EVERYWHERE = "test_everywhere.py"  # it starts first: a test of minutes that starts last would run alone
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out, and not skip: nothing is missing. What is named by its file runs."""
+    items.sort(key=lambda item: item.path.name != EVERYWHERE)
     if config.getoption("--all"):
         return
     left_out = [item for item in items if not _named(item, config) and _is_slow(item)]

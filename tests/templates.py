@@ -192,12 +192,12 @@ class Place:
         run(["make", "-f", self.folder / "Makefile", "update", f"BIN={binaries}"], project, **self.github)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small_place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("small"), small)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def real_place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("real"), real)
 

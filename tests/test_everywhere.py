@@ -13,15 +13,11 @@ from conftest import KEPT, ROOT, captured, version
 
 ENGINE = "tests/everycore"
 STATE = "tests/everycore/state"
-pytestmark = [
-    pytest.mark.in_all,
-    pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("whole bakes"),  # one after the other: each takes minutes
-]
+pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1800)]
 
 
 def run_tests(python, *arguments, **environ):
-    # In one process: the rest of this run has the other core.
+    # In one process: the rest of this run has the other cores.
     ended = captured([python, "-m", "pytest", "-q", *arguments], ROOT, 1700, **environ)
     print(ended.stdout)
     assert ended.returncode == 0

@@ -26,10 +26,10 @@ def run(command, cwd, **environ):
 
 
 def fresh(bake, name, **answers):
-    """A bake in a folder whose venv is kept from the last run, and nothing else."""
+    """A bake in a folder whose venv and cache of mypy are kept from the last run, and nothing else."""
     project = KEPT / name / answers.get("project_slug", "cluster-app")
     for path in project.glob("*"):
-        if path.is_dir() and path.name != ".venv":
+        if path.is_dir() and path.name not in {".venv", ".mypy_cache"}:
             shutil.rmtree(path)
         elif path.is_file() and path.name != "pyproject.toml":
             path.unlink()
@@ -85,7 +85,7 @@ def test_long_names_pass_lint_and_types_too(bake):
 
 @pytest.mark.xdist_group("port 8000")
 def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running(bake, bare_path):
-    project = fresh(bake, "demo")
+    project = fresh(bake, "port-8000")
     ended = run(["make", "demo", f"PYTHON={sys.executable}"], project, PATH=bare_path)
     assert ended.returncode == 0
     assert "Redis counted 200 for 200 responses: exact" in ended.stdout
@@ -102,7 +102,7 @@ def shape(text):
 
 @pytest.mark.xdist_group("port 8000")
 def test_lock_without_uv_writes_a_lock_file(bake, bare_path):
-    project = fresh(bake, "demo")
+    project = fresh(bake, "port-8000")
     (project / "uv.lock").unlink(missing_ok=True)
     assert run(["make", "lock", f"PYTHON={sys.executable}"], project, PATH=bare_path).returncode == 0
     locked = tomllib.loads((project / "uv.lock").read_text())
@@ -131,7 +131,7 @@ def test_uv_alone_runs_it_too(bake, tmp_path):
 
 @pytest.mark.xdist_group("port 8000")
 def test_every_command_of_its_readme_works_word_for_word(bake):
-    project = fresh(bake, "readme")
+    project = fresh(bake, "port-8000")
     assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
     blocks = re.findall(r"```sh\n(.*?)```", (project / "README.md").read_text(), re.S)
     lines = [
@@ -152,7 +152,7 @@ def test_every_command_of_its_readme_works_word_for_word(bake):
 
 @pytest.mark.xdist_group("port 8000")
 def test_the_python_of_its_readme_works(bake):
-    project = fresh(bake, "readme")
+    project = fresh(bake, "port-8000")
     assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
     (code,) = re.findall(r"```python\n(.*?)```", (project / "README.md").read_text(), re.S)
     wired = (

@@ -12,6 +12,8 @@ sys.path.insert(0, str(SOURCE))
 from everycore import manifest
 from everycore.update.record import public_url
 
+pytestmark = pytest.mark.xdist_group("updates")  # so the templates and their projects are made once
+
 
 def test_record_of_a_project_from_github_is_whole(place):
     record = json.loads((place.old / RECORD).read_text())

@@ -12,6 +12,8 @@ import pytest
 
 from templates import DEMO, ENGINE, HOME, IN, RECORD, commit, contents, git, owned, release, run, write
 
+pytestmark = pytest.mark.xdist_group("updates")  # so the templates and their projects are made once
+
 
 def taken(said, project):
     """Run the line that the update tells."""
@@ -59,6 +61,14 @@ def test_update_from_a_path_keeps_the_recorded_url(small_place, shop, tmp_path):
     assert record["template"] == HOME
     assert record["commit"] == git(small_place.template, "rev-parse", "v0.3.0")
     assert record["answers"]["region"] == "here"
+
+
+def test_update_leaves_no_temporary_files(small_place, shop, tmp_path, monkeypatch):
+    """cookiecutter does not remove the hooks that it has rendered."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    small_place.update(shop)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_update_without_a_commit_starts_at_the_release(small_place, shop):
@@ -272,61 +282,70 @@ def test_update_with_an_unknown_option_is_a_usage_error(small_place, shop):
 
 # kill -9
 
-# Counts what changes the project's folders, and kills the process before the one of that number. 0 kills nobody.
-KILLER = """
-import os, runpy, signal, sys
-number, step = int(sys.argv.pop(1)), 0
+# Counts what changes the project's folders. Before each such step it copies the project into the folder SNAPSHOTS; a
+# kill -9 at that moment would leave the same files. If NUMBER is set, it kills the process before the step NUMBER.
+WATCHER = """
+import os, runpy, shutil, signal, sys
+step, copying = 0, False
 STEPS = {"os.rename", "os.mkdir", "os.remove", "shutil.rmtree", "shutil.copytree"}
 
 def watch(event, arguments):
-    global step
-    if event in STEPS and own(str(arguments[0])):
+    global step, copying
+    if event in STEPS and not copying and own(str(arguments[0])):
         step += 1
-        if step == number:
+        if step == int(os.environ.get("NUMBER", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if "SNAPSHOTS" in os.environ:
+            copying = True
+            shutil.copytree(os.getcwd(), os.path.join(os.environ["SNAPSHOTS"], str(step)), symlinks=True)
+            copying = False
 
 def own(path):
     return path.startswith(os.getcwd()) and ".update/work" not in path
 
 sys.addaudithook(watch)
-try:
-    runpy.run_module("everycore.update", run_name="__main__")
-finally:
-    print("steps:", step)
+runpy.run_module("everycore.update", run_name="__main__")
 """
 
 
-def killed_update(place, project, number):
-    command = [sys.executable, "-c", KILLER, str(number)]
-    return run(command, project, -9 if number else 0, PYTHONPATH="src", **place.github)
+def watched_update(place, project, code=0, **environ):
+    return run([sys.executable, "-c", WATCHER], project, code, PYTHONPATH="src", **environ, **place.github)
 
 
-@pytest.mark.timeout(900)  # two dozen updates
-def test_update_killed_at_any_step_is_never_half_done(small_place, tmp_path):
-    said = killed_update(small_place, small_place.project(tmp_path / "whole"), 0)
-    steps = int(re.findall(r"^steps: (\d+)$", said, re.M)[0])
-    assert steps > 10
-    seen = set()
-    for number in range(1, steps + 1):
-        shop = small_place.project(tmp_path / str(number))
-        before = owned(shop)
-        killed_update(small_place, shop, number)
-        seen.add(state(small_place, shop))
-        assert owned(shop) == before
-        if state(small_place, shop) == ("new", "new") and not (shop / ".update/replacing").exists():
-            commit(shop, "updated")  # it was killed when all was done
-        small_place.make_update(shop)
-        assert state(small_place, shop) == ("new", "new"), number
-        assert json.loads((shop / RECORD).read_text())["version"] == "0.3.0"
-        assert owned(shop) == before
-        assert sorted(path.name for path in (shop / ".update").iterdir()) == [
-            ".gitignore",
-            "0.2.0-to-0.3.0.patch",
-            "lock",
-        ]
-        run(["git", "apply", "--3way", ".update/0.2.0-to-0.3.0.patch"], shop)
-        assert contents(shop) == contents(small_place.new)
-    assert seen == {("old", "old"), ("put aside", "old"), ("new", "old"), ("new", "put aside"), ("new", "new")}
+@pytest.mark.timeout(900)  # with --all two dozen updates
+def test_update_killed_at_any_step_is_never_half_done(small_place, tmp_path, pytestconfig):
+    whole = small_place.project(tmp_path / "whole")
+    before = owned(whole)
+    snapshots = tmp_path / "snapshots"
+    watched_update(small_place, whole, SNAPSHOTS=str(snapshots))
+    shops = sorted(snapshots.iterdir(), key=lambda path: int(path.name))
+    assert len(shops) > 10
+    assert all(owned(shop) == before for shop in shops)
+    states = {shop: state(small_place, shop) for shop in shops}
+    wanted = {("old", "old"), ("put aside", "old"), ("new", "old"), ("new", "put aside"), ("new", "new")}
+    assert set(states.values()) == wanted
+    killed = small_place.project(tmp_path / "killed")
+    middle = shops[len(shops) // 2]
+    watched_update(small_place, killed, -9, NUMBER=middle.name)
+    assert contents(killed) == contents(middle)
+    one_of_each = {states[shop]: shop for shop in shops}.values()
+    for shop in shops if pytestconfig.getoption("--all") else one_of_each:
+        assert_update_completes(small_place, shop, before)
+    assert_update_completes(small_place, killed, before)
+
+
+def assert_update_completes(place, shop, before):
+    """Run the update again in a project in which one was killed."""
+    if state(place, shop) == ("new", "new") and not (shop / ".update/replacing").exists():
+        commit(shop, "updated")  # it was killed when all was done
+    place.make_update(shop)
+    assert state(place, shop) == ("new", "new"), shop
+    assert json.loads((shop / RECORD).read_text())["version"] == "0.3.0"
+    assert owned(shop) == before
+    left = sorted(path.name for path in (shop / ".update").iterdir())
+    assert left == [".gitignore", "0.2.0-to-0.3.0.patch", "lock"]
+    run(["git", "apply", "--3way", ".update/0.2.0-to-0.3.0.patch"], shop)
+    assert contents(shop) == contents(place.new)
 
 
 def state(place, shop):

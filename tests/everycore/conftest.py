@@ -33,6 +33,8 @@ def found_by_servers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", importable())
         patch.setenv("PYTHONPYCACHEPREFIX", str(BYTECODE))
+        # With a prefix, Python does not find the bytecode that pip has installed, so it must be able to write its own.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

@@ -187,7 +187,7 @@ def test_readiness_is_off_from_the_first_moment_of_a_stop(serve: Any, get: Any, 
 
 
 def test_a_stop_under_load_fails_no_request_but_refuses_late_ones(serve: Any, load: Any, eventually: Any) -> None:
-    # Its own socket: one that is borrowed gets no filter, and here its lender is gone.
+    # As in production, where the server opens its socket.
     cluster = serve("--workers", "2", "--bind", "127.0.0.1:0")
     url = eventually(lambda: re.search(r"on (http://[0-9.:]+) with", cluster.log.read_text()))[1]
     fires = [load(url, "/healthz", keep_alive=keep_alive) for keep_alive in (True, False)]

@@ -97,6 +97,17 @@ def test_borrowed_tcp_socket_accepts_after_our_close() -> None:
             owner.accept()[0].close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has socket filters")
+def test_inherited_socket_of_our_own_drops_handshakes_at_its_close() -> None:
+    """Without the filter, a client that connects before the last worker closes its copy would be reset."""
+    with open_listener("127.0.0.1:0") as workers, socket.socket() as late:
+        close(open_listener(f"fd://{os.dup(workers.fileno())}?own"))
+        late.setblocking(False)
+        late.connect_ex(workers.getsockname())
+        with pytest.raises(BlockingIOError):
+            workers.accept()
+
+
 def test_borrowed_unix_socket_keeps_its_path(short_path: Path) -> None:
     """The path of a socket of our own is removed."""
     path = short_path / "app.sock"
@@ -179,7 +190,19 @@ def test_drop_new_handshakes_keeps_queued_connections() -> None:
 
 
 @pytest.mark.parametrize(
-    "bind", ["", "8000", "127.0.0.1:²", "host:port", "127.0.0.1:99999", "fd://x", "256.0.0.1:80", "unix:"]
+    "bind",
+    [
+        "",
+        "8000",
+        "127.0.0.1:²",
+        "host:port",
+        "127.0.0.1:99999",
+        "fd://x",
+        "fd://3?",
+        "fd://3?owner",
+        "256.0.0.1:80",
+        "unix:",
+    ],
 )
 def test_malformed_address_is_a_bind_error(bind: str) -> None:
     with pytest.raises(BindError, match=r"\.$"):

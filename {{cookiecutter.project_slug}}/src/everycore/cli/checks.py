@@ -184,7 +184,7 @@ def on_binds(binds: tuple[str, ...], primary: int | None) -> Iterator[Finding]:
     with ExitStack() as opened:
         for bind in binds:
             try:
-                if bind.startswith("fd://") and bind.removeprefix("fd://").isdecimal():
+                if bind.startswith("fd://"):
                     yield from _on_descriptor(bind)
                     continue
                 if primary is not None and listens(primary, bind):
@@ -197,10 +197,14 @@ def on_binds(binds: tuple[str, ...], primary: int | None) -> Iterator[Finding]:
 
 
 def _on_descriptor(bind: str) -> Iterator[Finding]:
-    """Yield a warning if a file descriptor is not a listening socket. The process that starts `serve` provides it."""
+    """Yield a warning if a file descriptor is not a listening socket. The process that starts `serve` provides it.
+
+    The socket is not modified, also if it will be the server's own.
+    """
+    fd, _ = listeners.parse_inherited(bind)
     try:
-        with socket.socket(fileno=os.dup(int(bind.removeprefix("fd://")))) as borrowed:
-            if borrowed.type == socket.SOCK_STREAM and borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        with socket.socket(fileno=os.dup(fd)) as inherited:
+            if inherited.type == socket.SOCK_STREAM and inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return
     except (OSError, OverflowError):
         pass

@@ -79,7 +79,7 @@ def run_server(
 ) -> Iterator[LocalServer]:
     """Run `serve` for the `with` block, and stop it gracefully at the end.
 
-    The server inherits a listening socket, so a client may connect at once. Its requests are queued until a worker is
+    The server gets a listening socket, so a client may connect at once. Its requests are queued until a worker is
     ready.
 
     Args:
@@ -102,7 +102,7 @@ def run_server(
     ):
         url = "http://{}:{}".format(*listener.getsockname())
         process = subprocess.Popen(
-            serve_command(app, "--bind", f"fd://{listener.fileno()}", *arguments),
+            serve_command(app, "--bind", f"fd://{listener.fileno()}?own", *arguments),
             env={**os.environ, "RUN_DIR": run_dir, **environ},
             pass_fds=[listener.fileno()],
             stderr=stderr,

@@ -49,14 +49,17 @@ def open_listener(bind: str) -> Listener:
     An IPv6 socket accepts IPv6 only, whatever the host's bindv6only is, so [::] does not include 0.0.0.0.
 
     Args:
-        bind: HOST:PORT, [IPV6]:PORT, unix:PATH, unix:PATH?mode=660 or fd://N.
+        bind: HOST:PORT, [IPV6]:PORT, unix:PATH, unix:PATH?mode=660, fd://N or fd://N?own.
 
     Raises:
         BindUsageError: The address is malformed.
         BindError: The address cannot be bound.
     """
     if bind.startswith("fd://"):
-        return wrap_inherited(_parse_number(bind.removeprefix("fd://"), bind))
+        fd, is_own = parse_inherited(bind)
+        inherited = wrap_inherited(fd)
+        inherited.borrowed = not is_own
+        return inherited
     if bind.startswith("unix:"):
         path, _, option = bind.removeprefix("unix:").partition("?")
         listener = _bind_unix(Path(path), _parse_mode(option, bind) if option else DEFAULT_MODE)
@@ -65,6 +68,18 @@ def open_listener(bind: str) -> Listener:
         listener = _bind_tcp(host, _parse_number(port, bind), bind)
     listener.setblocking(False)
     return listener
+
+
+def parse_inherited(bind: str) -> tuple[int, bool]:
+    """Return the descriptor of fd://N or fd://N?own, and whether the socket is this server's own.
+
+    With `?own` the process that opened the socket has given it away, so the server may modify it before it closes it.
+
+    Raises:
+        BindUsageError: The address is malformed.
+    """
+    number, own, rest = bind.removeprefix("fd://").partition("?own")
+    return _parse_number(number + rest, bind), bool(own)
 
 
 def wrap_inherited(fd: int) -> Listener:

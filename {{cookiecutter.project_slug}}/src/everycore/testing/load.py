@@ -27,6 +27,7 @@ class Load:
         self.path = path
         self.keep_alive = keep_alive
         self.seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
         for thread in self._threads:
@@ -42,11 +43,17 @@ class Load:
     def _run(self) -> None:
         connection = http.client.HTTPConnection(self.host, timeout=DEADLINE)
         while not self._stopping.is_set():
-            self.seen["sent"] += 1
-            self.seen[self._send(connection)] += 1
+            self._count("sent")
+            self._count(self._send(connection))
             if not self.keep_alive:
                 connection.close()
         connection.close()
+
+    def _count(self, outcome: str) -> None:
+        with (
+            self._lock
+        ):  # `+=` on a Counter calls Python code if the key is new, so another thread may count in between
+            self.seen[outcome] += 1
 
     def _send(self, connection: http.client.HTTPConnection) -> str:
         fresh = connection.sock is None

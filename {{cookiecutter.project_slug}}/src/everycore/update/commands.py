@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 DOT_INTERVAL = 2.0  # seconds
@@ -12,7 +12,15 @@ class UpdateError(Exception):
     """The update cannot go on; the message says why and what to do."""
 
 
-def run(command: Sequence[str | Path], folder: Path, failed: str, doing: str = "", fine: int = 0) -> str:
+def run(
+    command: Sequence[str | Path],
+    folder: Path,
+    failed: str,
+    doing: str = "",
+    fine: int = 0,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> str:
     """Run a program to its end.
 
     Args:
@@ -21,6 +29,7 @@ def run(command: Sequence[str | Path], folder: Path, failed: str, doing: str = "
         failed: The beginning of the error message. The program's last line follows, or its last error.
         doing: What to print before. A dot follows after two seconds, and for each two more.
         fine: An exit code that is no failure, besides 0.
+        environ: Variables to add to the environment of this process.
 
     Returns:
         What it printed on stdout, without white space around it.
@@ -29,14 +38,14 @@ def run(command: Sequence[str | Path], folder: Path, failed: str, doing: str = "
         UpdateError: It is not installed, or it failed.
     """
     # git must not ask for a user name where a repository does not exist, and its messages are quoted in ours.
-    environ = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     if doing:
         print(doing, end="", flush=True)
     try:
         with subprocess.Popen(
             command,
             cwd=folder,
-            env=environ,
+            env={**os.environ, **own, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -105,7 +105,9 @@ class Template:
         command += ["--config-file", config, "--output-dir", output]
         command += [f"{name}={answer}" for name, answer in answers.items()]
         failed = f"version {version} cannot be made with the answers of this project. cookiecutter says"
-        run(command, self._workspace, failed, f"Making version {version} with your answers ")
+        doing = f"Making version {version} with your answers "
+        # cookiecutter leaves each hook that it has rendered in the folder for temporary files.
+        run(command, self._workspace, failed, doing, environ={"TMPDIR": str(self._workspace)})
         (made,) = [path for path in output.iterdir() if path.is_dir()]
         return made
 
