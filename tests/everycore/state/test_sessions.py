@@ -135,6 +135,37 @@ async def test_update_is_written_at_once(store: SessionStore) -> None:
     assert session.changes() == ({}, [])
 
 
+async def test_change_in_the_result_of_update_is_saved(store: SessionStore) -> None:
+    cookie = await made(store, n=1)
+    session = await store.load(cookie)
+    (await session.update("list", lambda old: [1])).append(2)
+    await store.save(session)
+    assert (await store.load(cookie))["list"] == [1, 2]
+
+
+async def test_save_decodes_no_list_that_was_not_read(store: SessionStore) -> None:
+    session = await store.load(await made(store, n=1, cart=[1]))
+    session["n"] = 2
+    await store.save(session)
+    assert dict.get(session, "cart") == b"[1]"
+
+
+@pytest.mark.parametrize("moving", [False, True])
+async def test_assignment_during_a_save_is_saved_by_the_next(store: SessionStore, moving: bool) -> None:
+    """A websocket's handler may have tasks that go on while its session is saved."""
+    session = await store.load(await made(store, n=1))
+    session["n"] = 2
+    if moving:
+        session.regenerate()
+    save = asyncio.create_task(store.save(session))
+    await asyncio.sleep(0)  # the save has begun
+    session["n"] = 3
+    id = await save
+    assert id is not None
+    await store.save(session)
+    assert (await store.load(store.sign(id)))["n"] == 3
+
+
 async def test_update_of_an_unstored_session_is_an_assignment(store: SessionStore, redis: Redis) -> None:
     session = await store.load(None)
     assert await session.update("n", lambda old: (old or 0) + 1) == 1
