@@ -165,6 +165,8 @@ FULL: dict[str, Any] = {"name": "ann", "n": 1, "cart": [1, {"a": [2]}], "none": 
         lambda mapping: {"more": 1} | mapping,
         lambda mapping: mapping == FULL and mapping == mapping.copy() and mapping == FULL,
         lambda mapping: mapping == {**FULL, "n": 2},
+        lambda mapping: mapping != FULL,
+        lambda mapping: FULL != mapping,  # noqa: SIM300 - the other way round
         lambda mapping: (mapping.copy(), type(mapping.copy())),
         lambda mapping: (copy.copy(mapping), copy.deepcopy(mapping)),
         lambda mapping: (list(mapping), list(mapping.keys()), list(reversed(mapping)), len(mapping), bool(mapping)),

@@ -1,12 +1,16 @@
 """Sessions on a real Redis: what other stores get wrong, held here."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from everycore.state.sessions.session import SessionEndedError
+from everycore.state.client.connect import connect
+from everycore.state.sessions.session import Record, SessionEndedError
 from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
 
 pytestmark = pytest.mark.anyio
@@ -274,6 +278,22 @@ async def test_session_too_large_is_refused(redis: Redis) -> None:
     with pytest.raises(SessionTooLargeError, match="100 bytes"):
         await store.save(session)
     assert dict(await store.load(cookie)) == {"small": "x" * 50}
+
+
+fields = st.dictionaries(st.sampled_from([b":a", b":b", b":c"]), st.binary(max_size=20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields, fields, st.integers(0, 60))
+def test_session_grows_up_to_its_limit(stored: dict[bytes, bytes], after: dict[bytes, bytes], limit: int) -> None:
+    store = SessionStore(connect("redis://x", 1), [KEY], max_bytes=limit)
+    written = {name: raw for name, raw in after.items() if stored.get(name) != raw}
+    deleted = [name for name in stored if name not in after]
+    before, size = (sum(map(len, (*each, *each.values()))) for each in (stored, after))
+    record = Record(None, "", {})
+    record.stored = stored
+    with pytest.raises(SessionTooLargeError) if limit < size > before else nullcontext():
+        store._check_size(record, written, deleted)
 
 
 async def test_session_value_not_json_is_refused(store: SessionStore) -> None:

@@ -82,13 +82,6 @@ class Record:
         if TOUCHED in written:
             self.touched = float(written[TOUCHED])
 
-    def size_with(self, written: Mapping[bytes, bytes], deleted: Iterable[bytes] = ()) -> int:
-        """Return the bytes of all fields after these changes."""
-        after = {**self.stored, **written}
-        for name in deleted:
-            del after[name]
-        return sum(map(len, after)) + sum(map(len, after.values()))
-
 
 class Session(starlette_sessions.Session):
     """A visitor's session: a dict with string keys and JSON values, `request.session`.
@@ -264,8 +257,6 @@ class SealedSession(Session):
     this an ordinary `Session`.
     """
 
-    __hash__ = None  # type: ignore[assignment] # as of every dict
-
     def __getitem__(self, key: str) -> Any:
         value = dict.__getitem__(self, key)
         return self._opened(key, value) if type(value) is bytes else value
@@ -299,29 +290,16 @@ class SealedSession(Session):
         object.__setattr__(self, "__class__", Session)
         return self
 
-    def popitem(self) -> tuple[str, Any]:
-        return self._unsealed().popitem()
 
-    def items(self) -> Any:
-        return self._unsealed().items()
+def _unsealing(name: str) -> Callable[..., Any]:
+    def method(self: SealedSession, *args: Any) -> Any:
+        return getattr(self._unsealed(), name)(*args)
 
-    def values(self) -> Any:
-        return self._unsealed().values()
+    return method
 
-    def copy(self) -> dict[str, Any]:
-        return self._unsealed().copy()
 
-    def __eq__(self, other: object) -> bool:
-        return self._unsealed() == other
-
-    def __or__(self, other: Any) -> Any:
-        return self._unsealed() | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._unsealed()
-
-    def __repr__(self) -> str:
-        return repr(self._unsealed())
+for name in ("popitem", "items", "values", "copy", "__eq__", "__ne__", "__or__", "__ror__", "__repr__"):
+    setattr(SealedSession, name, _unsealing(name))
 
 
 def session(connection: HTTPConnection) -> Session:

@@ -305,14 +305,13 @@ class SessionStore:
         return script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted)
 
     def _check_size(self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes]) -> None:
-        stored = record.stored
+        stored, growth = record.stored, 0
         for name, raw in written.items():
-            if name not in stored or len(raw) > len(stored[name]):
-                break  # it grows
-        else:
-            return
-        at_most = sum(map(len, chain.from_iterable(chain(stored.items(), written.items()))))
-        if at_most > self._max_bytes and record.size_with(written, deleted) > self._max_bytes:
+            growth += len(raw) - len(stored[name]) if name in stored else len(name) + len(raw)
+        for name in deleted:
+            growth -= len(name) + len(stored[name])
+        # All fields are counted only if they grow.
+        if growth > 0 and growth + sum(map(len, chain.from_iterable(stored.items()))) > self._max_bytes:
             raise SessionTooLargeError(
                 f"the session would have more than {self._max_bytes} bytes of JSON; store large data elsewhere"
             )
