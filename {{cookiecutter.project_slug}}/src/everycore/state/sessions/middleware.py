@@ -88,7 +88,10 @@ class SessionMiddleware:
                 session.close("the response has begun")
                 if session.accessed:
                     fields.append(VARY)
-                    if b"cache-control" not in [name.lower() for name, _ in headers]:
+                    for name, _ in headers:
+                        if name.lower() == b"cache-control":
+                            break
+                    else:
                         fields.append(PRIVATE)
                 if fields:  # in a new list: a Response that the handler reuses must not keep a visitor's cookie
                     message = {**message, "headers": [*headers, *fields]}

@@ -146,8 +146,8 @@ class SessionStore:
             return record.id
         if record.id is None and not written:
             return None  # an empty session needs no key and no cookie
-        # Now, because a task of the handler may assign more before Redis answers. `dict.copy` would decode all lists.
-        values = dict(dict.items(session))
+        # Now, because a task of the handler may assign more before Redis answers. `dict.copy` decodes what is sealed.
+        values = dict(dict.items(session)) if record.sealed else dict.copy(session)
         user_id, stored_id = values.get(USER_ID), record.loaded.get(USER_ID)
         user = previous = user_name(user_id)
         if user_id is not stored_id:
