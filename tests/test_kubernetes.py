@@ -13,6 +13,7 @@ import yaml
 from conftest import missing
 from everycore.server import ServerSettings
 from everycore.server.settings import default_run_dir
+from everycore.state.client.url import FILE_OPTIONS
 from everycore.web import AppSettings
 
 MANIFESTS = "deploy/kubernetes"
@@ -21,7 +22,9 @@ SECRETS = {"SECRET_KEY": KEY, "OPS_TOKEN": KEY, "REDIS_URL": "redis://redis:6379
 OLDEST, NEWEST = "1.30", "1.37"
 
 # "Restricted", of the Pod Security Standards: what a volume may be, and a container; its root is read-only besides.
-ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
+ALLOWED_VOLUMES = {
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
+}
 LOCKED_UP = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 
 
@@ -129,8 +132,8 @@ def test_every_pod_is_restricted(objects):
 
 def test_what_the_app_writes_to_is_mounted(objects, project):
     pod, container = web(objects)
-    volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"]}
-    mounts = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
+    volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each}
+    mounts = {each["mountPath"]: volumes.get(each["name"]) for each in container["volumeMounts"]}
     _, settings, _ = settings_of(objects, project)
     # The volume itself belongs to root, and the primary wants a folder of its own user's.
     assert mounts[str((settings.run_dir or default_run_dir("cluster_app.app:create_app")).parent)]["medium"] == "Memory"
@@ -171,6 +174,20 @@ def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(objec
     assert {each["name"] for each in asked} == {given["metadata"]["name"]}
     assert {each["key"] for each in asked} == given["data"].keys()
     assert given["metadata"]["namespace"] == made["metadata"]["name"] == "cluster-app"
+
+
+@pytest.mark.parametrize("overlay", ["production"])
+def test_files_for_tls_to_redis_are_mounted_where_the_page_says(objects, project):
+    readme = (project / MANIFESTS / "README.md").read_text()
+    pod, container = web(objects)
+    (mount,) = (each for each in container["volumeMounts"] if each.get("readOnly"))
+    (volume,) = (each for each in pod["volumes"] if each["name"] == mount["name"])
+    (secret,) = re.findall(r"create secret generic (redis-\S+) --from-file", readme)
+    assert volume["secret"] == {"secretName": secret, "optional": True}  # a pod without TLS starts all the same
+    given = set(re.findall(r"--from-file=([\w.]+)", readme))
+    named = dict(re.findall(r"(ssl_\w+)=([\w./-]+)", readme))
+    assert named.keys() == set(FILE_OPTIONS)
+    assert set(named.values()) == {f"{mount['mountPath']}/{name}" for name in given}
 
 
 def test_a_pod_has_longer_to_leave_than_its_primary_takes(objects, project):

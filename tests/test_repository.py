@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import ROOT, tracked
 
@@ -34,6 +35,19 @@ def test_dependabot_is_valid(folder):
 def test_the_compose_files_are_valid(bake, answers):
     folder = ROOT if answers is None else bake(**answers)
     tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *sorted(map(str, folder.glob("docker-*.yml"))))
+
+
+def test_compose_mounts_the_authority_of_redis_where_its_url_looks(bake, tmp_path):
+    text = (bake() / "docker-compose.production.yml").read_text()
+    (path,) = re.findall(r"\?ssl_ca_certs=(\S+)", text)
+    used = tmp_path / "docker-compose.yml"
+    used.write_text(re.sub(r"# (?=REDIS_URL: |- redis_ca|redis_ca: )", "", text))
+    tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(used))
+    compose = yaml.safe_load(used.read_text())
+    web = compose["services"]["web"]
+    assert web["environment"]["REDIS_URL"] == "${REDIS_URL}"
+    assert path == f"/run/secrets/{web['secrets'][-1]}"
+    assert web["secrets"] == [*compose["secrets"]]
 
 
 def test_the_dockerfiles_are_as_hadolint_wants_them(bake):

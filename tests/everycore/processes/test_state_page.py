@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from everycore.state import (
     DAY, Broadcast, Cache, Counters, RateLimiter, RateLimitMiddleware, Rule, SessionMiddleware, SessionStore, connect,
-    Stream, daily, run_as_leader, session,
+    Stream, cached, daily, run_as_leader, session,
 )
 """
 
@@ -52,6 +52,7 @@ def test_the_page_about_state_works(redis_url: str, eventually: Callable[..., An
         assert here.get("/report?name=ann").json() == {"total": 1, "today": 1}
         assert here.get("/report?name=ann").json() == {"total": 2, "today": 1}
         assert here.get("/prices").json() == {"tea": 3}
+        assert [client.get("/shelf").json() for client in (here, there)] == [["tea", "coffee"]] * 2
         assert [here.get("/send_mail?name=ann").status_code for _ in range(3)] == [200, 200, 429]
         assert here.get("/news").json() == {"tea": 4}
         first, second = here.get("/orders").json(), there.get("/orders").json()

@@ -114,6 +114,25 @@ async def test_tls_by_url_needs_a_valid_certificate(tls_start: Any, free_port: A
     assert "certificate" in str(reason)
 
 
+async def test_tls_by_url_gives_the_clients_certificate(tls_start: Any, free_port: Any, certificate: Path) -> None:
+    port = free_port()
+    tls_start("server", port, "--tls-auth-clients", "yes")
+    url = f"rediss://{HOST}:{port}/0?ssl_ca_certs={certificate}"
+    assert await connection_error(url, 5.0)
+    own = f"&ssl_certfile={certificate}&ssl_keyfile={certificate.with_name('key.pem')}"
+    assert await connection_error(url + own, 5.0) is None
+
+
+@pytest.mark.parametrize("form", ["rediss://{}:1/0", "rediss+sentinel://{}:1/service", "rediss+cluster://{}:1"])
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+async def test_tls_file_that_cannot_be_read_is_named(form: str, option: str) -> None:
+    url = f"{form.format(HOST)}?{option}=/nowhere/ca.crt"
+    named = "the Redis URL names a file that cannot be read:"
+    assert await connection_error(url, 1.0) == f"{named} {option}=/nowhere/ca.crt (No such file or directory)"
+    url = f"{form.format(HOST)}?password=a&{option}=b"  # a password with an unencoded &
+    assert await connection_error(url, 1.0) == f"{named} {option} (No such file or directory)"
+
+
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_connect_gives_sentinels_their_own_password(
     redis_start: Any, tls_start: Any, free_port: Any, certificate: Path, short_path: Path, secure: bool

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -97,6 +98,52 @@ def test_session_decodes_only_the_lists_that_are_read() -> None:
     assert sum(type(value) is bytes for value in dict.values(session)) == 98
 
 
+def test_session_nested_value_that_was_read_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Any] = []
+    monkeypatch.setattr(sys.modules[Session.__module__], "encode", encoded.append)
+    session = stored(cart=[{"name": "tea", "n": 1}], user={"id": 1})
+    assert session["cart"][0]["n"] == session["user"]["id"]
+    assert (session.changes(), encoded) == (({}, []), [])
+
+
+class Items(list[Any]):
+    """What `marshal` refuses, and JSON takes for a list."""
+
+
+@pytest.mark.parametrize("make", [list, Items, lambda _: {"items": Items()}, lambda _: Deep(), lambda _: ([1], {2: 3})])
+def test_session_assigned_value_is_compared_at_each_save(make: Callable[[Any], Any]) -> None:
+    session = stored(cart=[1])
+    session["cart"] = make([1, 2])
+    for _ in range(2):  # a save that failed has written nothing
+        written, deleted = session.changes()
+        assert json.loads(written[b":cart"]) == json.loads(json.dumps(session["cart"]))
+    session._record.saved(written, deleted, dict(session))
+    assert session.changes() == ({}, [])
+    add(session["cart"])
+    assert json.loads(session.changes()[0][b":cart"]) == json.loads(json.dumps(session["cart"]))
+    session["cart"] = [1, 2]
+    session._record.saved({b":cart": b"[1,2]"}, [], dict(session))
+    del session["cart"]
+    session._record.saved(*session.changes(), dict(session))
+    session["cart"] = [1, 2]
+    assert session.changes() == ({b":cart": b"[1,2]"}, [])
+
+
+class Deep(dict[str, Any]):
+    """A dict of the user's own."""
+
+
+def add(value: Any) -> None:
+    """Change a value in place, as deep as it goes."""
+    if isinstance(value, list):
+        value.append("added")
+    elif isinstance(value, tuple):
+        add(value[0])
+    else:
+        value.get("items", []).append("added")
+        value["added"] = True
+
+
 def accept(**values: Any) -> dict[str, Any]:
     return values
 
@@ -118,6 +165,8 @@ FULL: dict[str, Any] = {"name": "ann", "n": 1, "cart": [1, {"a": [2]}], "none": 
         lambda mapping: {"more": 1} | mapping,
         lambda mapping: mapping == FULL and mapping == mapping.copy() and mapping == FULL,
         lambda mapping: mapping == {**FULL, "n": 2},
+        lambda mapping: mapping != FULL,
+        lambda mapping: FULL != mapping,  # noqa: SIM300 - the other way round
         lambda mapping: (mapping.copy(), type(mapping.copy())),
         lambda mapping: (copy.copy(mapping), copy.deepcopy(mapping)),
         lambda mapping: (list(mapping), list(mapping.keys()), list(reversed(mapping)), len(mapping), bool(mapping)),

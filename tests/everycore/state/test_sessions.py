@@ -1,12 +1,16 @@
 """Sessions on a real Redis: what other stores get wrong, held here."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from everycore.state.sessions.session import SessionEndedError
+from everycore.state.client.connect import connect
+from everycore.state.sessions.session import Record, SessionEndedError
 from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +139,37 @@ async def test_update_is_written_at_once(store: SessionStore) -> None:
     assert session.changes() == ({}, [])
 
 
+async def test_change_in_the_result_of_update_is_saved(store: SessionStore) -> None:
+    cookie = await made(store, n=1)
+    session = await store.load(cookie)
+    (await session.update("list", lambda old: [1])).append(2)
+    await store.save(session)
+    assert (await store.load(cookie))["list"] == [1, 2]
+
+
+async def test_save_decodes_no_list_that_was_not_read(store: SessionStore) -> None:
+    session = await store.load(await made(store, n=1, cart=[1]))
+    session["n"] = 2
+    await store.save(session)
+    assert dict.get(session, "cart") == b"[1]"
+
+
+@pytest.mark.parametrize("moving", [False, True])
+async def test_assignment_during_a_save_is_saved_by_the_next(store: SessionStore, moving: bool) -> None:
+    """A websocket's handler may have tasks that go on while its session is saved."""
+    session = await store.load(await made(store, n=1))
+    session["n"] = 2
+    if moving:
+        session.regenerate()
+    save = asyncio.create_task(store.save(session))
+    await asyncio.sleep(0)  # the save has begun
+    session["n"] = 3
+    id = await save
+    assert id is not None
+    await store.save(session)
+    assert (await store.load(store.sign(id)))["n"] == 3
+
+
 async def test_update_of_an_unstored_session_is_an_assignment(store: SessionStore, redis: Redis) -> None:
     session = await store.load(None)
     assert await session.update("n", lambda old: (old or 0) + 1) == 1
@@ -243,6 +278,22 @@ async def test_session_too_large_is_refused(redis: Redis) -> None:
     with pytest.raises(SessionTooLargeError, match="100 bytes"):
         await store.save(session)
     assert dict(await store.load(cookie)) == {"small": "x" * 50}
+
+
+fields = st.dictionaries(st.sampled_from([b":a", b":b", b":c"]), st.binary(max_size=20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields, fields, st.integers(0, 60))
+def test_session_grows_up_to_its_limit(stored: dict[bytes, bytes], after: dict[bytes, bytes], limit: int) -> None:
+    store = SessionStore(connect("redis://x", 1), [KEY], max_bytes=limit)
+    written = {name: raw for name, raw in after.items() if stored.get(name) != raw}
+    deleted = [name for name in stored if name not in after]
+    before, size = (sum(map(len, (*each, *each.values()))) for each in (stored, after))
+    record = Record(None, "", {})
+    record.stored = stored
+    with pytest.raises(SessionTooLargeError) if limit < size > before else nullcontext():
+        store._check_size(record, written, deleted)
 
 
 async def test_session_value_not_json_is_refused(store: SessionStore) -> None:

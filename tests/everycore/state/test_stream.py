@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from everycore.state.client.connect import connect
 from everycore.state.stream import START, Stream
 from test_leader import until
+from test_session import values
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +35,34 @@ async def test_stream_is_read_on_from_each_id(redis: Redis) -> None:
         events = await taken(stream, 249 - position, ids[position])
         assert [event.value for event in events] == [{"n": n} for n in range(position + 1, 250)]
     assert await stream.last_id() == ids[-1]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.just("append"), st.integers(0, 1), values)
+        | st.tuples(st.just("read"), st.integers(0, 1), st.integers(0, 120))
+        | st.tuples(st.just("many"), st.integers(0, 1), st.integers(0, 120)),
+        max_size=12,
+    )
+)
+async def test_stream_equals_a_list(redis: Redis, redis_url: str, steps: list[Any]) -> None:
+    """Two workers append and read on, from any position, in batches that are cut anywhere."""
+    await redis.delete("stream:news")
+    async with connect(redis_url, 5.0) as client:
+        workers, model, ids = (Stream(redis, "news"), Stream(client, "news")), list[Any](), [START]
+        for step, worker, value in steps:
+            stream = workers[worker]
+            if step == "read":
+                position = value % len(ids)
+                events = await taken(stream, len(model) - position, ids[position])
+                assert [event.value for event in events] == model[position:]
+                assert [event.id for event in events] == ids[position + 1 :]
+                assert await stream.last_id() == ids[-1]
+            else:
+                for each in [value] if step == "append" else range(value):
+                    model.append(each)
+                    ids.append(await stream.append(each))
 
 
 async def test_stream_readers_get_each_event_once_in_order(redis: Redis, redis_url: str) -> None:

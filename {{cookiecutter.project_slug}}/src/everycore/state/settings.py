@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,64 +17,31 @@ DEVELOPMENT_KEY = "only-for-development"
 QUOTED = "begins or ends with a quotation mark, which would be part of the key. Set it without quotation marks."
 
 
-def parse_app_env(text: str) -> str:
-    """Return the text if it names an environment.
-
-    Raises:
-        ValueError: It is neither "production" nor "development".
-    """
-    if text not in (PRODUCTION, DEVELOPMENT):
-        raise ValueError(text)
-    return text
-
-
 def parse_keys(text: str) -> tuple[str, ...]:
     """Return the keys of a list separated by commas or newlines, without surrounding spaces."""
     return tuple(key for part in re.split(r"[,\r\n]", text) if (key := part.strip()))
 
 
-def parse_name(text: str) -> str:
-    """Return the text if it can be part of a key in Redis and of a cookie's name.
+def matching(pattern: str) -> Callable[[str], str]:
+    """Return a parser of texts that match a pattern. It raises ValueError for any other text."""
 
-    Raises:
-        ValueError: It has characters other than letters, digits, _, . and -.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
-        raise ValueError(text)
-    return text
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
 
-
-def parse_cookie_path(text: str) -> str:
-    """Return the text if it can be the Path of a cookie.
-
-    Raises:
-        ValueError: It does not begin with a slash, or has a character that ends the attribute.
-    """
-    if not re.fullmatch(r"/[!-:<-~]*", text):
-        raise ValueError(text)
-    return text
+    return parse
 
 
-def parse_domain(text: str) -> str:
-    """Return the text if it can be the Domain of a cookie.
-
-    Raises:
-        ValueError: It is not a host name.
-    """
-    if not re.fullmatch(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", text):
-        raise ValueError(text)
-    return text
+# A name is a part of keys in Redis and of a cookie's name. A path or a domain must not end the cookie's attribute.
+parse_name = matching(r"[A-Za-z0-9_.-]+")
+parse_cookie_path = matching(r"/[!-:<-~]*")
+parse_domain = matching(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
 def parse_samesite(text: str) -> str:
-    """Return the text in lower case.
-
-    Raises:
-        ValueError: It is neither "lax", "strict" nor "none".
-    """
-    if text.lower() not in ("lax", "strict", "none"):
-        raise ValueError(text)
-    return text.lower()
+    """Return the text in lower case. Raises ValueError if it is neither "lax", "strict" nor "none"."""
+    return matching("lax|strict|none")(text.lower())
 
 
 def is_production(environ: Mapping[str, str]) -> bool:
@@ -114,7 +81,7 @@ class StateSettings(EnvironSettings):
         session_absolute: Seconds after which a session ends in any case.
     """
 
-    app_env: str = setting(PRODUCTION, parse_app_env, f"{PRODUCTION} or {DEVELOPMENT}")
+    app_env: str = setting(PRODUCTION, matching(f"{PRODUCTION}|{DEVELOPMENT}"), f"{PRODUCTION} or {DEVELOPMENT}")
     secret_keys: tuple[str, ...] = setting((), parse_keys, "keys with commas", name="SECRET_KEY", secret=True)
     secret_key_file: str | None = None
     redis_url: str = setting("redis://127.0.0.1:6379/0", str.strip, "a Redis URL", secret=True)

@@ -102,6 +102,8 @@ async def connection_error(url: str, within: float) -> str | None:
         client = connect(url, within)
     except ValueError as error:
         return str(error)
+    if fault := parse(url).unreadable_file:
+        return fault
     try:
         await client.ping()
     except RedisError as error:

@@ -6,6 +6,7 @@ URL, and `shown` consists of the parts that cannot hold a password.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 SINGLE = ("redis", "rediss", "unix")
@@ -24,6 +25,7 @@ OPTIONS = frozenset(
     | {"ssl_check_hostname", "ssl_password", "ssl_min_version"}
 )
 ALLOWED_VALUES = {"ssl": "true"}  # redis-py reads any text as true, even "false"
+FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 SECRET_OPTIONS = frozenset({"username", "password", "ssl_password"}) | SENTINEL_OPTIONS
 
@@ -47,6 +49,18 @@ class RedisUrl:
     def has_secret_options(self) -> bool:
         """Whether a message about an option could repeat a password, because an unencoded & splits it in two."""
         return any(name in SECRET_OPTIONS for name, _ in parse_qsl(self.query, keep_blank_values=True))
+
+    @property
+    def unreadable_file(self) -> str | None:
+        """Which file for TLS cannot be read, and why. The error of a connection names no file."""
+        for name, path in parse_qsl(self.query):
+            if name in FILE_OPTIONS:
+                try:
+                    Path(path).read_bytes()
+                except OSError as error:
+                    named = name if self.has_secret_options else f"{name}={path}"
+                    return f"the Redis URL names a file that cannot be read: {named} ({error.strerror})"
+        return None
 
     def __repr__(self) -> str:
         return f"<RedisUrl {self.shown}>"

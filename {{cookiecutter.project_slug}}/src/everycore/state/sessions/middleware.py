@@ -11,7 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from everycore.state.client.connect import UNAVAILABLE_ERRORS
 from everycore.state.error_response import TRY_AGAIN_LATER, send_error
-from everycore.state.sessions.session import UNCHANGEABLE, Session, SessionEndedError
+from everycore.state.sessions.session import Session, SessionEndedError
 from everycore.state.sessions.store import SessionStore
 
 RETRY_AFTER = "1"  # seconds
@@ -60,16 +60,13 @@ class SessionMiddleware:
         store: SessionStore | None = scope.get("state", {}).get(self.state)
         if store is None:
             raise RuntimeError(NOT_OPEN)
-        presented = store.cookie.find(scope["headers"])
-        run, on_unavailable = (
-            (self._http, _unavailable) if scope["type"] == "http" else (self._websocket, _try_again_later)
-        )
+        is_http = scope["type"] == "http"
         try:
-            session = scope["session"] = await store.load(presented)
+            session = scope["session"] = await store.load(store.cookie.find(scope["headers"]))
         except UNAVAILABLE_ERRORS:
-            await on_unavailable(scope, receive, send)
+            await (_unavailable if is_http else _try_again_later)(scope, receive, send)
             return
-        await run(scope, receive, send, store, session)
+        await (self._http if is_http else self._websocket)(scope, receive, send, store, session)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, store: SessionStore, session: Session) -> None:
         started = lost = False
@@ -91,10 +88,13 @@ class SessionMiddleware:
                 session.close("the response has begun")
                 if session.accessed:
                     fields.append(VARY)
-                    if b"cache-control" not in [name.lower() for name, _ in headers]:
+                    for name, _ in headers:
+                        if name.lower() == b"cache-control":
+                            break
+                    else:
                         fields.append(PRIVATE)
-                # A new list: a Response that the handler reuses must not keep a visitor's cookie.
-                message = {**message, "headers": [*headers, *fields]}
+                if fields:  # in a new list: a Response that the handler reuses must not keep a visitor's cookie
+                    message = {**message, "headers": [*headers, *fields]}
             if not lost:
                 await send(message)
 
@@ -105,7 +105,7 @@ class SessionMiddleware:
                 raise
             if not lost:
                 await _failed(error)(scope, receive, send)
-        if started:
+        if started and session._record.nested:
             _log_late_changes(session)
 
     async def _websocket(
@@ -157,10 +157,9 @@ async def _save(store: SessionStore, session: Session) -> list[tuple[bytes, byte
 
 def _log_late_changes(session: Session) -> None:
     """Log lists and dicts that a stream or a background task changed too late. Other late changes raise."""
-    if session.accessed and not UNCHANGEABLE.issuperset(map(type, dict.values(session))):
-        for name in session.changes()[0]:
-            key = name[1:].decode()
-            log.error("session[%r] was changed after the response had begun; the change is lost", key)
+    for name in session.changes()[0]:
+        key = name[1:].decode()
+        log.error("session[%r] was changed after the response had begun; the change is lost", key)
 
 
 def _failed(error: Exception) -> ASGIApp:

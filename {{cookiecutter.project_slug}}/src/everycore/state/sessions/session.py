@@ -4,6 +4,7 @@ It records changes; store.py writes them to Redis before the response leaves. Do
 """
 
 import json
+import marshal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -39,6 +40,7 @@ class Record:
         stored: The fields in Redis.
         loaded: The visitor's keys and values.
         sealed: Whether lists or dicts among the values are still JSON, as bytes.
+        nested: Lists and dicts that the handler has, and may change in place: their JSON and their `snapshot`.
         ended: The stored session is to be deleted.
         moving: The session is to move to a new id.
         superseded: The presented id was left for another one, whose cookie is on its way to the browser. A cookie of
@@ -47,17 +49,15 @@ class Record:
         closed: Whether no change can be saved any more either.
     """
 
-    __slots__ = (
-        *("created", "id", "loaded", "name", "sealed", "stored", "touched"),
-        *("closed", "ended", "moving", "superseded", "too_late"),
-    )
+    sealed = ended = moving = superseded = closed = False
+    too_late: str | None = None
 
     def __init__(self, id: str | None, name: str, stored: dict[bytes, bytes]) -> None:
         self.id, self.name, self.stored = id, name, stored
         self.created = float(stored.get(CREATED) or time.time())
         self.touched = float(stored.get(TOUCHED) or self.created)
         self.loaded: dict[str, Any] = {}
-        self.sealed = False
+        self.nested: dict[str, tuple[bytes, object]] = {}
         for key, raw in stored.items():
             if key[0] == COLON:
                 if raw.isdigit():
@@ -67,8 +67,6 @@ class Record:
                 else:
                     value = scan(raw.decode(), 0)[0]
                 self.loaded[key_of(key)] = value
-        self.ended = self.moving = self.superseded = self.closed = False
-        self.too_late: str | None = None
 
     @property
     def user(self) -> str | None:
@@ -83,13 +81,6 @@ class Record:
         self.loaded = values
         if TOUCHED in written:
             self.touched = float(written[TOUCHED])
-
-    def size_with(self, written: Mapping[bytes, bytes], deleted: Iterable[bytes] = ()) -> int:
-        """Return the bytes of all fields after these changes."""
-        after = {**self.stored, **written}
-        for name in deleted:
-            del after[name]
-        return sum(map(len, after)) + sum(map(len, after.values()))
 
 
 class Session(starlette_sessions.Session):
@@ -108,8 +99,9 @@ class Session(starlette_sessions.Session):
     def __init__(
         self, record: Record, swap: Callable[["Session", str, Callable[[Any], Any]], Awaitable[Any]] | None = None
     ) -> None:
-        super().__init__(record.loaded)
-        self.__dict__["_record"], self.__dict__["_swap"] = record, swap
+        dict.__init__(self, record.loaded)
+        attributes = self.__dict__
+        attributes["_record"], attributes["_swap"] = record, swap
         if record.sealed:
             object.__setattr__(self, "__class__", SealedSession)
 
@@ -133,7 +125,8 @@ class Session(starlette_sessions.Session):
         record = self._record
         if record.too_late is not None and (record.closed or record.id is None or record.ended):
             raise RuntimeError(f"the session cannot be changed: {record.too_late}")
-        self.__dict__.update(accessed=True, modified=True)
+        attributes = self.__dict__
+        attributes["accessed"] = attributes["modified"] = True
 
     def __ior__(self, other: Any, /) -> Self:  # type: ignore[override,misc]
         super().__ior__(other)
@@ -216,18 +209,27 @@ class Session(starlette_sessions.Session):
         Raises:
             TypeError, ValueError: A value is not JSON-serializable. The message names its key.
         """
-        if not self.accessed:
+        record = self._record
+        nested = record.nested
+        if not (nested or self.modified):
             return {}, []
-        loaded, stored = self._record.loaded, self._record.stored
+        loaded, stored = record.loaded, record.stored
         written = {}
         for key, value in dict.items(self):
-            if value is loaded.get(key, MISSING) and type(value) in UNCHANGEABLE:
+            changeable = type(value) not in UNCHANGEABLE
+            if value is loaded.get(key, MISSING) and not changeable:
                 continue
-            name, raw = field(key), as_json(key, value)
-            if stored.get(name) != raw:
+            name = field(key)
+            before = stored.get(name)
+            seen = snapshot(value) if changeable else None
+            if changeable and nested.get(key) == (before, seen):
+                continue
+            raw = as_json(key, value)
+            if changeable:
+                nested[key] = raw, seen
+            if raw != before:
                 written[name] = raw
-        deleted = loaded.keys() - self.keys() if self.modified else ()
-        return written, [name for key in deleted if (name := field(key)) in stored]
+        return written, [name for key in loaded if key not in self and (name := field(key)) in stored]
 
     def replace(self, key: str, raw: bytes | None) -> Any:
         """Record what Redis has under a key now, as JSON or None; return its value."""
@@ -237,8 +239,14 @@ class Session(starlette_sessions.Session):
             record.loaded.pop(key, None)
             return dict.pop(self, key, None)
         record.stored[field(key)] = raw
-        value = record.loaded[key] = decode(raw)
+        value = record.loaded[key] = self._decoded(key, raw)
         dict.__setitem__(self, key, value)
+        return value
+
+    def _decoded(self, key: str, raw: bytes) -> Any:
+        value = decode(raw)
+        if type(value) not in UNCHANGEABLE:
+            self._record.nested[key] = raw, snapshot(value)
         return value
 
 
@@ -248,8 +256,6 @@ class SealedSession(Session):
     Many pages read one key of a session that holds a full cart. A method that reads all values decodes all, and makes
     this an ordinary `Session`.
     """
-
-    __hash__ = None  # type: ignore[assignment] # as of every dict
 
     def __getitem__(self, key: str) -> Any:
         value = dict.__getitem__(self, key)
@@ -273,7 +279,7 @@ class SealedSession(Session):
     def _opened(self, key: str, value: bytes) -> Any:
         if value is not self._record.loaded.get(key):
             return value  # bytes that the handler assigned; the save refuses them
-        opened = decode(value)
+        opened = self._decoded(key, value)
         dict.__setitem__(self, key, opened)
         self.mark_accessed()
         return opened
@@ -284,29 +290,16 @@ class SealedSession(Session):
         object.__setattr__(self, "__class__", Session)
         return self
 
-    def popitem(self) -> tuple[str, Any]:
-        return self._unsealed().popitem()
 
-    def items(self) -> Any:
-        return self._unsealed().items()
+def _unsealing(name: str) -> Callable[..., Any]:
+    def method(self: SealedSession, *args: Any) -> Any:
+        return getattr(self._unsealed(), name)(*args)
 
-    def values(self) -> Any:
-        return self._unsealed().values()
+    return method
 
-    def copy(self) -> dict[str, Any]:
-        return self._unsealed().copy()
 
-    def __eq__(self, other: object) -> bool:
-        return self._unsealed() == other
-
-    def __or__(self, other: Any) -> Any:
-        return self._unsealed() | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._unsealed()
-
-    def __repr__(self) -> str:
-        return repr(self._unsealed())
+for name in ("popitem", "items", "values", "copy", "__eq__", "__ne__", "__or__", "__ror__", "__repr__"):
+    setattr(SealedSession, name, _unsealing(name))
 
 
 def session(connection: HTTPConnection) -> Session:
@@ -328,6 +321,14 @@ def session(connection: HTTPConnection) -> Session:
 def user_name(user_id: Any) -> str | None:
     """Return the user's name in keys, or None for an invalid id. 7 and "7" are the same user."""
     return str(user_id) if type(user_id) is int or (type(user_id) is str and user_id) else None
+
+
+def snapshot(value: Any) -> object:
+    """Return an object that equals another snapshot only if the JSON is the same. JSON takes four times as long."""
+    try:
+        return marshal.dumps(value, 2)  # from version 3 on, the bytes also depend on who else refers to the values
+    except ValueError:  # a subclass of a list, for one
+        return object()  # equals nothing, so that the JSON is compared
 
 
 def decode(raw: bytes) -> Any:

@@ -140,21 +140,21 @@ class SessionStore:
             await self._destroy(record)
             record = session.start_new()
         written, deleted = session.changes()
-        user_id, stored_id = dict.get(session, USER_ID), record.loaded.get(USER_ID)
+        now = time.time()
+        renewal_due = now - record.touched > self.lifetimes.idle / 2
+        if not (written or deleted or renewal_due or record.moving):
+            return record.id
+        if record.id is None and not written:
+            return None  # an empty session needs no key and no cookie
+        # Now, because a task of the handler may assign more before Redis answers. `dict.copy` decodes what is sealed.
+        values = dict(dict.items(session)) if record.sealed else dict.copy(session)
+        user_id, stored_id = values.get(USER_ID), record.loaded.get(USER_ID)
         user = previous = user_name(user_id)
         if user_id is not stored_id:
             previous = user_name(stored_id)
         moving = record.id is not None and (record.moving or (user is not None and user != previous))
         if record.superseded and user is None:
-            if written:
-                raise SessionEndedError("the session moved to a new id while this request was on its way")
-            return None
-        now = time.time()
-        renewal_due = now - record.touched > self.lifetimes.idle / 2
-        if not (written or deleted or renewal_due or moving):
-            return record.id
-        if record.id is None and not written:
-            return None  # an empty session needs no key and no cookie
+            raise SessionEndedError("the session moved to a new id while this request was on its way")
         self._check_size(record, written, deleted)
         life_ms = 0  # keep the TTL
         if renewal_due or moving or record.id is None:
@@ -163,7 +163,7 @@ class SessionStore:
         if record.id is None or moving:
             if record.too_late is not None:
                 raise RuntimeError(f"the session cannot move to a new id: {record.too_late}")
-            return await self._save_as_new(session, written, deleted, now, life_ms)
+            return await self._save_as_new(record, values, written, deleted, life_ms)
         if renewal_due:
             written[TOUCHED] = b"%.3f" % now
         if user is not None and renewal_due:
@@ -174,7 +174,7 @@ class SessionStore:
             return None
         if previous is not None and user is None:
             await self._users.forget(previous, record.name)
-        record.saved(written, deleted, dict(dict.items(session)))
+        record.saved(written, deleted, values)
         return record.id
 
     def record_of(self, session: Session) -> SessionRecord | None:
@@ -212,7 +212,12 @@ class SessionStore:
         return ends.count(ENDED)
 
     async def _save_as_new(
-        self, session: Session, written: dict[bytes, bytes], deleted: list[bytes], now: float, life_ms: int
+        self,
+        record: Record,
+        values: dict[str, Any],
+        written: dict[bytes, bytes],
+        deleted: list[bytes],
+        life_ms: int,
     ) -> str:
         """Write the session under a new id, then leave the old id, if there is one.
 
@@ -220,12 +225,11 @@ class SessionStore:
         parallel moves make two sessions, and the browser keeps the cookie that arrives last; so a login whose first
         response was not read (a double click) is not lost. If the first new session was ended since, the second is too.
         """
-        record = session._record
         old, id = record.name, secrets.token_urlsafe(24)
         name = hash_id(id)
         kept = {key: raw for key, raw in record.stored.items() if key not in deleted}
-        fields = {**kept, **written, CREATED: b"%.3f" % record.created, TOUCHED: b"%.3f" % now}
-        user = user_name(session.get(USER_ID))
+        fields = {**kept, **written, CREATED: b"%.3f" % record.created, TOUCHED: b"%.3f" % time.time()}
+        user = user_name(values.get(USER_ID))
         if user is not None:
             await self._users.register(user, name, life_ms)
         if not await self._write(self._create, name, fields, [], life_ms):
@@ -239,7 +243,7 @@ class SessionStore:
             if record.user is not None:
                 await self._users.forget(record.user, old)
         record.id, record.name, record.moving, record.superseded = id, name, False, False
-        record.saved(fields, deleted, dict(dict.items(session)))
+        record.saved(fields, deleted, values)
         return id
 
     async def _leave_old_id(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
@@ -291,8 +295,8 @@ class SessionStore:
         if record.user is not None:
             await self._users.forget(record.user, record.name)
 
-    async def _fields(self, name: str) -> dict[bytes, bytes]:
-        return cast("dict[bytes, bytes]", await self._redis.hgetall(self._prefix + name))
+    def _fields(self, name: str) -> Awaitable[dict[bytes, bytes]]:
+        return cast("Awaitable[dict[bytes, bytes]]", self._redis.hgetall(self._prefix + name))
 
     def _write(
         self, script: Script, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
@@ -301,13 +305,13 @@ class SessionStore:
         return script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted)
 
     def _check_size(self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes]) -> None:
-        stored = record.stored
+        stored, growth = record.stored, 0
         for name, raw in written.items():
-            if name not in stored or len(raw) > len(stored[name]):
-                break  # it grows
-        else:
-            return
-        if record.size_with(written, deleted) > self._max_bytes:
+            growth += len(raw) - len(stored[name]) if name in stored else len(name) + len(raw)
+        for name in deleted:
+            growth -= len(name) + len(stored[name])
+        # All fields are counted only if they grow.
+        if growth > 0 and growth + sum(map(len, chain.from_iterable(stored.items()))) > self._max_bytes:
             raise SessionTooLargeError(
                 f"the session would have more than {self._max_bytes} bytes of JSON; store large data elsewhere"
             )

@@ -1,0 +1,152 @@
+"""CPU time of a session in one request, in this process, beside that of another commit:
+
+    .venv/bin/python -m benchmarks.session_layer COMMIT
+
+Redis is a stub that answers at once, so this is the time of the middleware, the store and the session alone. The two
+engines run in turns of 100 requests, each in its own process. The load of other processes can only add to a figure, so
+the lowest quarter is told.
+"""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .paths import ROOT
+
+SOURCES = "{{cookiecutter.project_slug}}/src"
+TURNS, REQUESTS = 200, 100
+
+Handler = Callable[[Any], None]
+
+
+def count(session: Any) -> None:
+    session["hits"] = session.get("hits", 0) + 1
+
+
+def grow(session: Any) -> None:
+    session["name"] = "A" * (len(session["name"]) % 200 + 1)
+
+
+def change_nested(session: Any) -> None:
+    session["cart"][3]["n"] += 1
+
+
+SMALL = {"hits": 1}
+FULL = {"hits": 1, "user_id": 7, "name": "Ada Lovelace", "csrf": "x" * 32, "locale": "en", "seen": 1.5}
+CART = {**FULL, "cart": [{"name": f"tea {number}", "n": number} for number in range(30)]}
+CASES: dict[str, tuple[Handler, dict[str, Any]]] = {
+    "count, one key": (count, SMALL),
+    "read, one key": (lambda session: session.get("hits"), SMALL),
+    "count, six keys": (count, FULL),
+    "longer text, six keys": (grow, FULL),
+    "count, beside a cart": (count, CART),
+    "read a cart": (lambda session: session["cart"][3], CART),
+    "change a cart": (change_nested, CART),
+}
+
+
+class Redis:
+    """The commands of a session, answered at once."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, dict[bytes, bytes]] = {}
+
+    async def hgetall(self, key: str) -> dict[bytes, bytes]:
+        return dict(self.stored.get(key, {}))
+
+    async def execute_command(self, name: str, digest: str, keys: int, key: str, *arguments: Any) -> int:
+        if ":user:" not in key:  # the index of users
+            _, count, *fields = arguments
+            self.stored.setdefault(key, {}).update(zip(fields[:count:2], fields[1:count:2], strict=True))
+        return 1
+
+
+def requests(handler: Handler, values: dict[str, Any]) -> Callable[[int], Awaitable[None]]:
+    """Return what makes a number of requests of a visitor whose session has `values`."""
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from everycore.state import SessionCookie, SessionMiddleware, SessionStore
+
+    store: Any = SessionStore(Redis(), ["k" * 40], cookie=SessionCookie(secure=False))  # type: ignore[arg-type]
+    headers = [(b"host", b"127.0.0.1:8000"), (b"accept", b"*/*")]
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def wrapped(handle: Handler) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            handle(Request(scope).session)
+            await Response()(scope, receive, send)
+
+        return SessionMiddleware(app)
+
+    async def request(app: Any) -> None:
+        sent.clear()
+        await app({"type": "http", "headers": headers, "state": {"sessions": store}}, None, send)
+
+    app = wrapped(handler)
+
+    async def run(number: int) -> None:
+        if headers[-1][0] != b"cookie":
+            await request(wrapped(lambda session: session.update(values)))
+            cookie = dict(sent[0]["headers"])[b"set-cookie"]
+            headers.append((b"cookie", cookie.partition(b";")[0]))
+        for _ in range(number):
+            await request(app)
+
+    return run
+
+
+async def serve() -> None:
+    """The child: for each line, a case's name, say how long its requests took."""
+    runs = {name: requests(*case) for name, case in CASES.items()}
+    for name in map(str.strip, sys.stdin):
+        began = time.process_time()
+        await runs[name](REQUESTS)
+        print((time.process_time() - began) / REQUESTS * 1e6, flush=True)
+
+
+def main(commit: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(["git", "archive", commit, SOURCES], cwd=ROOT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-B", "-m", "benchmarks.session_layer"],
+                env={"PYTHONPATH": f"{ROOT}:{sources}"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for sources in (Path(folder) / SOURCES, ROOT / SOURCES)
+        ]
+        print(f"{'CPU us':24}{commit:>12}{'here':>12}")
+        for name in CASES:
+            seen = [[_ask(child, name) for child in children] for _ in range(TURNS)]
+            lowest = [median(sorted(each)[: TURNS // 4]) for each in zip(*seen, strict=True)]
+            print(f"{name:24}{lowest[0]:12.2f}{lowest[1]:12.2f}", flush=True)
+        for child in children:
+            child.communicate()
+
+
+def _ask(child: subprocess.Popen[str], name: str) -> float:
+    assert child.stdin
+    assert child.stdout
+    child.stdin.write(f"{name}\n")
+    child.stdin.flush()
+    return float(child.stdout.readline())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(sys.argv[1])
+    else:
+        asyncio.run(serve())
