@@ -141,7 +141,7 @@ def test_reload_with_fewer_cpus_says_the_new_number(
     if len(cpus := os.sched_getaffinity(0)) < 2:
         missing("fewer than two CPUs")
     cluster = serve("--workers", "auto", PYTHON_CPU_COUNT="")
-    before = eventually(lambda: snapshot(cluster).wanted)
+    before = len(eventually(lambda: (pids := ready(cluster)) and len(pids) == snapshot(cluster).wanted and pids))
     assert before > 1, cluster.log.read_text()
     os.sched_setaffinity(cluster.pid, list(cpus)[:1])
     cluster.control.reload()
