@@ -12,8 +12,9 @@ answers = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 DEMO = "everycore_demo"
 
-for cache in Path("src").rglob("__pycache__"):  # left by tests that ran on the template
-    shutil.rmtree(cache)
+for folder in ("src", "examples", "tests", "deploy"):
+    for cache in Path(folder).rglob("__pycache__"):  # left by tests that ran on the template
+        shutil.rmtree(cache)
 
 if answers["demo"] == "no":
     # As the README describes it: remove the folder, and each line that names it.
