@@ -20,7 +20,8 @@ if answers["demo"] == "no":
     # As the README describes it: remove the folder, and each line that names it.
     shutil.rmtree(Path("src", DEMO))
     engine = Path("src", "everycore")  # the engine names the demo in `make update`
-    left = {engine, Path(".git"), Path(".venv")}  # the last two where this is a project made again
+    # All but the engine are there where this is a project made again.
+    left = {engine, *map(Path, (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"))}
     for path in [path for path in Path().rglob("*") if path.is_file() and not left & {*path.parents}]:
         text = path.read_text(encoding="utf-8")
         if DEMO in text:

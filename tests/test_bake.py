@@ -242,3 +242,14 @@ def test_the_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):
     assert ".env.example" in tracked
     assert not {".env", ".venv/x", ".mypy_cache/x"} & set(tracked.split())
     assert "__pycache__" not in tracked
+
+
+def test_project_made_again_without_the_demo_keeps_its_caches(bake):
+    """As a project has them after `make test`. They are no text, and cookiecutter overwrites what it makes only."""
+    project = bake()
+    cache = project / ".mypy_cache" / "3.11" / "everycore_demo.data"
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"\x83everycore_demo")
+    assert bake(demo="no") == project
+    assert cache.read_bytes() == b"\x83everycore_demo"
+    assert not (project / "src" / "everycore_demo").exists()
