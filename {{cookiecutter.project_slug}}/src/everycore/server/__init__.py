@@ -4,6 +4,7 @@ The app is named by "module:attribute". Does not import: redis, starlette, every
 """
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError("everycore forks its workers, which Windows cannot do. Use Docker, or WSL.")
@@ -16,7 +17,9 @@ from everycore.server.run_dir import RunDirError
 from everycore.server.scoreboard import Reload, Snapshot, WorkerRow
 from everycore.server.serve import serve
 from everycore.server.settings import ServerSettings
-from everycore.server.view import ClusterView
+
+if TYPE_CHECKING:
+    from everycore.server.view import ClusterView
 
 __all__ = [
     "BindError",
@@ -31,3 +34,12 @@ __all__ = [
     "WorkerRow",
     "serve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what only apps use. It needs asyncio, which would cost the primary 4 MiB."""
+    if name == "ClusterView":
+        from everycore.server.view import ClusterView
+
+        return ClusterView
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """`serve`, the entry point of this package: it runs an app until it receives a stop signal."""
 
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -82,6 +83,9 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
         banner=f"serving {target} on {', '.join(describe(opened, scheme) for opened in resources.listeners)}",
     )
     flush_streams()
+    # The garbage collector ignores frozen objects. So in a template process it never copies memory of the primary.
+    gc.collect()
+    gc.freeze()
     try:
         return Primary(
             resources=resources,
