@@ -202,6 +202,25 @@ def test_daemon_of_an_import_keeps_nothing_of_the_server(
     eventually(lambda: not processes(cluster))
 
 
+STRAY_FORKS = {
+    "exits": "if not os.fork():\n    raise SystemExit('a stray child')\nos.wait()\n",
+    "goes on": "kept = os.fork()\nif kept:\n    os.waitid(os.P_PID, kept, os.WEXITED)\n",
+}
+
+
+@pytest.mark.parametrize("code", STRAY_FORKS.values(), ids=STRAY_FORKS)
+def test_child_of_an_import_is_no_second_template(
+    breakable: Breakable, cli: Any, eventually: Any, clean_stop: Any, code: str
+) -> None:
+    cluster = breakable.cluster
+    breakable.path.write_text(f"import os\n{SERVES}{code}")
+    ended = cli("reload", RUN_DIR=str(cluster.run_dir))
+    assert ended.returncode == 0, ended.stderr
+    killed = breakable.kill_a_worker()
+    eventually(lambda: len(pids := breakable.ready()) == 2 and killed not in pids)
+    clean_stop(cluster)
+
+
 def test_stop_at_once_does_not_wait_for_a_template(breakable: Breakable, processes: Any, eventually: Any) -> None:
     cluster = breakable.cluster
     os.kill(breakable.templates()[0], signal.SIGSTOP)

@@ -102,8 +102,8 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
             lifeline.tie_no_more()
-            channel.send(shared=shared)
-            (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline, forks).work()
+            if channel.send(shared=shared):  # a child of the import may have come here, too
+                (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline, forks).work()
         code = 0
     except BaseException:
         logger.exception("the template process failed")
