@@ -229,3 +229,14 @@ def test_stop_at_once_does_not_wait_for_a_template(breakable: Breakable, process
     cluster.process.send_signal(signal.SIGQUIT)
     assert cluster.process.wait(20) == 0
     eventually(lambda: not processes(cluster))
+
+
+def test_start_names_what_broke_the_question_to_redis(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise OSError('broken by a deploy')\n")
+    ended = cli("serve", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert "error: Redis could not be asked: OSError: broken by a deploy (" in ended.stderr
+    (tmp_path / "redis.py").write_text("import os\nos.abort()\n")
+    ended = cli("serve", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("error: Redis could not be asked: the process that asks was killed by SIGABRT.\n")
