@@ -194,7 +194,8 @@ class Templates:
         """
         assert self.current is not None
         self.current.forking[child.slot] = child
-        self.current.channel.send(slot=child.slot, generation=child.generation, row=child.row, again=again)
+        asked = {"slot": child.slot, "since": child.since}
+        self.current.channel.send(asked=asked, generation=child.generation, row=child.row, again=again)
 
     def reserved_rows(self) -> set[int]:
         """Return the rows of the scoreboard that are for workers which are just being forked."""
@@ -211,7 +212,10 @@ class Templates:
         for template in self._all():
             for message in template.channel.take() if template.connected else ():
                 if "slot" in message:
-                    child = template.forking.pop(message["slot"])
+                    child = template.forking.get(message["slot"])
+                    if child is None or child.since != message["since"]:
+                        continue  # both the worker and its parent report it
+                    del template.forking[child.slot]
                     if "pid" not in message:
                         yield NotForked(child, message["reason"])
                         continue

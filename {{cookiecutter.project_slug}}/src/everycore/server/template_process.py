@@ -71,7 +71,8 @@ class Assignment:
         given = self.resources
         parent_pipe, wakeup_pipe = given.parent_pipe[0], given.wakeup_pipe[1]
         shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, wakeup_pipe)
-        return WorkerContext(*shared, **order)
+        own = (order["asked"]["slot"], order["generation"], order["row"], order["again"])
+        return WorkerContext(*shared, *own)
 
 
 def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
@@ -154,24 +155,24 @@ class _Forks:
     """What a process does first that a template process forks.
 
     Attributes:
-        slot: That of the worker that is forked. None if the app forks.
+        worker: Identifies the worker that is forked, in a report to the primary. None if the app forks.
     """
 
     def __init__(self, channel: Channel, listeners: Sequence[socket.socket]) -> None:
-        self.slot: int | None = None
+        self.worker: Message | None = None
         self._channel = channel
         self._ends: list[Channel | socket.socket] = [channel, *listeners]
 
     def begin(self) -> None:
-        """In a forked worker: report its pid, so that the primary knows it whatever happens to others, or exit.
+        """In a forked worker: report its pid, or exit. Its parent does so too, because either may die before.
 
         In a process of the app: close what is the server's. A daemon would keep the port and the connection.
         """
         ends, self._ends = self._ends, []  # a worker closes its own listeners
-        if self.slot is None:
+        if self.worker is None:
             for end in ends:
                 end.close()
-        elif not self._channel.send(slot=self.slot, pid=os.getpid()):
+        elif not self._channel.send(**self.worker, pid=os.getpid()):
             os._exit(1)
 
 
@@ -216,27 +217,28 @@ class _Inherited:
                 finally:
                     os._exit(1)
         if between < 0:
-            self._channel.send(slot=order["slot"], reason=os.strerror(ctypes.get_errno()))
+            self._channel.send(**order["asked"], reason=os.strerror(ctypes.get_errno()))
         elif status := os.waitpid(between, 0)[1]:
             raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
     def fork_worker(self, order: Message, inherited_from: int | None = None) -> None:
-        """Fork the worker, which reports its pid. All signals but SIGABRT are blocked.
+        """Fork the worker and report its pid. All signals but SIGABRT are blocked.
 
         Args:
             order: The order of the primary.
             inherited_from: The pid of this process, if the worker is to wait until it has another parent.
         """
-        self._forks.slot = order["slot"]
+        self._forks.worker = asked = order["asked"]
         try:
             pid = os.fork()
         except OSError as error:
-            self._channel.send(slot=order["slot"], reason=error.strerror)
+            self._channel.send(**asked, reason=error.strerror)
             return
         finally:
-            self._forks.slot = None
+            self._forks.worker = None
         if pid == 0:
             self.become_worker(order, inherited_from)
+        self._channel.send(**asked, pid=pid)
 
     def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
         self._channel.close()
