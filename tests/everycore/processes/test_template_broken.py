@@ -49,6 +49,9 @@ def breakable(puppets: Any, templates: Any, ready: Any, eventually: Any, tmp_pat
             shutil.copytree(Path(uvicorn.__file__).parent, tmp_path / "uvicorn")
         case "own engine":
             shutil.copytree(ENGINE, tmp_path / "everycore")
+        case "no subreaper":
+            switch = "from everycore.server import process\nprocess.PR_SET_CHILD_SUBREAPER = -1\n"
+            (tmp_path / "sitecustomize.py").write_text(f"import ctypes\n{switch}")
     short = getattr(request, "param", None) == "short timeout"
     cluster = puppets("--app", "breakable:app", BOOT_TIMEOUT="2" if short else "60")
     eventually(lambda: len(ready(cluster)) == 2)
@@ -133,18 +136,19 @@ own = os.getpid()
 def act():
     while os.getpid() != own and os.path.exists({gate!r}):
         {act}
-os.register_at_fork(before=act)
+os.register_at_fork({when}=act)
 """
 
 
 @pytest.mark.parametrize("breakable", ["short timeout"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
 @pytest.mark.parametrize("act", ["time.sleep(0.01)", "os.abort()"], ids=["hangs", "crashes"])
 def test_fork_that_fails_is_tried_again_and_delays_no_stop(
-    breakable: Breakable, processes: Any, eventually: Any, act: str, number: signal.Signals
+    breakable: Breakable, processes: Any, eventually: Any, act: str, when: str, number: signal.Signals
 ) -> None:
     cluster = breakable.cluster
-    breakable.path.write_text(IN_THE_FORK_BETWEEN.format(gate=str(breakable.gate), act=act))
+    breakable.path.write_text(IN_THE_FORK_BETWEEN.format(gate=str(breakable.gate), act=act, when=when))
     cluster.control.reload()
     breakable.gate.touch()
     breakable.kill_a_worker()
@@ -158,6 +162,34 @@ def test_fork_that_fails_is_tried_again_and_delays_no_stop(
     cluster.process.send_signal(number)
     assert cluster.process.wait(20) == 0
     eventually(lambda: not processes(cluster))
+
+
+DIES_AFTER_A_FORK = """
+import os, signal
+from puppet import app
+own = os.getpid()
+def die():
+    if os.getpid() == own and os.path.exists({gate!r}):
+        os.unlink({gate!r})
+        os.kill(own, signal.SIGKILL)
+os.register_at_fork(after_in_parent=die)
+"""
+
+
+@pytest.mark.parametrize("breakable", ["no subreaper"], indirect=True)
+def test_worker_of_a_template_that_dies_after_the_fork_is_known(
+    breakable: Breakable, snapshot: Any, processes: Any, eventually: Any, clean_stop: Any
+) -> None:
+    cluster = breakable.cluster
+    breakable.path.write_text(DIES_AFTER_A_FORK.format(gate=str(breakable.gate)))
+    cluster.control.reload()
+    breakable.gate.touch()
+    killed = breakable.kill_a_worker()
+    eventually(lambda: "the workers keep running, and it is replaced" in cluster.log.read_text())
+    eventually(lambda: len(pids := breakable.ready()) == 2 and killed not in pids)
+    eventually(lambda: len(breakable.templates()) == 1)
+    assert len(processes(cluster)) == len(["primary", "template", *snapshot(cluster).workers])
+    clean_stop(cluster)
 
 
 DAEMON = """
