@@ -208,10 +208,11 @@ class _Inherited:
         with signals_blocked(but=[signal.SIGABRT]):
             ctypes.pythonapi.PyOS_BeforeFork()
             between = _libc.fork()
+            if between == 0:
+                die_with_parent(own)  # before the functions of libraries, which may hang
             ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
-                    die_with_parent(own)
                     self.fork_worker(order, inherited_from=os.getpid())
                     os._exit(0)
                 finally:
