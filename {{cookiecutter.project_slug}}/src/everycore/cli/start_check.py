@@ -7,6 +7,9 @@ import json
 import os
 from collections.abc import Iterator
 
+from everycore.server.children import describe_exit
+from everycore.server.import_errors import summarize
+
 
 def findings(app: str) -> Iterator[tuple[str, int]]:
     """Yield what was found: a sentence, and the exit code that it means. With code 0 it is a warning.
@@ -20,14 +23,24 @@ def findings(app: str) -> Iterator[tuple[str, int]]:
         try:
             os.close(reader)
             with open(writer, "w") as answer:
-                json.dump(_ask(app), answer)
+                json.dump(_answer(app), answer)
         finally:
             os._exit(0)
     os.close(writer)
     with open(reader) as answer:
         text = answer.read()
-    os.waitpid(pid, 0)
-    yield from json.loads(text or '[["Redis could not be asked; the traceback is above.", 1]]')
+    _, status = os.waitpid(pid, 0)
+    if text:
+        yield from json.loads(text)
+    else:
+        yield f"Redis could not be asked: the process that asks {describe_exit(status)}.", 1
+
+
+def _answer(app: str) -> list[tuple[str, int]]:
+    try:
+        return _ask(app)
+    except Exception as error:
+        return [(f"Redis could not be asked: {summarize(error, __name__)}.", 1)]
 
 
 def _ask(app: str) -> list[tuple[str, int]]:

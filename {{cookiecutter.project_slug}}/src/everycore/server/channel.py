@@ -34,10 +34,13 @@ class Channel:
         """Return the descriptor, for a selector."""
         return self._socket.fileno()
 
-    def send(self, **message: Any) -> None:
-        """Send a message. It is lost if the other process has ended, and its parent will notice that."""
-        with suppress(OSError):
+    def send(self, **message: Any) -> bool:
+        """Send a message. Return False if it is lost, because the other process has ended or closed its end."""
+        try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            return False
+        return True
 
     def receive(self) -> Message | None:
         """Wait for a message. Return None if the other end is closed."""

@@ -115,6 +115,7 @@ class Reloader:
             self._load(self._reloading, imports=False)
             return
         self._last_failure = ""
+        self._retry_at = NEVER
         self._templates.switch()
         if self._reloading:
             self._begin_generation()
@@ -185,7 +186,8 @@ class Reloader:
     @property
     def due(self) -> float:
         """When to call `enforce_deadlines`, in monotonic seconds."""
-        return min(self._load_deadline(), self._retry_at, self._templates.due(self._policy.boot_timeout))
+        retry = NEVER if self._templates.next else self._retry_at
+        return min(self._load_deadline(), retry, self._templates.due(self._policy.boot_timeout))
 
     def enforce_deadlines(self, now: float) -> None:
         """Abort a load or a fork that takes too long, and replace a template process that died.
@@ -280,14 +282,18 @@ class Reloader:
         elif reason != self._last_failure:
             logger.error("the template process cannot be replaced: %s Trying again each second.", reason)
         self._last_failure = reason
-        if self._templates.current is None:
-            self._retry_at = monotonic() + RETRY
+        self._retry_without_template()
 
     def _refuse(self, reason: str, traceback: str = "", state: Reload = Reload.REFUSED) -> None:
         generation = self._children.generation
         details = f"\n{traceback}" if traceback else ""
         logger.error("reload refused: %s; generation %d keeps running%s", reason.rstrip("."), generation, details)
         self._board.set_reload_status(state, reason)
+        self._retry_without_template()
+
+    def _retry_without_template(self) -> None:
+        if self._templates.current is None:
+            self._retry_at = monotonic() + RETRY
 
     def _old_ones_accept(self) -> bool:
         board, now = self._board, self._children.generation

@@ -202,7 +202,7 @@ class Scoreboard:
         """
         with self._seqlock_write():
             self.header[RELOAD], self.header[RELOAD_AT] = state, monotonic_ns()
-            self._bytes[REASON_AT:] = reason.encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
+            self._bytes[REASON_AT:] = reason.encode(errors="backslashreplace")[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
 
     @contextmanager
     def _seqlock_write(self) -> Iterator[None]:

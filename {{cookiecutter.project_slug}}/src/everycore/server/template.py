@@ -15,6 +15,7 @@ from typing import NoReturn, Self
 
 from everycore.server.channel import Channel
 from everycore.server.children import NEVER, Child
+from everycore.server.import_errors import format_traceback, summarize
 from everycore.server.signals import signals_blocked
 
 ORPHAN_POLL = 1.0  # seconds; nobody reports the exit of a worker whose parent has died
@@ -61,13 +62,24 @@ class Template:
                 pid = os.fork()
                 if pid == 0:
                     ours.close()
-                    run(theirs, imports)
+                    cls._run(run, theirs, imports)
             except OSError:
                 ours.close()
                 raise
             finally:
                 theirs.close()
         return cls(pid, ours, imports)
+
+    @staticmethod
+    def _run(run: Callable[[Channel, bool], NoReturn], channel: Channel, imports: bool) -> NoReturn:
+        """In the new process: run it, and never return to the code of the primary. A deploy may break its libraries."""
+        try:
+            run(channel, imports)
+        except BaseException as error:
+            reason = f"the template process cannot start: {summarize(error, __name__)}"
+            channel.send(reason=reason, traceback=format_traceback(error), settings=[])
+        finally:
+            os._exit(1)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has exited."""
@@ -182,7 +194,8 @@ class Templates:
         """
         assert self.current is not None
         self.current.forking[child.slot] = child
-        self.current.channel.send(slot=child.slot, generation=child.generation, row=child.row, again=again)
+        asked = {"slot": child.slot, "since": child.since}
+        self.current.channel.send(asked=asked, generation=child.generation, row=child.row, again=again)
 
     def reserved_rows(self) -> set[int]:
         """Return the rows of the scoreboard that are for workers which are just being forked."""
@@ -199,7 +212,10 @@ class Templates:
         for template in self._all():
             for message in template.channel.take() if template.connected else ():
                 if "slot" in message:
-                    child = template.forking.pop(message["slot"])
+                    child = template.forking.get(message["slot"])
+                    if child is None or child.since != message["since"]:
+                        continue  # both the worker and its parent report it
+                    del template.forking[child.slot]
                     if "pid" not in message:
                         yield NotForked(child, message["reason"])
                         continue
@@ -257,13 +273,17 @@ class Templates:
         for template in self._all():
             if any(now >= child.since + fork_timeout for child in template.forking.values()):
                 template.send_signal(signal.SIGKILL)
+                template.channel.ended |= template.reaped  # a process that nobody knows keeps the other end open
 
     def stop(self) -> None:
-        """Have the processes fork no more workers, and close their listeners."""
+        """Have the processes fork no more workers, and close their listeners. One that is just forking is killed."""
         self.drop_next()
         if self.current is not None:
             self._former.append(self.current)
             self.current = None
+        for template in self._all():
+            if template.forking:  # its fork may hang, and a stop must not wait for that
+                template.send_signal(signal.SIGKILL)
 
     def end(self) -> None:
         """Kill all processes, and wait for them."""
@@ -277,7 +297,7 @@ class Templates:
 
     def _let_end(self, template: Template) -> None:
         """End a former process when it has nothing to do, and forget it when it has ended."""
-        if template.connected and template.channel.ended:
+        if template.connected and (template.channel.ended or (template.reaped and not template.forking)):
             self._selector.unregister(template.channel)
             template.channel.close()
             template.connected = False

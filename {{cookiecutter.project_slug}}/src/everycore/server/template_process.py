@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import sleep
@@ -25,6 +25,7 @@ import uvicorn
 from everycore.environ import SettingsError
 from everycore.server import fork_safety, worker
 from everycore.server.channel import Channel, Message
+from everycore.server.children import describe_exit
 from everycore.server.import_errors import LoadError
 from everycore.server.lifeline import Lifeline
 from everycore.server.loaded_files import LoadedFiles
@@ -70,7 +71,8 @@ class Assignment:
         given = self.resources
         parent_pipe, wakeup_pipe = given.parent_pipe[0], given.wakeup_pipe[1]
         shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, wakeup_pipe)
-        return WorkerContext(*shared, **order)
+        own = (order["asked"]["slot"], order["generation"], order["row"], order["again"])
+        return WorkerContext(*shared, *own)
 
 
 def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
@@ -89,6 +91,8 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         prefer_as_oom_victim()
         reset_signals()
         lifeline = Lifeline()  # for the processes that the import starts
+        forks = _Forks(channel, assignment.resources.listeners)
+        os.register_at_fork(after_in_child=forks.begin)  # before those of the app, which may hang
         os.register_at_fork(after_in_child=lifeline.tie_fork)
         lifeline.tie_started_processes()
         before = fork_safety.Before.take()
@@ -99,8 +103,8 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
             lifeline.tie_no_more()
-            channel.send(shared=shared)
-            (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline).work()
+            if channel.send(shared=shared):  # a child of the import may have come here, too
+                (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline, forks).work()
         code = 0
     except BaseException:
         logger.exception("the template process failed")
@@ -147,13 +151,44 @@ def _forget_app(target: str) -> None:
             del sys.modules[name]
 
 
+class _Forks:
+    """What a process does first that a template process forks.
+
+    Attributes:
+        worker: Identifies the worker that is forked, in a report to the primary. None if the app forks.
+    """
+
+    def __init__(self, channel: Channel, listeners: Sequence[socket.socket]) -> None:
+        self.worker: Message | None = None
+        self._channel = channel
+        self._ends: list[Channel | socket.socket] = [channel, *listeners]
+
+    def begin(self) -> None:
+        """In a forked worker: report its pid, or exit. Its parent does so too, because either may die before.
+
+        In a process of the app: close what is the server's. A daemon would keep the port and the connection.
+        """
+        ends, self._ends = self._ends, []  # a worker closes its own listeners
+        if self.worker is None:
+            for end in ends:
+                end.close()
+        elif not self._channel.send(**self.worker, pid=os.getpid()):
+            os._exit(1)
+
+
 class _Inherited:
     """Forks workers that the primary inherits."""
 
     def __init__(
-        self, channel: Channel, assignment: Assignment, config: uvicorn.Config | None, lifeline: Lifeline
+        self,
+        channel: Channel,
+        assignment: Assignment,
+        config: uvicorn.Config | None,
+        lifeline: Lifeline,
+        forks: _Forks,
     ) -> None:
         self._channel = channel
+        self._forks = forks
         self._lifeline = lifeline
         self._assignment = assignment
         self._config = config
@@ -163,25 +198,29 @@ class _Inherited:
             self.fork(order)
 
     def fork(self, order: Message) -> None:
-        """Fork the process in between, which forks the worker, reports its pid and exits.
+        """Fork the process in between, which forks the worker and exits. It dies with this process if its fork hangs.
 
         It is forked by the C library, so that functions which libraries have registered for a child
         (os.register_at_fork) run in the worker alone. Those that take locks before a fork, and release them in the
         parent after it, run in both processes here. Otherwise a thread could hold such a lock for ever in between.
         """
+        own = os.getpid()
         with signals_blocked(but=[signal.SIGABRT]):
             ctypes.pythonapi.PyOS_BeforeFork()
             between = _libc.fork()
+            if between == 0:
+                die_with_parent(own)  # before the functions of libraries, which may hang
             ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
                     self.fork_worker(order, inherited_from=os.getpid())
-                finally:
                     os._exit(0)
+                finally:
+                    os._exit(1)
         if between < 0:
-            self._channel.send(slot=order["slot"], reason=os.strerror(ctypes.get_errno()))
-        else:
-            os.waitpid(between, 0)
+            self._channel.send(**order["asked"], reason=os.strerror(ctypes.get_errno()))
+        elif status := os.waitpid(between, 0)[1]:
+            raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
     def fork_worker(self, order: Message, inherited_from: int | None = None) -> None:
         """Fork the worker and report its pid. All signals but SIGABRT are blocked.
@@ -190,14 +229,17 @@ class _Inherited:
             order: The order of the primary.
             inherited_from: The pid of this process, if the worker is to wait until it has another parent.
         """
+        self._forks.worker = asked = order["asked"]
         try:
             pid = os.fork()
         except OSError as error:
-            self._channel.send(slot=order["slot"], reason=error.strerror)
+            self._channel.send(**asked, reason=error.strerror)
             return
+        finally:
+            self._forks.worker = None
         if pid == 0:
             self.become_worker(order, inherited_from)
-        self._channel.send(slot=order["slot"], pid=pid)
+        self._channel.send(**asked, pid=pid)
 
     def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
         self._channel.close()
