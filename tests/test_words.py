@@ -50,6 +50,9 @@ ALLOWED = {
 }
 HISTORY = {"CHANGELOG.md", "docs/decisions.md", "docs/upgrading-from-0.1.md", "tests/test_words.py"}
 
+# A test's name: test_subject_condition_result. What else there is to say goes into its docstring.
+LONGEST_TEST_NAME = 60  # characters
+
 # Files that are to be rewritten. Nothing may be added, and it is empty in the end.
 PENDING: frozenset[str] = frozenset()
 
@@ -87,6 +90,10 @@ def found(texts):
     """What is bad in each file of `texts`, by path from the root, but for those that are pending."""
     seen = {str(path.relative_to(ROOT)): bad for path, bad in texts if bad}
     return {name: bad for name, bad in seen.items() if name not in PENDING}
+
+
+def long_names(text):
+    return [name for name in re.findall(r"\bdef (test_\w+)", text) if len(name) > LONGEST_TEST_NAME]
 
 
 def read(path):
@@ -129,3 +136,14 @@ def test_bad_prose_is_found(text):
 )
 def test_good_identifier_is_not_found(code):
     assert bad_names(Path("good.py"), code) == []
+
+
+def test_names_of_tests_keep_to_the_limit():
+    paths = [path for path in tracked() if path.suffix in (".py", ".md")]
+    assert sum(path.name.startswith("test_") for path in paths) > 150
+    assert found((path, long_names(read(path))) for path in paths) == {}
+
+
+@pytest.mark.parametrize(("length", "bad"), [(60, 0), (61, 1)])
+def test_long_name_of_a_test_is_found(length, bad):
+    assert len(long_names(f"    async def {'test_'.ljust(length, 'x')}(redis): ...")) == bad

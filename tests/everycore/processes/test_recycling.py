@@ -19,7 +19,7 @@ app = Starlette(routes=[Route("/", leak)])
 """
 
 
-def test_workers_are_recycled_after_their_requests_and_none_of_those_fails(
+def test_recycling_after_max_requests_fails_no_request(
     serve: Any, snapshot: Any, load: Any, eventually: Any
 ) -> None:
     cluster = serve("--workers", "2", MAX_REQUESTS="200", LINGER="1")

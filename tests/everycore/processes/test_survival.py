@@ -105,7 +105,7 @@ def test_garbage_on_the_board_takes_no_healthy_worker_for_hung(
     assert "no heartbeat" not in cluster.log.read_text()
 
 
-def test_a_worker_deaf_to_sigterm_is_killed_at_the_drains_deadline(
+def test_worker_that_ignores_sigterm_is_killed_at_its_deadline(
     puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any
 ) -> None:
     cluster = puppets(GRACEFUL_TIMEOUT="0")
@@ -179,7 +179,7 @@ def test_child_stuck_after_fork_logs_its_stacks(puppets: Any, tmp_path: Path) ->
     assert "in hangs_after_fork" in log
 
 
-def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other_answers(
+def test_blocked_worker_is_replaced_and_its_stacks_are_logged(
     puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     cluster = puppets(HANG_TIMEOUT="1")

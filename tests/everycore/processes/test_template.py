@@ -118,7 +118,7 @@ def test_stopped_template_process_is_replaced(
     clean_stop(cluster)
 
 
-def test_template_that_cannot_be_replaced_leaves_the_workers_serving(
+def test_template_without_a_replacement_keeps_workers_serving(
     puppets: Any, tell: Any, ready: Any, templates: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "breaks.py"
