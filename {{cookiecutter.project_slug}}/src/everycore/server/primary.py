@@ -247,7 +247,7 @@ class Primary:
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_failures += 1
             if self.boot_failures >= self.policy.boot_attempts:
-                logger.error("%s died before any was ready: giving up", counted(self.boot_failures, "worker"))
+                logger.error("%s died before any was ready: the server stops", counted(self.boot_failures, "worker"))
                 self.give_up()
 
     def give_up(self) -> None:

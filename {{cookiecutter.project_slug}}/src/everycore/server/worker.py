@@ -259,7 +259,7 @@ class Worker(uvicorn.Server):
         """Ask to be replaced when a limit is reached, and keep serving until the replacement is ready."""
         reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
         if reason and self._state is State.READY:
-            logger.info("asks for a successor: %s", reason)
+            logger.info("the worker is to be replaced: %s", reason)
             self._set_state(State.RETIRING)
 
     async def _drain(self) -> None:
