@@ -59,9 +59,7 @@ def test_a_stopped_worker_counts_as_hung_and_is_replaced(serve: Any, ready: Any,
     assert get(cluster.url, "/healthz")[0] == 200
 
 
-def test_killed_primary_ends_its_workers_and_frees_the_port(
-    serve: Any, ready: Any, eventually: Any
-) -> None:
+def test_killed_primary_ends_its_workers_and_frees_the_port(serve: Any, ready: Any, eventually: Any) -> None:
     cluster = serve("--workers", "2")
     workers = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
     os.kill(cluster.pid, signal.SIGKILL)

@@ -117,9 +117,7 @@ def test_a_stop_is_told_when_it_begins(
     assert cluster.process.wait(20) == 0
 
 
-def test_pings_stop_while_all_workers_are_hung(
-    notified: Any, manager: Manager, ready: Any, eventually: Any
-) -> None:
+def test_pings_stop_while_all_workers_are_hung(notified: Any, manager: Manager, ready: Any, eventually: Any) -> None:
     cluster = notified("--workers", "1", HANG_TIMEOUT="1", WATCHDOG_USEC="100000")
     eventually(lambda: manager.hear().count("WATCHDOG=1") > 3)
     os.kill(eventually(lambda: ready(cluster))[0], signal.SIGSTOP)

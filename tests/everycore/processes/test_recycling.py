@@ -19,9 +19,7 @@ app = Starlette(routes=[Route("/", leak)])
 """
 
 
-def test_recycling_after_max_requests_fails_no_request(
-    serve: Any, snapshot: Any, load: Any, eventually: Any
-) -> None:
+def test_recycling_after_max_requests_fails_no_request(serve: Any, snapshot: Any, load: Any, eventually: Any) -> None:
     cluster = serve("--workers", "2", MAX_REQUESTS="200", LINGER="1")
     fires = [load(cluster.url, "/healthz", keep_alive=keep_alive) for keep_alive in (True, False)]
     eventually(lambda: snapshot(cluster).deaths >= 4)

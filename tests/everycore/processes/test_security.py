@@ -179,9 +179,7 @@ def test_five_hundred_slow_clients_are_disconnected(
         assert all(closed(client) for client in slow)
 
 
-def test_body_that_never_comes_ends_without_a_traceback(
-    server: Any, eventually: Any, snapshot: Any
-) -> None:
+def test_body_that_never_comes_ends_without_a_traceback(server: Any, eventually: Any, snapshot: Any) -> None:
     cluster = server(BODY_TIMEOUT="1")
     with connect(cluster.url) as client:
         client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nx")

@@ -146,9 +146,7 @@ def test_endless_stream_learns_of_a_stop_and_ends_well(
     assert cluster.process.wait(20) == 0
 
 
-def test_access_log_if_on_has_one_line_for_each_request(
-    serve: Any, get: Any, eventually: Any
-) -> None:
+def test_access_log_if_on_has_one_line_for_each_request(serve: Any, get: Any, eventually: Any) -> None:
     silent = serve("--workers", "1")
     assert get(silent.url, "/healthz")[0] == 200
     assert "/healthz" not in silent.log.read_text()

@@ -84,9 +84,7 @@ def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
     assert cluster.process.wait(20) == 0
 
 
-def test_long_request_in_flight_is_told_to_close(
-    serve_slow: Any, snapshot: Any, eventually: Any
-) -> None:
+def test_long_request_in_flight_is_told_to_close(serve_slow: Any, snapshot: Any, eventually: Any) -> None:
     cluster = serve_slow("--workers", "1")
     with connect(cluster.url) as client:
         client.sendall(b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -129,9 +127,7 @@ def test_late_clients_are_refused_while_the_last_request_ends(
     assert answer.result()[0] == 200
 
 
-def test_connection_opened_before_a_stop_is_answered_and_closed(
-    serve: Any, get: Any, eventually: Any
-) -> None:
+def test_connection_opened_before_a_stop_is_answered_and_closed(serve: Any, get: Any, eventually: Any) -> None:
     cluster = serve("--workers", "1")
     assert get(cluster.url, "/healthz")[0] == 200
     with connect(cluster.url) as client:

@@ -74,4 +74,5 @@ def _wait(process: subprocess.Popen[str], dots: bool) -> tuple[str, str]:
 
 
 def git(folder: Path, *arguments: str, failed: str = "git failed") -> str:
+    """Run git in a folder and return what it printed. `UpdateError` begins with `failed`."""
     return run(["git", *arguments], folder, failed)

@@ -44,6 +44,7 @@ class CrossOriginProtection:
         self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or refuse it with 403."""
         if scope["type"] == "http" and scope["method"] in SAFE_METHODS:
             await self.app(scope, receive, send)
         elif scope["type"] in ("http", "websocket") and (origin := self._foreign_origin(scope)) is not None:

@@ -65,6 +65,7 @@ class StaticFiles(StarletteStaticFiles):
         return request.url_for("static", path=versioned).path
 
     def get_path(self, scope: Scope) -> str:
+        """Return the path of the file, without the hash in front of it."""
         path = super().get_path(scope)
         first, _, rest = path.partition(os.sep)
         if not VERSION.fullmatch(first):
@@ -75,6 +76,7 @@ class StaticFiles(StarletteStaticFiles):
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
+        """Return the response; browsers may keep it for a year if its URL has the current hash."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         current = scope.get(SCOPE_KEY) == self.version and self._read.get(os.fspath(full_path)) == _mark(stat_result)
         response.headers["Cache-Control"] = IMMUTABLE if current else REVALIDATED

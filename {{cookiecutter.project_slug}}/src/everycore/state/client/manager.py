@@ -145,6 +145,7 @@ class ConnectionManager:
         return answer
 
     def stats(self) -> Stats:
+        """Return the figures of the connection since the start."""
         connection = self._connection
         return Stats(
             commands=self._commands,

@@ -107,6 +107,7 @@ class SessionStore:
         self._swap, self._move, self._end = Script(redis, SWAP), Script(redis, MOVE), Script(redis, END)
 
     def sign(self, id: str) -> str:
+        """Return the value of the cookie for a session id."""
         return self._signer.sign(id)
 
     async def load(self, cookie: str | None) -> Session:
