@@ -1,6 +1,6 @@
 """Takes the pictures of the page for the README: `.venv/bin/python tests/pictures.py`, with Pillow installed.
 
-In colour tables of their own they are small: a page has few colours.
+Each has its own color table, so that the files are small: a page has few colors.
 """
 
 import io
@@ -20,7 +20,7 @@ from test_page import ask, fire, installed
 WORKERS = 4
 PICTURES = ROOT / "docs" / "pictures"
 DESK, PHONE = {"width": 1080, "height": 900}, {"width": 360, "height": 740}
-COLOURS = 64
+COLORS = 64
 FILM_SECONDS = 4.5
 HIDE = "(parts) => document.querySelectorAll(parts).forEach((part) => { part.hidden = true; })"
 
@@ -87,7 +87,7 @@ def film(chrome, url):
 
 
 def picture(shot):
-    return Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    return Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

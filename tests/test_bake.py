@@ -109,7 +109,7 @@ def test_text_with_quotes_and_backslashes_is_taken_unchanged(bake, text):
         ("none", None),
     ],
 )
-def test_the_licence_is_the_one_that_was_chosen(bake, license, title):
+def test_license_is_the_one_that_was_chosen(bake, license, title):
     project = bake(license=license, author_name="Zoë")
     described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     text = (project / "LICENSE").read_text() if title else None

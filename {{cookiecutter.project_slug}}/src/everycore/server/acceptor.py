@@ -21,7 +21,7 @@ ASSUMED_QUEUE = 4  # connections, where the kernel does not report the length of
 NOT_REPORTED = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
 LINE_INTERVAL = 10.0  # seconds between two log lines about it
-CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be canceled half-way
+CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be cancelled half-way
 
 logger = logging.getLogger(__name__)
 

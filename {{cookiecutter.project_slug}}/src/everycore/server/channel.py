@@ -35,7 +35,7 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, **message: Any) -> None:
-        """Send a message. It is lost if the other process has ended, and its parent will notice that."""
+        """Send a message. It is lost if the other process has ended, which the parent of that process notices."""
         with suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 

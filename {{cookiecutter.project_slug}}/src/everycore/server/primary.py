@@ -169,7 +169,7 @@ class Primary:
     # Steps of the loop
 
     def read_templates(self, now: float) -> None:
-        """Do what the template processes report."""
+        """Handle the reports of the template processes."""
         for event in self.templates.read():
             match event:
                 case Forked(child):
@@ -218,7 +218,7 @@ class Primary:
             self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
 
     def handle_worker_exit(self, child: Child, status: int | None, now: float) -> None:
-        """Log how a worker exited, record a boot failure, and give up if no worker can become ready.
+        """Log how a worker exited, record a boot failure, and stop the server if no worker can become ready.
 
         Args:
             child: The reaped worker.

@@ -9,7 +9,7 @@ DOT_INTERVAL = 2.0  # seconds
 
 
 class UpdateError(Exception):
-    """The update cannot go on; the message says why and what to do."""
+    """The update cannot continue. The message says why, and what to do."""
 
 
 def run(

@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class CrossOriginProtection:
-    """Middleware that responds with 403 to a POST of another site, and to every other method that is not safe.
+    """Middleware that refuses requests of other sites with 403, unless their method is safe.
 
     - GET, HEAD and OPTIONS pass.
-    - `Sec-Fetch-Site` is `same-origin` or `none`: the request passes.
+    - A request whose `Sec-Fetch-Site` is `same-origin` or `none` passes.
     - Without `Sec-Fetch-Site`, a request without `Origin` passes, because it comes from no browser. One whose Origin
       has the same host as the request passes too.
-    - Every other request is refused, if neither its Origin nor its path is allowed.
+    - Every other request is refused, unless its Origin or its path is allowed.
 
     A websocket's handshake is checked like a POST: a browser sends cookies with it, and any site may read the answers.
 

@@ -23,8 +23,8 @@ class StaticFiles(StarletteStaticFiles):
     """Serves a folder, at URLs such as `/static/v-3f2a9c1bd0e4/style.css`.
 
     The hash is that of the whole folder. So the files of the folder may name each other by relative URLs, and a changed
-    file changes all URLs. A response to a URL with another hash, with none, or for a file that has changed since the
-    start, is never kept without a question to the server. With `debug` no URL has a hash.
+    file changes all URLs. A browser asks the server before it reuses any other response: one to a URL with another hash
+    or with none, or one with a file that has changed since the start. With `debug`, no URL has a hash.
 
     Mount it under the name `static`, and give `urls` to Jinja2Templates:
 
@@ -43,7 +43,7 @@ class StaticFiles(StarletteStaticFiles):
         self._read: dict[str, tuple[int, int]] = {}
         content = hashlib.sha256()
         for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
-            # An editor's temporary file may be gone meanwhile: `dev` reloads at the very moment of a save.
+            # An editor's temporary file may be gone already, because `dev` reloads while a file is being saved.
             with suppress(FileNotFoundError), path.open("rb") as file:
                 self._read[os.path.realpath(path)] = _mark(os.fstat(file.fileno()))
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
