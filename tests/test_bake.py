@@ -24,7 +24,7 @@ RECORD = Path(".cluster-template.json")  # which holds the answers
 
 
 def files(folder):
-    """Each file with its content, but for those of git."""
+    """Each file with its content, except those of git."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".git" not in path.parts]
     return {path.relative_to(folder): path.read_bytes() for path in paths}
 
@@ -51,7 +51,7 @@ def test_the_next_steps_work(tmp_path):
     command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--no-input", "--output-dir", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     steps = [line.split("#")[0].strip() for line in shown.splitlines() if line.startswith("    ")]
-    # What make does is run word for word by test_generated.py.
+    # test_generated.py runs the commands of make word for word.
     assert steps == ["cd cluster-app", "make run", "make test", "make demo", "git init"]
     listed = "cd cluster-app; make; git init; git add .; git status --short"
     known = subprocess.run(["bash", "-ec", listed], cwd=tmp_path, capture_output=True, text=True, check=True).stdout

@@ -122,7 +122,7 @@ def harm(page, name):
 
 
 def failed(page):
-    """How many of the requests that were asked all the time failed, but for those that the machine itself broke."""
+    """How many of the requests that were sent all the time failed, except those that the machine itself broke."""
     return max(0, int(page.locator("#asked-failed").inner_text()) - network_changes(page))
 
 

@@ -1,4 +1,4 @@
-"""Reloads that something gets in the way of: the old workers serve on, or the new ones do, and every stop is clean."""
+"""Reloads that are disturbed: either the old or the new workers keep serving, and every stop is clean."""
 
 import os
 import signal

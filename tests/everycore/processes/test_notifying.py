@@ -1,4 +1,4 @@
-"""What a service manager hears: the truth, in time. The manager is this test, and reads the datagrams."""
+"""The messages to a service manager are true and in time. This test is the manager, and reads the datagrams."""
 
 import os
 import re

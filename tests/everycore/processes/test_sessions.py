@@ -1,4 +1,4 @@
-"""What other session stores get wrong, on a real cluster: parallel requests of one visitor meet on several workers."""
+"""Faults of other session stores, on a real cluster: parallel requests of one visitor meet on several workers."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Whatever an app does to its worker: the primary serves on, other workers are unharmed, and the stop is clean."""
+"""An app that harms its worker: the primary and the other workers are unharmed, and the stop is clean."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_worker_harms_only_itself(
 def test_no_signal_to_a_worker_ends_more_than_that_worker(
     puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
 ) -> None:
-    # What reaches a whole group does nothing here: the primary decides.
+    # A signal to the whole process group does nothing in a worker, because the primary decides.
     ignored = {
         signal.SIGINT,
         signal.SIGHUP,

@@ -44,7 +44,7 @@ class Acceptor:
             connect: Coroutine function that gives an accepted socket to its protocol.
             own_connections: Returns the number of this worker's connections and writes it to the scoreboard.
             total_connections: Returns how many workers accept, and how many connections they have together.
-            max_connections: With so many of its own, the worker leaves new ones in the queue until some have ended.
+            max_connections: A worker with this number of connections leaves new ones in the queue.
         """
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)

@@ -162,7 +162,7 @@ class Children:
 
 
 def describe_exit(status: int | None) -> str:
-    """Describe an exit status from waitpid() for a log line. None if nobody knows it."""
+    """Describe an exit status from waitpid() for a log line. None if it is not known."""
     if status is None:
         return "exited"
     code = os.waitstatus_to_exitcode(status)

@@ -209,7 +209,7 @@ class Primary:
 
         Args:
             pid: The pid of the process.
-            status: Its exit status, from waitpid(). None if nobody knows it.
+            status: Its exit status, from waitpid(). None if it is not known.
             now: Monotonic seconds.
         """
         self.read_worker_states()  # the dead worker may have become ready since they were last read
@@ -222,7 +222,7 @@ class Primary:
 
         Args:
             child: The reaped worker.
-            status: Its exit status, from waitpid(). None if nobody knows it.
+            status: Its exit status, from waitpid(). None if it is not known.
             now: Monotonic seconds.
         """
         lived = now - child.since

@@ -69,7 +69,7 @@ def refuse_edited(project: Path) -> None:
     """Stop if the engine is not as it was released: an update would lose the difference.
 
     Raises:
-        UpdateError: It differs, or nobody can tell.
+        UpdateError: It differs, or cannot be compared.
     """
     engine = project / ENGINE
     if engine.is_symlink() or not engine.is_dir():
