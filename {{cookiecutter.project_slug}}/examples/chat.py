@@ -1,4 +1,4 @@
-"""A chat: rooms over WebSockets, and who is there. A message reaches every member, whichever worker has the connection.
+"""A chat: rooms over WebSockets, and the names of their members. A message reaches the members on every worker.
 
 dev --app examples.chat:create_app
 """

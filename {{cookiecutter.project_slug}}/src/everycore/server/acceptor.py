@@ -1,9 +1,9 @@
 """Accepts this worker's fair share of the connections that are queued on the shared listening sockets.
 
-Without this, the worker that wakes up first accepts the whole burst. A worker therefore reads the length of the accept
-queue from the kernel and the number of open connections from the scoreboard, and accepts until it holds its share of
-both. A worker above its share waits 5 ms and then accepts its share of what is still queued. Fairness never delays a
-client further.
+Without this, the worker that wakes up first accepts the whole burst. So a worker reads two numbers: the length of the
+accept queue from the kernel, and the open connections of all workers from the scoreboard. It accepts until it holds its
+share of both. A worker above its share waits 5 ms and then accepts its share of the connections that are still queued.
+Fairness never delays a client further.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
 The owner is a worker, or a template process while it imports the app.
 
-Without this module, a process that waits for work from a killed worker would wait forever, because it has a copy of
-each end of the pipe that it reads. The processes of `ProcessPoolExecutor` do so in any Python program, with each start
+A process that waits for work has a copy of each end of the pipe that it reads. Without this module, it would wait
+forever when its worker is killed. The processes of `ProcessPoolExecutor` do so in any Python program, with each start
 method.
 """
 

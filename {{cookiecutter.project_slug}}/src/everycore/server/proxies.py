@@ -53,8 +53,8 @@ class ProxyHeaders:
     """Sets a request's `client` and `scheme` from X-Forwarded-For and X-Forwarded-Proto, if the peer is trusted.
 
     Each proxy appends the address of its own client. So the client is the rightmost address that does not belong to a
-    trusted proxy, and everything left of it may be forged. An item that is not an address ends the search, and the last
-    address before it is used, which is the peer's own if there is none.
+    trusted proxy, and everything left of it may be forged. An item that is not an address ends the search. Then
+    the last address before it is used, or that of the peer if there is none.
     """
 
     def __init__(self, app: "ASGI3Application", trusted: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Protection against requests that another site makes in the browser of a visitor (CSRF). Pure ASGI, without tokens.
 
 The algorithm is that of Go 1.25 (https://pkg.go.dev/net/http#CrossOriginProtection) and of Rails 8.2. It relies on
-handlers that change nothing on GET, and on two headers that a page cannot set: Origin, and Sec-Fetch-Site, which
-browsers since 2023 send to https and to localhost.
+handlers that change nothing on GET, and on two headers that a page cannot set: Origin and Sec-Fetch-Site. Browsers
+since 2023 send the latter to https and to localhost.
 """
 
 import logging

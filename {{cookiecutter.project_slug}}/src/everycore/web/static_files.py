@@ -23,8 +23,8 @@ class StaticFiles(StarletteStaticFiles):
     """Serves a folder, at URLs such as `/static/v-3f2a9c1bd0e4/style.css`.
 
     The hash is that of the whole folder. So the files of the folder may name each other by relative URLs, and a changed
-    file changes all URLs. A browser asks the server before it reuses any other response: one to a URL with another hash
-    or with none, or one with a file that has changed since the start. With `debug`, no URL has a hash.
+    file changes all URLs. If a URL has another hash or none, or if the file has changed since the start, a browser asks
+    the server each time before it uses its copy. With `debug`, no URL has a hash.
 
     Mount it under the name `static`, and give `urls` to Jinja2Templates:
 

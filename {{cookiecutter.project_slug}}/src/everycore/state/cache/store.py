@@ -158,8 +158,8 @@ return 1
 class RedisCacheStore:
     """Values, locks and generations in Redis, with a near cache on a pipelined client.
 
-    Redis reports every write under the prefix except those of this connection (CLIENT TRACKING BCAST NOLOOP), so this
-    class drops what it writes itself, when the reply is read. Without CLIENT TRACKING there is no near cache.
+    Redis reports every write under the prefix except those of this connection (CLIENT TRACKING BCAST NOLOOP). So this
+    class drops a value that it writes itself when it reads the reply. Without CLIENT TRACKING there is no near cache.
 
     Args:
         redis: The client.

@@ -1,8 +1,8 @@
 """One multiplexed connection to Redis.
 
 Packed commands leave in one write, and replies are resolved in the order of the commands. This module never sends a
-command twice. redis-py opens the connection (TLS, HELLO, AUTH, SELECT, Sentinel); afterwards its transport feeds
-hiredis directly: a command costs a third of what it costs through asyncio's streams.
+command twice. redis-py opens the connection (TLS, HELLO, AUTH, SELECT, Sentinel). Then its transport feeds hiredis
+directly, so that a command costs a third of what it costs through asyncio's streams.
 """
 
 import asyncio

@@ -179,9 +179,9 @@ class Session(starlette_sessions.Session):
 
             total = await session.update("total", lambda old: (old or 0) + 1)
 
-        The second form writes `fn(old value or None)` to Redis at once, by compare-and-set: `fn` is called again if
-        another request wrote the key meanwhile, so no update is lost. It replaces an unsaved assignment of the key, and
-        also works after the response has begun.
+        The second form writes `fn(old value or None)` to Redis at once, by compare-and-set. If another request wrote
+        the key meanwhile, `fn` is called again, so no update is lost. It replaces an unsaved assignment of the key.
+        It also works after the response has begun.
 
         Returns:
             An awaitable of the new value (second form), or None.
