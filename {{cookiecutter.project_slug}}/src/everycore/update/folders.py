@@ -22,7 +22,7 @@ OLD, NEW, MARK = OWN / "old", OWN / "new", OWN / "replacing"
 
 
 def recover(project: Path) -> bool:
-    """Put back what an update that was killed took away.
+    """Put back the folders that a killed update took away.
 
     Returns:
         True if an update was killed while it replaced folders.

@@ -25,7 +25,7 @@ DEFAULT_HEADERS = {
     "referrer-policy": "strict-origin-when-cross-origin",
     "cross-origin-opener-policy": "same-origin-allow-popups",
 }
-# For production. A browser then uses https alone for this host, for a year (RFC 6797). Subdomains may be others' hosts.
+# For production. A browser then uses only https for this host, for a year (RFC 6797). Subdomains may be others' hosts.
 HSTS = {"strict-transport-security": "max-age=31536000"}
 HTTPS_ONLY = frozenset({b"strict-transport-security"})  # a browser must ignore it on plain http
 SCOPE_KEY = "everycore.security_headers"  # read by `server_error`, whose response is sent outside the middleware
