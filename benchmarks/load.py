@@ -43,7 +43,7 @@ class Result:
         return self.outcomes[OK]
 
     def failures(self, *forgiven: str) -> Counter[str]:
-        """Everything that was not ok, but for the `forgiven` kinds."""
+        """Everything that was not ok, except the `forgiven` kinds."""
         return Counter({kind: count for kind, count in self.outcomes.items() if kind not in (OK, *forgiven)})
 
     def latencies(self, outcome: str = OK) -> list[float]:

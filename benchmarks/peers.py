@@ -1,4 +1,4 @@
-"""Who is measured, and the command of each. Knows no process; `server.py` starts them."""
+"""The peers that are measured, and the command of each. Knows no process; `server.py` starts them."""
 
 import shutil
 from dataclasses import dataclass

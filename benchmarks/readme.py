@@ -108,7 +108,7 @@ def _measured(entries: Iterable[Mapping[str, Any]]) -> str:
 def _cells(row: Row, figures: Figures, peers: Iterable[str]) -> list[str]:
     numbers = [value for value in figures.values() if not isinstance(value, str)]
     best = show((max if row.more_is_better else min)(numbers), row.digits) if numbers else None
-    # What reads the same is as good: nobody wins by a digit that is not shown.
+    # Figures that read the same are equal, because no peer wins by a digit that is not shown.
     printed = {name: show(value, row.digits) for name, value in figures.items()}
     bold = {name: f"**{text}**" if text == best else text for name, text in printed.items()}
     cells = []

@@ -1,6 +1,6 @@
 """Fixtures: `bake(**answers)` generates a project, `python` is each interpreter beside the one that runs.
 
-What is marked `in_all` runs with `--all` only.
+A test that is marked `in_all` runs with `--all` only.
 """
 
 import os
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(machine, "testing_machine")
     config.addinivalue_line("markers", "in_all: runs with --all only")
-    # What a test kills leaves its temporary files behind, and so does cookiecutter: each hook that it has rendered.
+    # A killed process leaves its temporary files behind, and cookiecutter leaves each hook that it has rendered.
     usual = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its own folders there
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=usual)
     Path(tempfile.tempdir).chmod(0o755)  # some tests start processes of other users
@@ -58,7 +58,7 @@ EVERYWHERE = "test_everywhere.py"  # it starts first: a test of minutes that sta
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and not skip: nothing is missing. What is named by its file runs."""
+    """Leave out, and not skip: nothing is missing. A file that is named on the command line runs."""
     items.sort(key=lambda item: item.path.name != EVERYWHERE)
     if config.getoption("--all"):
         return

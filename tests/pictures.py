@@ -1,6 +1,6 @@
 """Takes the pictures of the page for the README: `.venv/bin/python tests/pictures.py`, with Pillow installed.
 
-In colour tables of their own they are small: a page has few colours.
+Each has its own color table, so that the files are small: a page has few colors.
 """
 
 import io
@@ -20,8 +20,9 @@ from test_page import ask, fire, installed
 WORKERS = 4
 PICTURES = ROOT / "docs" / "pictures"
 DESK, PHONE = {"width": 1080, "height": 900}, {"width": 360, "height": 740}
-COLOURS = 64
+COLORS = 64
 FILM_SECONDS = 4.5
+FRAME_SECONDS = 0.1  # the least, so that the film of a quick machine is not larger
 HIDE = "(parts) => document.querySelectorAll(parts).forEach((part) => { part.hidden = true; })"
 
 
@@ -79,6 +80,7 @@ def film(chrome, url):
             page.locator("[data-verb=kill]").dispatch_event("click")
         shots.append(camera.send("Page.captureScreenshot", {"clip": box, "optimizeForSpeed": True})["data"])
         times.append(time.monotonic())
+        time.sleep(max(0.0, began + FRAME_SECONDS * len(times) - times[-1]))
     lasted = [int(1000 * (after - before)) for before, after in zip(times, [*times[1:], times[-1] + 1.5], strict=True)]
     frames = [picture(b64decode(shot)) for shot in shots]
     options = {"save_all": True, "append_images": frames[1:], "duration": lasted, "loop": 0, "optimize": True}
@@ -87,7 +89,7 @@ def film(chrome, url):
 
 
 def picture(shot):
-    return Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    return Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

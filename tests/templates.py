@@ -219,7 +219,7 @@ def shop(small_place, tmp_path):
 
 
 def contents(folder, *without):
-    """Each file and what is in it, but for git's, the updater's and those below `without`."""
+    """Each file and its content, except git's, the updater's and those below `without`."""
     left_out = {Path(".git"), Path(".update"), *without}
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {path: (folder / path).read_bytes() for path in files if not left_out & {path, *path.parents}}

@@ -24,7 +24,7 @@ RECORD = Path(".cluster-template.json")  # which holds the answers
 
 
 def files(folder):
-    """Each file with its content, but for those of git."""
+    """Each file with its content, except those of git."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".git" not in path.parts]
     return {path.relative_to(folder): path.read_bytes() for path in paths}
 
@@ -51,7 +51,7 @@ def test_the_next_steps_work(tmp_path):
     command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--no-input", "--output-dir", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     steps = [line.split("#")[0].strip() for line in shown.splitlines() if line.startswith("    ")]
-    # What make does is run word for word by test_generated.py.
+    # test_generated.py runs the commands of make word for word.
     assert steps == ["cd cluster-app", "make run", "make test", "make demo", "git init"]
     listed = "cd cluster-app; make; git init; git add .; git status --short"
     known = subprocess.run(["bash", "-ec", listed], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
@@ -87,7 +87,7 @@ def test_the_names_are_the_ones_that_were_asked_for(bake):
 
 
 @pytest.mark.parametrize("text", ['"', "'", "\\", '"""', "'''", "{{ 7 * 7 }}", "{% raw %}", "\\u0041", "# x", "$(id)"])
-def test_text_with_quotes_braces_and_backslashes_is_taken_word_for_word(bake, text):
+def test_text_with_quotes_and_backslashes_is_taken_unchanged(bake, text):
     # Cookiecutter itself renders answers, so braces may be refused; what is never there is a broken project.
     try:
         project = bake(description=f"a {text} b", author_name=f"A {text}")
@@ -109,7 +109,7 @@ def test_text_with_quotes_braces_and_backslashes_is_taken_word_for_word(bake, te
         ("none", None),
     ],
 )
-def test_the_licence_is_the_one_that_was_chosen(bake, license, title):
+def test_license_is_the_one_that_was_chosen(bake, license, title):
     project = bake(license=license, author_name="Zoë")
     described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     text = (project / "LICENSE").read_text() if title else None
@@ -120,7 +120,7 @@ def test_the_licence_is_the_one_that_was_chosen(bake, license, title):
 
 
 @pytest.mark.parametrize(("server", "image"), [("redis", "redis:8"), ("valkey", "valkey/valkey:8")])
-def test_compose_kubernetes_and_ci_have_the_server_that_was_chosen(bake, server, image):
+def test_compose_kubernetes_and_ci_have_the_chosen_server(bake, server, image):
     project = bake(redis_server=server)
     for name in ("docker-compose.yml", "deploy/kubernetes/overlays/development/redis.yaml"):
         text = (project / name).read_text()
@@ -142,7 +142,7 @@ def test_the_oldest_python_is_asked_for(bake, version):
 
 
 @pytest.mark.parametrize("demo", ["yes", "no"])
-def test_what_else_is_chosen_changes_no_python_and_leaves_no_trace(bake, tmp_path, demo):
+def test_other_choices_change_no_python_and_leave_no_trace(bake, tmp_path, demo):
     def python(project):
         return {path: text for path, text in files(project).items() if path.suffix == ".py"}
 
@@ -231,7 +231,7 @@ def test_agents_page_is_short(bake):
     assert (bake() / "AGENTS.md").read_text().count("\n") <= 30
 
 
-def test_the_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):
+def test_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):
     project = bake()
     for name in (".env", ".venv/x", "src/cluster_app/__pycache__/x", ".mypy_cache/x"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)

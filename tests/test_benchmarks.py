@@ -85,7 +85,7 @@ def test_five_charts_are_drawn_from_the_json_as_it_is_read_back(results, tmp_pat
         ("fairness", {"ours": "1.5", "swift & <sure>": "32", "node": "0"}),
     ],
 )
-def test_a_chart_names_every_peer_and_its_value_in_words_where_there_is_none(results, tmp_path, name, values):
+def test_chart_names_every_peer_and_each_missing_value(results, tmp_path, name, values):
     title, subtitle, *middle, note = texts(drawn(results, tmp_path)[name])
     assert dict(zip(middle[::2], middle[1::2], strict=True)) == values
     assert title and re.search("; (lower|higher) is better$", subtitle)
@@ -134,7 +134,7 @@ def table_of(text):
     return {row[0]: row[1:] for row in rows}
 
 
-def test_the_table_has_a_row_for_each_figure_and_ours_comes_first(results):
+def test_table_has_a_row_for_each_figure_and_ours_is_first(results):
     table = table_of(readme.block(results, []))
     assert table.pop("") == ["ours", "swift & <sure>", "node"]
     assert list(table.values()) == [
@@ -173,7 +173,7 @@ def test_a_missing_suite_gives_no_row(results):
     assert len(table_of(readme.block(results, []))) == 1 + 6
 
 
-def test_only_what_is_between_the_markers_is_replaced_and_twice_is_as_once():
+def test_only_text_between_the_markers_is_replaced():
     before = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nmore\n"
     once = readme.replaced(before, "new")
     assert once == f"# Title\n\n{readme.BEGIN}\n\nnew\n\n{readme.END}\n\nmore\n"

@@ -34,7 +34,7 @@ def test_the_container_job_of_a_bake_passes(docker_project):
 
 
 @pytest.mark.parametrize("version", COMPOSES)
-def test_the_code_that_is_edited_runs_in_the_container_and_reloads(docker_project, version):
+def test_edited_code_runs_in_the_container_and_reloads(docker_project, version):
     stack = Stack(COMPOSES[version](), docker_project, f"dev{os.getpid()}", DOCKER_BUILDKIT="0")
     with running(stack, "--build"):
         stack.healthy()

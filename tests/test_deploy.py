@@ -111,7 +111,7 @@ def test_prometheus_takes_the_alerts(bake):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_the_containers_wait_as_long_as_the_settings_do_and_take_every_one_of_them(bake):
+def test_containers_take_every_setting_and_wait_as_long(bake):
     project = bake()
     example = dict(
         re.findall(r"^(?:# )?([A-Z_]+)(?:=|, of everycore_demo:)(.*)$", (project / ".env.example").read_text(), re.M)

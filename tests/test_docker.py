@@ -151,7 +151,7 @@ def test_sessions_and_counts_outlive_a_down(web):
     assert second["session"]["hits"] == 2
 
 
-def test_a_key_is_rotated_by_a_reload_and_no_visitor_is_logged_out(web):
+def test_reload_rotates_the_key_and_logs_nobody_out(web):
     key = web.folder / "secrets" / "secret_key"
     _, _, cookie = get(f"{web.url()}/demo/hit")
     key.write_text(f"a-new-one-of-more-than-32-characters,{SECRET}")

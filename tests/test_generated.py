@@ -84,7 +84,7 @@ def test_long_names_pass_lint_and_types_too(bake):
 
 
 @pytest.mark.xdist_group("port 8000")
-def test_the_demo_is_exact_on_a_machine_without_redis_and_leaves_nothing_running(bake, bare_path):
+def test_demo_without_redis_is_exact_and_leaves_nothing_running(bake, bare_path):
     project = fresh(bake, "port-8000")
     ended = run(["make", "demo", f"PYTHON={sys.executable}"], project, PATH=bare_path)
     assert ended.returncode == 0

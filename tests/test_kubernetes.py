@@ -162,7 +162,7 @@ def test_no_secret_is_in_the_manifests(objects, overlay):
 
 
 @pytest.mark.parametrize("overlay", ["production"])
-def test_the_command_that_makes_the_secrets_makes_those_that_are_asked_for(objects, project, kubectl):
+def test_command_for_the_secrets_makes_every_one_asked_for(objects, project, kubectl):
     readme = (project / MANIFESTS / "README.md").read_text()
     (namespace,) = re.findall(r"^kubectl (create namespace .*)$", readme, re.M)
     made = yaml.safe_load(kubectl(*namespace.split(), "--dry-run=client", "-o", "yaml"))
@@ -201,7 +201,7 @@ def test_a_pod_has_longer_to_leave_than_its_primary_takes(objects, project):
     assert pod["terminationGracePeriodSeconds"] >= taken + 10
 
 
-def test_probes_ask_real_routes_and_are_more_patient_than_the_primary(objects, project):
+def test_probes_ask_real_routes_and_wait_longer_than_the_primary(objects, project):
     _, container = web(objects)
     _, settings, app = settings_of(objects, project)
     abort_grace = settings.policy().abort_grace

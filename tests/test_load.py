@@ -59,13 +59,13 @@ def seen(*script, connections=1, **options):
 
 
 @pytest.mark.parametrize("end", [RESET, HANG_UP, (OK[:-1],)], ids=["reset", "hang up", "half an answer"])
-def test_a_connection_that_ends_instead_of_an_answer_counts_by_whether_it_was_reused(end):
+def test_connection_that_ends_counts_by_whether_it_was_reused(end):
     assert seen(OK, end, requests=10).outcomes == {load.OK: 5, load.RESET_ON_REUSED: 5}
     assert seen(end, requests=4).outcomes == {load.RESET_ON_FRESH: 4}
     assert seen(OK, end, requests=4, keep_alive=False).outcomes == {load.OK: 4}
 
 
-def test_a_port_without_a_listener_counts_as_refused_and_is_not_hammered():
+def test_port_without_a_listener_counts_as_refused():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         result = asyncio.run(load.run(f"http://127.0.0.1:{bound.getsockname()[1]}", "/", 1, requests=3))
@@ -73,7 +73,7 @@ def test_a_port_without_a_listener_counts_as_refused_and_is_not_hammered():
     assert result.seconds >= 3 * load.PAUSE_AFTER_REFUSAL
 
 
-def test_an_answer_that_is_not_200_counts_by_its_status_and_keeps_the_connection():
+def test_other_status_is_counted_and_keeps_the_connection():
     result = seen(OK, answer("503 Service Unavailable"), OK, RESET, requests=4)
     assert result.outcomes == {load.OK: 2, "http 503": 1, load.RESET_ON_REUSED: 1}
     assert result.failures("http 503") == {load.RESET_ON_REUSED: 1}
@@ -85,17 +85,17 @@ def test_no_answer_in_time_counts_as_timeout():
     assert min(result.latencies(load.TIMED_OUT)) >= 0.05
 
 
-def test_a_server_that_announces_the_end_of_a_connection_fails_nothing():
+def test_announced_end_of_a_connection_fails_nothing():
     result = seen((answer("200 OK", "ok", "Connection: close"),), requests=5)
     assert (result.outcomes, result.closed_idle) == ({load.OK: 5}, 0)
 
 
-def test_a_connection_that_was_closed_before_anything_was_sent_is_no_failure():
+def test_connection_closed_before_a_request_is_no_failure():
     result = seen((OK,), requests=5)
     assert (result.outcomes, result.closed_idle) == ({load.OK: 5}, 4)
 
 
-def test_requests_are_counted_for_each_worker_and_its_connections():
+def test_requests_are_counted_per_worker_and_connection():
     result = seen(
         answer(body="7"),
         answer(body="7"),
@@ -109,16 +109,16 @@ def test_requests_are_counted_for_each_worker_and_its_connections():
     assert (result.workers, result.connections) == ({"7": 4, "8": 2}, {"7": 2})
 
 
-def test_all_connections_together_send_as_many_requests_as_were_asked_for():
+def test_all_connections_together_send_the_requested_number():
     assert seen(OK, connections=8, requests=20).outcomes == {load.OK: 20}
 
 
-def test_each_request_takes_the_next_cookie_and_chunks_are_put_together():
+def test_each_request_takes_the_next_cookie_and_joins_chunks():
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n12\r\n1\r\n3\r\n0\r\n\r\n"
     assert seen(chunked, requests=2, cookies=["a=1", "b=2"]).workers == {"123": 2}
 
 
-def test_a_load_in_the_background_ends_when_it_is_told_to_and_not_before():
+def test_background_load_ends_only_when_it_is_told_to():
     def use(url):
         with load.Background(url, "/", 2, seconds=60) as background:
             assert background.result.samples

@@ -122,7 +122,7 @@ def harm(page, name):
 
 
 def failed(page):
-    """How many of the requests that were asked all the time failed, but for those that the machine itself broke."""
+    """How many of the requests that were sent all the time failed, except those that the machine itself broke."""
     return max(0, int(page.locator("#asked-failed").inner_text()) - network_changes(page))
 
 
@@ -173,7 +173,7 @@ def test_a_killed_worker_is_seen_to_go_and_its_successor_to_come(open_page):
     assert failed(page) <= 1  # what a worker is answering at that very moment dies with it
 
 
-def test_a_worker_that_is_blocked_is_shown_while_the_others_answer(open_page):
+def test_blocked_worker_is_shown_while_the_others_answer(open_page):
     page = open_page()
     ask(page)
     harm(page, "Block a worker")

@@ -38,7 +38,9 @@ IN_SOURCES = {
     "wire": "connection",
 }
 # In any text, with all their endings.
-PROSE = re.compile(r"\b(mourn\w*|heed\w*|obey\w*|anew|dawdler\w*|flown|is away)\b", re.I)
+PROSE = re.compile(r"\b(mourn\w*|heed\w*|obey\w*|anew|dawdler\w*|flown|is away|for ever|serves? on(?! port))\b", re.I)
+# A clause as the subject of a sentence that is no question: "A client that ..." says who it is.
+CLAUSE = re.compile(r"(?:^|[.:;|\"#]) *((?:Who|Whoever|Whatever) [a-z][^.?\"|]*)[.\"|]")
 
 # What others have named so.
 ALLOWED = {
@@ -49,6 +51,9 @@ ALLOWED = {
     "symlink": "of a file system",
 }
 HISTORY = {"CHANGELOG.md", "docs/decisions.md", "docs/upgrading-from-0.1.md", "tests/test_words.py"}
+
+# A test's name: test_subject_condition_result. Everything else goes into its docstring.
+LONGEST_TEST_NAME = 60  # characters
 
 # Files that are to be rewritten. Nothing may be added, and it is empty in the end.
 PENDING: frozenset[str] = frozenset()
@@ -80,13 +85,18 @@ def bad_names(path, text):
 
 
 def bad_prose(text):
-    return sorted({found.lower() for found in PROSE.findall(re.sub(r"\s+", " ", text))})
+    prose = re.sub(r"\s+(?:# )?", " ", text)
+    return sorted({found.lower() for found in (*PROSE.findall(prose), *CLAUSE.findall(prose))})
 
 
 def found(texts):
-    """What is bad in each file of `texts`, by path from the root, but for those that are pending."""
+    """The bad words in each file of `texts`, by path from the root, except in files that are pending."""
     seen = {str(path.relative_to(ROOT)): bad for path, bad in texts if bad}
     return {name: bad for name, bad in seen.items() if name not in PENDING}
+
+
+def long_names(text):
+    return [name for name in re.findall(r"\bdef (test_\w+)", text) if len(name) > LONGEST_TEST_NAME]
 
 
 def read(path):
@@ -119,9 +129,24 @@ def test_bad_file_name_is_found(code):
     assert bad_names(Path(code), "")
 
 
-@pytest.mark.parametrize("text", ["It Mourns.", "Redis is\naway", "computed anew", "nobody obeyed"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It Mourns.",
+        "Redis is\naway",
+        "computed anew",
+        "nobody obeyed",
+        '"""Who is idle waits."""',
+        "It.\nWho sends\nnothing is cut.",
+    ],
+)
 def test_bad_prose_is_found(text):
     assert bad_prose(text)
+
+
+@pytest.mark.parametrize("text", ["A client who waits.", "Who is there? A client.", "It serves on port 80."])
+def test_good_prose_is_not_found(text):
+    assert bad_prose(text) == []
 
 
 @pytest.mark.parametrize(
@@ -129,3 +154,14 @@ def test_bad_prose_is_found(text):
 )
 def test_good_identifier_is_not_found(code):
     assert bad_names(Path("good.py"), code) == []
+
+
+def test_names_of_tests_keep_to_the_limit():
+    paths = [path for path in tracked() if path.suffix in (".py", ".md")]
+    assert sum(path.name.startswith("test_") for path in paths) > 150
+    assert found((path, long_names(read(path))) for path in paths) == {}
+
+
+@pytest.mark.parametrize(("length", "bad"), [(60, 0), (61, 1)])
+def test_long_name_of_a_test_is_found(length, bad):
+    assert len(long_names(f"    async def {'test_'.ljust(length, 'x')}(redis): ...")) == bad

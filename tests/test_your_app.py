@@ -96,7 +96,7 @@ def test_the_engine_alone_serves_and_reloads_beside_another_app(project, blocks,
         process.send_signal(signal.SIGHUP)
         until = time.monotonic() + DEADLINE
         while get(port) != {"from": "BSGI"}:
-            assert time.monotonic() < until, "the old code serves on"
+            assert time.monotonic() < until, "the old code still answers"
             time.sleep(0.05)
 
 

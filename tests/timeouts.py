@@ -1,7 +1,7 @@
 """Lets pytest-timeout also end a test whose event loop waits for something that never comes.
 
-pytest-timeout raises an exception in the handler of SIGALRM. uvloop only logs it and goes on, so the test would never
-end. Its other method ends the whole process, and then `xdist --dist loadgroup` starts the same test again, for ever.
+pytest-timeout raises an exception in the handler of SIGALRM. uvloop only logs it and continues, so the test would never
+end. Its other method ends the whole process, and then `xdist --dist loadgroup` starts the same test again and again.
 """
 
 import asyncio

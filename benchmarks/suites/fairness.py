@@ -1,4 +1,4 @@
-"""Who gets the connections: bursts, a trickle, requests for each worker, and what it costs when handlers block."""
+"""How connections are shared: bursts, a trickle, requests for each worker, and what it costs when handlers block."""
 
 import asyncio
 from collections import Counter
@@ -80,7 +80,7 @@ def run(context: Context) -> dict[str, Any]:
 def _open(server: Server, opening: Opening) -> list[int]:
     """Connections of each worker, the most first. Returns when the server has closed them all again."""
     pids = asyncio.run(_hold(server.url, opening))
-    # What it still held would be counted with the next burst.
+    # Connections that are still open would be counted with the next burst.
     server.wait_until(lambda: _holds_none(server.port), CLOSE_DEADLINE, "connections that clients left stayed open")
     unanswered = pids.count(None)
     if unanswered:

@@ -193,7 +193,7 @@ def table(results: dict[str, Any]) -> list[Table]:
     if tables:
         tables[-1].note = "More workers than cores cannot gain; the load, and Redis, take a share of the cores, too."
     if crowds := results.get("crowds"):
-        note = "An error is a refused or broken connection, or a timeout. What waits in line counts: wrk asks at once."
+        note = "An error is a refused or broken connection, or a timeout. Requests in a queue count: wrk asks at once."
         tables.append(_by_count("/plain, p99 in ms against connections, 2 workers", crowds, "p99_ms", 1, note))
     tables.append(_memory_table(results["memory"]))
     if cache := results.get("cache"):

@@ -21,7 +21,7 @@ LOADS = {"keep-alive": True, "fresh": False}
 
 KILL_NOTE = (
     f"Ready, in ms, after kill -9 of one of 2 workers. Load: {deaths.CONNECTIONS} connections on /plain, kept alive or "
-    "a fresh one for each request. What the killed worker had in flight is lost by everybody, which is up to "
+    "a fresh one for each request. Every server loses what the killed worker had in flight, which is up to "
     "half the connections where they are spread well, and for each kill."
 )
 HANG_NOTE = (

@@ -1,4 +1,4 @@
-"""A chat: rooms over WebSockets, and who is there. A message reaches every member, whichever worker has the connection.
+"""A chat: rooms over WebSockets, and the names of their members. A message reaches the members on every worker.
 
 dev --app examples.chat:create_app
 """
@@ -25,7 +25,7 @@ NOT_NAMED = 1008  # close code "policy violation"
 
 
 async def show(request: Request) -> Response:
-    """Show a room to a visitor who has a name, and otherwise the form that asks for it."""
+    """Show a room, or the form that asks for a name if the visitor has none."""
     name = session(request).get("name")
     room = request.path_params.get("room") if name else None
     return templates.TemplateResponse(request, "chat.html", {"name": name, "room": room})

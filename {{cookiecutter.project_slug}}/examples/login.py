@@ -46,7 +46,7 @@ def is_password(password: str, stored: str) -> bool:
 
 
 def user_of(request: Request) -> Any:
-    """Return who is logged in, or None. Call it in every handler that needs the user."""
+    """Return the name of the user who is logged in, or None. Call it in every handler that needs the user."""
     visitor = session(request)
     if visitor.user_id is not None and visitor.get("until", 0) < time.time():
         visitor.clear()

@@ -21,7 +21,7 @@ async def home(request: Request) -> Response:
 
 
 async def heavy(request: Request) -> Response:
-    """Keeps one core busy; the other workers go on."""
+    """Keeps one core busy; the other workers continue to serve."""
     total = sum(range(5_000_000))
     return PlainTextResponse(f"{total} by worker {os.getpid()}\n")
 

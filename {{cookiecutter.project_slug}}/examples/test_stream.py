@@ -48,7 +48,7 @@ def test_events_of_all_workers_arrive_in_order_through_a_reload(server):
     assert [next(stream) for _ in range(10)] == [str(n) for n in range(10, 20)]
 
 
-def test_page_that_connects_again_continues_after_the_id_it_names(server):
+def test_page_that_reconnects_continues_after_its_last_id(server):
     ids = [publish(server.client(), str(n)) for n in range(3)]
     assert next(events(server.url, f"?after={ids[0]}")) == "1"
     assert next(events(server.url, f"?after={ids[0]}", last=ids[1])) == "2"  # the browser's own id is newer

@@ -27,7 +27,7 @@ def upload(visitor, name, content, **headers):
     return visitor.post("/", start + content + b"\r\n--x--\r\n", headers=headers)
 
 
-def test_file_larger_than_max_body_is_downloaded_from_both_workers(server):
+def test_file_above_max_body_is_downloaded_from_both_workers(server):
     visitor, content = server.client(), b"0123456789abcdef" * (5 * MIB // 16)
     assert upload(visitor, "a <b>.bin", content).status == 303
     ((path, name),) = re.findall(r'<a href="(/files/[^"]+)">(.*?)</a>', visitor.get("/").text)

@@ -33,7 +33,7 @@ NAMES = "examples:uploads"  # in Redis: the name of each file. In your app it is
 
 @dataclass(frozen=True)
 class Settings(web.AppSettings):
-    """Several hosts need a folder that they share, such as NFS, or an object store."""
+    """UPLOAD_DIR is the folder of the files. Several hosts need a shared one, such as NFS, or an object store."""
 
     upload_dir: str = "uploads"
 

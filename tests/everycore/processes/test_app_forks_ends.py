@@ -1,4 +1,4 @@
-"""What the app starts with `multiprocessing` works as in any Python program, and ends with its worker."""
+"""Processes of `multiprocessing` work as in any Python program, and end with their worker."""
 
 import os
 import signal
@@ -105,7 +105,7 @@ def test_processes_work_before_and_after_a_reload(forks: Any, method: str) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_idle_processes_end_with_their_worker(forks: Any, missing: Any, method: str) -> None:
-    """However it ends. Without the kernel's signal, most of them would wait for work for ever."""
+    """The worker may end in any way. Without the kernel's signal, most of the processes would wait for work forever."""
     if sys.platform != "linux":
         missing("no Linux, whose kernel ends the processes of a killed worker")
     server = forks(method)

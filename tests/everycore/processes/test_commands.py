@@ -21,7 +21,7 @@ def refused(ended: Any, code: int, said: str) -> None:
     assert sum(line.startswith("error: ") for line in ended.stderr.splitlines()) == 1
 
 
-def test_production_without_a_secret_key_is_refused_with_the_command_that_makes_one(cli: Any) -> None:
+def test_production_without_a_secret_key_says_how_to_make_one(cli: Any) -> None:
     ended = cli("serve", APP_ENV="production", SECRET_KEY="")
     refused(ended, 2, "SECRET_KEY is not set")
     command = ended.stderr.partition("Make one with: ")[2].strip().replace("python3", sys.executable, 1)
@@ -31,13 +31,13 @@ def test_production_without_a_secret_key_is_refused_with_the_command_that_makes_
 
 @pytest.mark.parametrize("command", ["serve", "check"])
 @pytest.mark.parametrize("url", ["redis://user:hunter2@127.0.0.1:1/0", "redis://127.0.0.1:1/0?password=hunter2"])
-def test_a_redis_that_does_not_answer_is_one_line_without_the_password(cli: Any, command: str, url: str) -> None:
+def test_silent_redis_is_one_line_without_the_password(cli: Any, command: str, url: str) -> None:
     ended = cli(command, REDIS_URL=url)
     refused(ended, 1, r"Redis does not respond at REDIS_URL \(redis://127\.0\.0\.1:1/0\)")
     assert "hunter2" not in ended.stderr
 
 
-def test_a_redis_that_would_lose_sessions_is_warned_of_once_and_in_production_only(
+def test_redis_that_loses_sessions_warns_once_in_production(
     serve: Any, cli: Any, eventually: Any, ready: Any, tmp_path: Path
 ) -> None:
     production = {"APP_ENV": "production", "SECRET_KEY": "x" * 40}
@@ -82,7 +82,7 @@ def test_serve_with_the_longest_hang_timeout_answers(serve: Any, get: Any) -> No
     assert get(serve("--workers", "1", HANG_TIMEOUT="9999999").url, "/healthz")[0] == 200
 
 
-def test_a_second_primary_does_not_take_the_run_directory_of_the_first(serve: Any, cli: Any, get: Any) -> None:
+def test_second_primary_does_not_take_the_firsts_run_directory(serve: Any, cli: Any, get: Any) -> None:
     cluster = serve("--workers", "1")
     assert get(cluster.url, "/healthz")[0] == 200
     ended = cli("serve", "--bind", "127.0.0.1:0", RUN_DIR=str(cluster.run_dir))
@@ -107,7 +107,7 @@ def test_status_shows_every_worker_for_people_and_for_scripts(serve: Any, cli: A
     assert {row["slot"] for row in found["workers"]} == {0, 1}
 
 
-def test_status_after_a_kill_does_not_believe_the_files_left_behind(serve: Any, cli: Any, eventually: Any) -> None:
+def test_status_after_a_kill_ignores_the_files_left_behind(serve: Any, cli: Any, eventually: Any) -> None:
     cluster = serve("--workers", "1")
     eventually(lambda: cli("status", RUN_DIR=str(cluster.run_dir)).returncode == 0)
     os.kill(cluster.pid, signal.SIGKILL)

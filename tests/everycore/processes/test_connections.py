@@ -6,7 +6,7 @@ from typing import Any
 from redis import Redis
 
 
-def test_each_worker_has_one_connection_to_redis_however_many_ask(
+def test_many_requests_use_one_redis_connection_per_worker(
     own_redis_url: str, serve: Callable[..., Any], load: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:
     with Redis.from_url(own_redis_url) as redis:

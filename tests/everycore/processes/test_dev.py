@@ -54,7 +54,7 @@ def test_dev_reloads_on_change_and_ends_with_sigint(
             process.wait()
 
 
-def test_dev_takes_the_redis_that_is_named_and_without_a_terminal_a_hup_as_a_reload(
+def test_dev_takes_the_named_redis_and_reloads_at_a_hup(
     redis_url: str, get: Any, eventually: Any, tmp_path: Path
 ) -> None:
     started = tmp_path / "log"

@@ -1,4 +1,4 @@
-"""Reloads that something gets in the way of: the old workers serve on, or the new ones do, and every stop is clean."""
+"""Reloads that are disturbed: either the old or the new workers keep serving, and every stop is clean."""
 
 import os
 import signal
@@ -89,7 +89,7 @@ def test_reload_requested_during_a_load_is_not_forgotten(
 
 @pytest.mark.parametrize("changing", [{"GRACEFUL_TIMEOUT": "5", "LINGER": "2"}], indirect=True, ids=["patient"])
 @pytest.mark.parametrize("code", [NEVER_STARTS, FAILS_TO_START], ids=["never starts", "fails to start"])
-def test_new_workers_that_do_not_start_leave_the_old_ones_serving_until_better_code_comes(
+def test_workers_that_do_not_start_leave_the_old_ones_serving(
     changing: Changing, load: Any, ready: Any, eventually: Any, code: str
 ) -> None:
     cluster = changing.cluster
@@ -136,7 +136,7 @@ def test_a_new_worker_killed_while_it_starts_is_replaced(
     clean_stop(cluster)
 
 
-def test_a_primary_that_was_stopped_for_a_while_has_the_same_workers_after(
+def test_primary_stopped_for_a_while_keeps_its_workers(
     puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
 ) -> None:
     cluster = puppets(HANG_TIMEOUT="1")

@@ -1,4 +1,4 @@
-"""What the pages in docs/ quote and name is in the code."""
+"""The code has everything that the pages in docs/ quote and name."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ SAID = re.sub(r'"\s*\n\s*f?"', "", "\n".join(CODE.values()))
 
 
 def quoted() -> list[str]:
-    """What operations.md says that the log says: in the first cell of a row, words between backticks."""
+    """Return the quotes of operations.md: in the first cell of a row, the words between backticks."""
     rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "operations.md").read_text(), re.M)
     return [quote for row in rows for quote in re.findall(r"`([^`]+)`", row) if " " in quote]
 

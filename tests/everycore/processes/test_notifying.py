@@ -1,4 +1,4 @@
-"""What a service manager hears: the truth, in time. The manager is this test, and reads the datagrams."""
+"""The messages to a service manager are true and in time. This test is the manager, and reads the datagrams."""
 
 import os
 import re
@@ -76,7 +76,7 @@ def test_ready_comes_with_the_first_worker_and_not_before(
     assert manager.heard[0].startswith("READY=1\nSTATUS=")
 
 
-def test_a_reload_is_told_from_its_first_moment_until_the_new_workers_are_ready(
+def test_reload_is_reported_until_the_new_workers_are_ready(
     notified: Any, manager: Manager, ready: Any, eventually: Any
 ) -> None:
     cluster = notified("--workers", "2")
@@ -89,7 +89,7 @@ def test_a_reload_is_told_from_its_first_moment_until_the_new_workers_are_ready(
     assert int(re.findall(r"^MONOTONIC_USEC=(\d+)$", reloading, re.M)[0]) >= asked
 
 
-def test_a_refused_reload_is_ready_again_and_says_that_it_was_refused(
+def test_refused_reload_is_reported_and_then_ready_again(
     notified: Any, manager: Manager, eventually: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "changing.py"
@@ -117,9 +117,7 @@ def test_a_stop_is_told_when_it_begins(
     assert cluster.process.wait(20) == 0
 
 
-def test_pings_come_while_a_worker_is_healthy_and_not_while_all_are_hung(
-    notified: Any, manager: Manager, ready: Any, eventually: Any
-) -> None:
+def test_pings_stop_while_all_workers_are_hung(notified: Any, manager: Manager, ready: Any, eventually: Any) -> None:
     cluster = notified("--workers", "1", HANG_TIMEOUT="1", WATCHDOG_USEC="100000")
     eventually(lambda: manager.hear().count("WATCHDOG=1") > 3)
     os.kill(eventually(lambda: ready(cluster))[0], signal.SIGSTOP)

@@ -97,7 +97,7 @@ def test_a_refused_reload_says_why_and_status_remembers(
     assert "last reload refused" in cli("status", **run_dir).stdout
 
 
-def test_a_new_generation_that_cannot_start_leaves_the_old_one_serving_until_it_can(
+def test_generation_that_cannot_start_leaves_the_old_one_serving(
     cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str], eventually: Any
 ) -> None:
     app.write_text(FAILS_TO_START)
@@ -171,7 +171,7 @@ def test_a_second_stop_waits_for_the_first_and_hurries_nobody(
         assert slow.result()[1] == b"slow"
 
 
-def test_a_refused_reload_while_an_earlier_one_starts_does_not_hide_that_it_is_complete(
+def test_refused_reload_does_not_hide_that_the_earlier_completed(
     cluster: Any, cli: Any, get: Any, app: Path, run_dir: dict[str, str], eventually: Any
 ) -> None:
     app.write_text(APP.format(version=2).replace("async def home", "import time; time.sleep(0)\n\nasync def home"))
@@ -184,7 +184,7 @@ def test_a_refused_reload_while_an_earlier_one_starts_does_not_hide_that_it_is_c
     assert status(cli, run_dir)["reload"] == "refused"
 
 
-def test_a_successor_that_cannot_start_says_why_though_its_predecessor_was_killed(
+def test_replacement_of_a_killed_worker_says_why_it_cannot_start(
     cluster: Any, ready: Any, app: Path, eventually: Any
 ) -> None:
     first = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)[0]

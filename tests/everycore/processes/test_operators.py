@@ -1,4 +1,4 @@
-"""What operators look at, `/cluster` and `/metrics`: the same whoever answers, never backwards, not for strangers."""
+"""`/cluster` and `/metrics`: every worker answers the same, figures never fall, and operators need the token."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_hosts_on_one_redis_see_each_other_until_one_is_gone(serve: Any, ask: An
 
     for cluster in (here, there):
         eventually(lambda cluster=cluster: seen_by(cluster).keys() == {here.pid, there.pid})
-    # Who speaks for the host dies: the next one does.
+    # The worker that publishes for the host dies, and the next one publishes.
     speaker = min(seen_by(here)[there.pid]["workers"], key=lambda row: row["slot"])["pid"]
     os.kill(speaker, signal.SIGKILL)
     eventually(lambda: speaker not in {row["pid"] for row in seen_by(here).get(there.pid, {"workers": []})["workers"]})

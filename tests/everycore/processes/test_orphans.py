@@ -29,7 +29,7 @@ def kill(pids: Any) -> None:
 
 
 @pytest.mark.parametrize("block", [WITHOUT_THE_INTERPRETERS_LOCK, WITH_THE_INTERPRETERS_LOCK])
-def test_a_killed_primary_leaves_nobody_and_the_next_one_starts_at_once(
+def test_killed_primary_leaves_nobody_and_the_next_one_starts(
     puppets: Any, tell: Any, ready: Any, snapshot: Any, processes: Any, eventually: Any, clean_stop: Any, block: str
 ) -> None:
     first = puppets("--workers", "3")

@@ -1,4 +1,4 @@
-"""MAX_REQUESTS and MAX_RSS_MB: a worker gets a successor first, and leaves after."""
+"""MAX_REQUESTS and MAX_RSS_MB: a worker is replaced first, and ends after."""
 
 import re
 from pathlib import Path
@@ -19,16 +19,14 @@ app = Starlette(routes=[Route("/", leak)])
 """
 
 
-def test_workers_are_recycled_after_their_requests_and_none_of_those_fails(
-    serve: Any, snapshot: Any, load: Any, eventually: Any
-) -> None:
+def test_recycling_after_max_requests_fails_no_request(serve: Any, snapshot: Any, load: Any, eventually: Any) -> None:
     cluster = serve("--workers", "2", MAX_REQUESTS="200", LINGER="1")
     fires = [load(cluster.url, "/healthz", keep_alive=keep_alive) for keep_alive in (True, False)]
     eventually(lambda: snapshot(cluster).deaths >= 4)
     for fire in fires:
         seen = fire.stop()
         assert seen["ok"] == seen["sent"], seen
-    assert "asks for a successor: it answered " in cluster.log.read_text()
+    assert "is to be replaced: it answered " in cluster.log.read_text()
     assert "deaths in the last minute" not in cluster.log.read_text()  # nobody died
 
 
@@ -53,4 +51,4 @@ def test_a_worker_that_grows_too_far_is_recycled(
     for _ in range(2):
         assert get(cluster.url, "/")[0] == 200
     eventually(lambda: len(pids := ready(cluster)) == 1 and pids != first)
-    assert re.search(r"asks for a successor: it grew to \d+ MiB", cluster.log.read_text())
+    assert re.search(r"is to be replaced: it grew to \d+ MiB", cluster.log.read_text())

@@ -32,7 +32,7 @@ def test_reloads_under_load_fail_no_request_and_keep_the_pid(
     assert cluster.process.poll() is None
 
 
-def test_new_code_is_served_and_broken_code_is_refused_with_its_reason(
+def test_new_code_is_served_and_broken_code_refused_with_reason(
     serve: Any, get: Any, eventually: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "changing.py"

@@ -139,7 +139,7 @@ def test_probes_answer_for_any_host(serve: Any, ask: Any, root_path: str) -> Non
             assert ask(url, path, {"Host": host}).status == 400, (host, path)
 
 
-def test_a_body_that_is_too_large_is_refused_whether_its_length_is_told_or_not(server: Any, ask: Any) -> None:
+def test_body_too_large_is_refused_with_and_without_a_length(server: Any, ask: Any) -> None:
     url = server(MAX_BODY="1000").url
     assert json.loads(ask(url, "/echo", method="POST", data=b"x" * 1000).text) == {"bytes": 1000}
     assert ask(url, "/echo", method="POST", data=b"x" * 1001).status == 413
@@ -179,9 +179,7 @@ def test_five_hundred_slow_clients_are_disconnected(
         assert all(closed(client) for client in slow)
 
 
-def test_a_body_that_does_not_come_ends_the_request_and_leaves_no_traceback(
-    server: Any, eventually: Any, snapshot: Any
-) -> None:
+def test_body_that_never_comes_ends_without_a_traceback(server: Any, eventually: Any, snapshot: Any) -> None:
     cluster = server(BODY_TIMEOUT="1")
     with connect(cluster.url) as client:
         client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nx")

@@ -78,7 +78,7 @@ def test_tls_is_served_shared_and_reloaded(serve: Any, ready: Any, eventually: A
         eventually(lambda: worker(0) not in first)
 
 
-def test_a_client_that_never_finishes_its_handshake_does_not_hold_a_stop(
+def test_unfinished_handshake_does_not_delay_a_stop(
     serve: Any, ready: Any, snapshot: Any, eventually: Any, tls: dict[str, str]
 ) -> None:
     cluster = serve("--workers", "1", LINGER="0.2", **tls)
@@ -134,7 +134,7 @@ def test_a_certificate_that_cannot_be_read_is_one_line(cli: Any, tls: dict[str, 
     assert cli("check", TLS_KEY=tls["TLS_KEY"]).returncode == 2
 
 
-def test_a_stream_without_an_end_is_told_of_a_stop_and_finishes_well(
+def test_endless_stream_learns_of_a_stop_and_ends_well(
     serve: Any, snapshot: Any, eventually: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "streams.py").write_text(STREAMS)
@@ -146,9 +146,7 @@ def test_a_stream_without_an_end_is_told_of_a_stop_and_finishes_well(
     assert cluster.process.wait(20) == 0
 
 
-def test_the_access_log_has_one_line_for_each_request_and_is_off_unless_asked_for(
-    serve: Any, get: Any, eventually: Any
-) -> None:
+def test_access_log_if_on_has_one_line_for_each_request(serve: Any, get: Any, eventually: Any) -> None:
     silent = serve("--workers", "1")
     assert get(silent.url, "/healthz")[0] == 200
     assert "/healthz" not in silent.log.read_text()

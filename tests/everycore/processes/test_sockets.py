@@ -84,7 +84,7 @@ def url_of(listener: socket.socket) -> str:
 # Of the manager
 
 
-def test_a_socket_of_the_manager_is_used_instead_of_bind_and_hidden_from_the_app(
+def test_managers_socket_replaces_bind_and_is_hidden_from_apps(
     activate: Any, held: socket.socket, get: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "seeing.py").write_text(APP)
@@ -94,7 +94,7 @@ def test_a_socket_of_the_manager_is_used_instead_of_bind_and_hidden_from_the_app
     assert "opened the sockets (LISTEN_FDS); BIND is not used" in service.log.read_text()
 
 
-def test_who_comes_while_it_is_stopped_is_served_by_the_next_start(
+def test_client_that_connects_while_stopped_is_served_later(
     activate: Any, held: socket.socket, get: Any, snapshot: Any, eventually: Any
 ) -> None:
     first = activate(held, "--workers", "2")
@@ -150,7 +150,7 @@ def test_a_socket_that_cannot_be_served_is_one_line(activate: Any) -> None:
 # Our own
 
 
-def test_several_addresses_are_served_and_a_unix_socket_goes_with_the_cluster(serve: Any, eventually: Any) -> None:
+def test_all_addresses_are_served_and_the_unix_socket_is_removed(serve: Any, eventually: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "app.sock")
         cluster = serve("--workers", "1", "--bind", f"127.0.0.1:0,unix:{path}?mode=600")
@@ -165,7 +165,7 @@ def test_several_addresses_are_served_and_a_unix_socket_goes_with_the_cluster(se
         assert not path.exists()
 
 
-def test_a_start_that_fails_at_its_second_address_leaves_no_path_of_its_first(cli: Any, held: socket.socket) -> None:
+def test_start_that_fails_at_the_second_address_leaves_no_path(cli: Any, held: socket.socket) -> None:
     with tempfile.TemporaryDirectory() as folder:
         taken = "{}:{}".format(*held.getsockname())
         ended = cli("serve", "--bind", f"unix:{folder}/app.sock,{taken}")

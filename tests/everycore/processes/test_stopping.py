@@ -84,9 +84,7 @@ def test_a_request_in_flight_is_answered_and_the_exit_code_is_0(
     assert cluster.process.wait(20) == 0
 
 
-def test_a_request_in_flight_is_told_to_close_also_when_it_began_long_before(
-    serve_slow: Any, snapshot: Any, eventually: Any
-) -> None:
+def test_long_request_in_flight_is_told_to_close(serve_slow: Any, snapshot: Any, eventually: Any) -> None:
     cluster = serve_slow("--workers", "1")
     with connect(cluster.url) as client:
         client.sendall(b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -116,7 +114,7 @@ def test_a_websocket_is_told_1012_and_does_not_hold_the_stop(serve: Any, eventua
     assert cluster.process.wait(20) == 0
 
 
-def test_late_clients_are_refused_at_once_while_the_last_request_is_finished(
+def test_late_clients_are_refused_while_the_last_request_ends(
     serve_slow: Any, snapshot: Any, get: Any, eventually: Any, tmp_path: Path
 ) -> None:
     cluster = serve_slow("--workers", "2", GRACEFUL_TIMEOUT="60")
@@ -129,9 +127,7 @@ def test_late_clients_are_refused_at_once_while_the_last_request_is_finished(
     assert answer.result()[0] == 200
 
 
-def test_a_connection_that_was_open_before_the_stop_is_still_answered_and_told_to_close(
-    serve: Any, get: Any, eventually: Any
-) -> None:
+def test_connection_opened_before_a_stop_is_answered_and_closed(serve: Any, get: Any, eventually: Any) -> None:
     cluster = serve("--workers", "1")
     assert get(cluster.url, "/healthz")[0] == 200
     with connect(cluster.url) as client:
@@ -186,7 +182,7 @@ def test_readiness_is_off_from_the_first_moment_of_a_stop(serve: Any, get: Any, 
     assert cluster.process.wait(20) == 0
 
 
-def test_a_stop_under_load_fails_no_request_but_refuses_late_ones(serve: Any, load: Any, eventually: Any) -> None:
+def test_stop_under_load_fails_no_request_but_refuses_late_ones(serve: Any, load: Any, eventually: Any) -> None:
     # As in production, where the server opens its socket.
     cluster = serve("--workers", "2", "--bind", "127.0.0.1:0")
     url = eventually(lambda: re.search(r"on (http://[0-9.:]+) with", cluster.log.read_text()))[1]

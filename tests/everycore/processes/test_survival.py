@@ -1,4 +1,4 @@
-"""Whatever an app does to its worker: the primary serves on, other workers are unharmed, and the stop is clean."""
+"""An app that harms its worker: the primary and the other workers are unharmed, and the stop is clean."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_worker_harms_only_itself(
 def test_no_signal_to_a_worker_ends_more_than_that_worker(
     puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any, clean_stop: Any
 ) -> None:
-    # What reaches a whole group does nothing here: the primary decides.
+    # A signal to the whole process group does nothing in a worker, because the primary decides.
     ignored = {
         signal.SIGINT,
         signal.SIGHUP,
@@ -105,7 +105,7 @@ def test_garbage_on_the_board_takes_no_healthy_worker_for_hung(
     assert "no heartbeat" not in cluster.log.read_text()
 
 
-def test_a_worker_deaf_to_sigterm_is_killed_at_the_drains_deadline(
+def test_worker_that_ignores_sigterm_is_killed_at_its_deadline(
     puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any
 ) -> None:
     cluster = puppets(GRACEFUL_TIMEOUT="0")
@@ -179,7 +179,7 @@ def test_child_stuck_after_fork_logs_its_stacks(puppets: Any, tmp_path: Path) ->
     assert "in hangs_after_fork" in log
 
 
-def test_a_blocked_worker_is_replaced_with_its_stacks_in_the_log_while_the_other_answers(
+def test_blocked_worker_is_replaced_and_its_stacks_are_logged(
     puppets: Any, tell: Any, ready: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     cluster = puppets(HANG_TIMEOUT="1")

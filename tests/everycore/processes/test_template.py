@@ -11,7 +11,7 @@ import pytest
 
 from places import ENGINE
 
-# What real apps and libraries do at import. Each was harmless at first, and harmed the primary after a reload.
+# Things that real apps and libraries do at import. Each was harmless at first, and harmed the primary after a reload.
 IMPORTS = {
     "SIGCHLD ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
     "a handler for SIGTERM": "signal.signal(signal.SIGTERM, lambda *_: None)",
@@ -118,7 +118,7 @@ def test_stopped_template_process_is_replaced(
     clean_stop(cluster)
 
 
-def test_template_that_cannot_be_replaced_leaves_the_workers_serving(
+def test_template_without_a_replacement_keeps_workers_serving(
     puppets: Any, tell: Any, ready: Any, templates: Any, eventually: Any, clean_stop: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "breaks.py"
@@ -233,7 +233,7 @@ def test_server_without_a_subreaper(
     cluster.control.reload()
     assert snapshot(cluster).generation == 2
     eventually(lambda: len(templates(cluster)) == 1)
-    # Its workers serve on without it, and nobody reports their exits any more.
+    # Its workers keep serving without it, and no process reports their exits any more.
     workers = ready(cluster)
     (template,) = templates(cluster)
     os.kill(template, signal.SIGKILL)

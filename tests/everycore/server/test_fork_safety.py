@@ -165,7 +165,7 @@ def test_the_demo_and_the_engine_are_not_found(find: FindShared, redis_url: str)
 
 
 def test_what_there_was_before_is_not_found(find: FindShared) -> None:
-    """What is like it, and new, is found."""
+    """A new thing of the same kind is found."""
     start = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='one', daemon=True).start()\n"
     first = start + "import select, socket\npair = socket.socketpair()\nlog = open('log', 'w'); poller = select.epoll()"
     assert find("import os\ncopy = os.dup(3)", first=first) == []

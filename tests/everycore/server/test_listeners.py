@@ -98,7 +98,7 @@ def test_borrowed_tcp_socket_accepts_after_our_close() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has socket filters")
-def test_inherited_socket_of_our_own_drops_handshakes_at_its_close() -> None:
+def test_own_inherited_socket_drops_handshakes_at_its_close() -> None:
     """Without the filter, a client that connects before the last worker closes its copy would be reset."""
     with open_listener("127.0.0.1:0") as workers, socket.socket() as late:
         close(open_listener(f"fd://{os.dup(workers.fileno())}?own"))

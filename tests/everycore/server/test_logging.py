@@ -1,4 +1,4 @@
-"""What comes from outside stays inside its line, for a terminal and for a collector."""
+"""Text from outside stays inside its line, for a terminal and for a collector."""
 
 import json
 import logging

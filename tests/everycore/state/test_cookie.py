@@ -1,4 +1,4 @@
-"""Whatever a client sends for a cookie."""
+"""Cookies of every kind that a client may send."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Who is there, for as long as it says so."""
+"""The registry of hosts: a host is in it while it announces itself."""
 
 import asyncio
 from pathlib import Path
@@ -54,7 +54,7 @@ async def test_hosts_without_redis_are_empty() -> None:
 
 
 async def test_refused_announcement_leaves_no_command_running(redis_start: Any, short_path: Path) -> None:
-    """Whoever is refused may close the client at once, as `check` does."""
+    """A caller that is refused may close the client at once, as `check` does."""
     redis_start("server")
     client: Any
     async with Redis(unix_socket_path=f"{short_path}/server/redis.sock") as client:

@@ -1,4 +1,4 @@
-"""Who watches redis-py's client sees each command of the shared connection; nobody pays for it while nobody does."""
+"""Observers of redis-py's client see each command of the shared connection. Without observers it costs nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -39,7 +39,7 @@ asyncio.run(main())
 
 
 class Intervals:
-    """Who works, from when to when."""
+    """The times at which each job works."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -126,7 +126,7 @@ async def test_stopped_leader_process_runs_no_further_step(redis: Any, redis_url
         record = Record()
         async with leading(redis, record.job):
             await record.seen("start", 2)
-            # What was on its way when the process stopped has come long ago.
+            # Commands that were on their way when the process stopped have arrived long ago.
             before = await redis.llen("work")
             os.kill(process.pid, signal.SIGCONT)
             await asyncio.sleep(LEASE / 2)

@@ -1,4 +1,4 @@
-"""Who is there, with names that expire."""
+"""Names that are present until they expire."""
 
 import asyncio
 

@@ -23,7 +23,7 @@ START = 1_800_000_000_000_000  # microseconds, as large as a clock's
 
 
 class Clocked(RateLimiter):
-    """RateLimiter whose script is the same but for its clock: that is the test's, in microseconds."""
+    """RateLimiter whose script differs only in its clock: that is the test's, in microseconds."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)

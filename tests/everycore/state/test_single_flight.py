@@ -1,4 +1,4 @@
-"""Who waits for whom in one worker: no Redis."""
+"""Callers in one worker that wait for one computation: no Redis."""
 
 import asyncio
 from typing import Any

@@ -115,7 +115,7 @@ def test_websocket_of_another_site_is_refused(client: TestClient, sent: dict[str
     assert refused.value.status_code == REFUSED
 
 
-def test_websocket_is_closed_if_the_server_cannot_send_a_response(client: TestClient) -> None:
+def test_websocket_is_closed_if_no_response_can_be_sent(client: TestClient) -> None:
     async def without_extension(scope: Scope, receive: Receive, send: Send) -> None:
         scope.get("extensions", {}).pop("websocket.http.response", None)
         await client.app(scope, receive, send)

@@ -120,6 +120,7 @@ def describe(folder: Path = ENGINE) -> str:
 
 
 def main() -> None:
+    """Print whether the engine and the demo are as released; `--write` makes their manifests first."""
     parser = argparse.ArgumentParser(prog="python -m everycore.manifest", description=__doc__)
     parser.add_argument("--write", action="store_true", help="make a new MANIFEST of the files as they are")
     write_first = parser.parse_args().write

@@ -94,6 +94,7 @@ class Commands(click.Group):
     """A group of commands that prints an unexpected error as one line, too."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):

@@ -11,7 +11,7 @@ OLDEST = (6, 2)
 async def check_server(redis: Redis) -> list[str]:
     """Return warnings for the operator, each with what to do.
 
-    Of a Redis Cluster one node is asked, because the nodes have the same settings.
+    One node of a Redis Cluster is enough, because the nodes have the same settings.
     """
     info = await _ask(redis.info())
     if not info:

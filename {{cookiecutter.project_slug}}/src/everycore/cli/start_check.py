@@ -1,4 +1,4 @@
-"""What `serve` asks before it starts: whether the settings of the state are valid, and whether Redis responds.
+"""Checks before a start of `serve`: whether the settings of the state are valid, and whether Redis responds.
 
 A forked process asks. So the primary loads no library for it, and a reload can replace these libraries.
 """

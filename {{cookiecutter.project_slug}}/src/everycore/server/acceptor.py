@@ -1,9 +1,9 @@
 """Accepts this worker's fair share of the connections that are queued on the shared listening sockets.
 
-Without this, the worker that wakes up first accepts the whole burst. A worker therefore reads the length of the accept
-queue from the kernel and the number of open connections from the scoreboard, and accepts until it holds its share of
-both. A worker above its share waits 5 ms and then accepts its share of what is still queued. Fairness never delays a
-client further.
+Without this, the worker that wakes up first accepts the whole burst. So a worker reads two numbers: the length of the
+accept queue from the kernel, and the open connections of all workers from the scoreboard. It accepts until it holds its
+share of both. A worker above its share waits 5 ms and then accepts its share of the connections that are still queued.
+Fairness never delays a client further.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ASSUMED_QUEUE = 4  # connections, where the kernel does not report the length of
 NOT_REPORTED = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
 LINE_INTERVAL = 10.0  # seconds between two log lines about it
-CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be canceled half-way
+CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be cancelled half-way
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Acceptor:
             connect: Coroutine function that gives an accepted socket to its protocol.
             own_connections: Returns the number of this worker's connections and writes it to the scoreboard.
             total_connections: Returns how many workers accept, and how many connections they have together.
-            max_connections: With so many of its own, the worker leaves new ones in the queue until some have ended.
+            max_connections: A worker with this number of connections leaves new ones in the queue.
         """
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)

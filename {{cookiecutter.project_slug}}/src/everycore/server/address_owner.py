@@ -16,7 +16,7 @@ def listens(pid: int, bind: str) -> bool:
         bind: HOST:PORT, of which only the port is compared, or unix:PATH.
 
     Returns:
-        True also where there is no /proc, because then nothing speaks against it.
+        True also where there is no /proc, because then the process cannot be excluded.
     """
     if sys.platform != "linux":
         return True

@@ -1,4 +1,4 @@
-"""Tells the app's own files and modules from libraries, and walks the objects that the own modules hold."""
+"""Separates the app's own files and modules from libraries, and walks the objects that its modules hold."""
 
 import gc
 import os

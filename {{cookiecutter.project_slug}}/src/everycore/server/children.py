@@ -1,8 +1,8 @@
 """The primary's record of its workers, and the rule that decides which to spawn and which to drain.
 
 This module starts no process and opens no file. The primary records what happened (`register`, `ready`, `retiring`,
-`reap`) and reads what to do (`missing_slots`, `surplus_children`). Crash, recycle, scale, reload and stop are one rule:
-every slot below `wanted` has one current worker, and an old worker drains only when its replacement is ready.
+`reap`) and reads what to do (`missing_slots`, `surplus_children`). Crash, recycle, scale, reload and stop are one rule.
+Every slot below `wanted` has one current worker, and an old worker drains only when its replacement is ready.
 """
 
 import errno
@@ -162,7 +162,7 @@ class Children:
 
 
 def describe_exit(status: int | None) -> str:
-    """Describe an exit status from waitpid() for a log line. None if nobody knows it."""
+    """Describe an exit status from waitpid() for a log line. None if it is not known."""
     if status is None:
         return "exited"
     code = os.waitstatus_to_exitcode(status)

@@ -16,8 +16,11 @@ class Connection(Protocol):
     """A connection of uvicorn's, HTTP or WebSocket, as far as this server uses it."""
 
     @property
-    def transport(self) -> asyncio.Transport: ...
-    def shutdown(self) -> None: ...
+    def transport(self) -> asyncio.Transport:
+        """The transport of the connection, which can be aborted."""
+
+    def shutdown(self) -> None:
+        """Close the connection when its request is answered, or at once if it has none."""
 
 
 class ShutDown:

@@ -1,9 +1,9 @@
 """Ends a worker as Python ends a process: tasks, executors, threads and `atexit`, but within a time limit.
 
-A worker is a fork, so it must end with `os._exit`, which runs none of these. Four names of the standard library that
-are not documented are used for it, as `multiprocessing` does for its own forks: `threading._threading_atexits`,
+A worker is a fork, so it must end with `os._exit`, which runs none of these. This module uses four undocumented names
+of the standard library, as `multiprocessing` does for its own forks: `threading._threading_atexits`,
 `atexit._run_exitfuncs`, `weakref.finalize._registry` and `multiprocessing.process._children`. They exist in Python 3.11
-to 3.14, and a test fails where one does not.
+to 3.14, and a test fails if one is missing.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ import uvloop
 
 from everycore.server.logging import counted
 
-CANCEL_GRACE = 1.0  # seconds for the cleanup of canceled requests and tasks, also after the deadline
-SELF_END_GRACE = 0.5  # seconds for tasks that end without being canceled, such as one that looks twice a second
+CANCEL_GRACE = 1.0  # seconds for the cleanup of cancelled requests and tasks, also after the deadline
+SELF_END_GRACE = 0.5  # seconds for tasks that end without being cancelled, such as one that looks twice a second
 THREAD_GRACE = 0.5  # seconds for threads, also after the deadline
 EXIT_GRACE = 1.0  # seconds for the functions of `atexit`, also after the deadline
-KILL_GRACE = 0.3  # seconds for what waits for a child process that was killed
+KILL_GRACE = 0.3  # seconds for code that waits for a killed child process
 LOG_GRACE = 0.3  # seconds for the last line, because the exit function that hangs may hold a lock of `logging`
 MAX_NAMES = 3  # of tasks, threads or processes in one line
 
@@ -40,8 +40,8 @@ class Ending:
     """Runs the event loop of a worker and ends its process, except for `os._exit`.
 
     Attributes:
-        deadline: When what still runs is cut, in monotonic seconds. It is 0 until a drain begins; a worker that fails
-            before has only the `_GRACE` times.
+        deadline: When everything that still runs is cut, in monotonic seconds. It is 0 until a drain begins. A worker
+            that fails before a drain has only the `_GRACE` times.
         reported: Tasks that the worker has reported already, so that they are not counted with the app's.
     """
 
@@ -57,7 +57,7 @@ class Ending:
         """Run `main` in an event loop, and then everything that a Python process runs at its end.
 
         Args:
-            main: Serves and drains. It is canceled if the app raises SystemExit in another task.
+            main: Serves and drains. It is cancelled if the app raises SystemExit in another task.
 
         Returns:
             The exit code.
@@ -169,11 +169,11 @@ class Ending:
 
 
 def _forget_inherited() -> None:
-    """In a forked process: forget what belongs to its parent, which here is shared by all workers.
+    """In a forked process: forget the finalizers and the child processes of its parent, which all workers would share.
 
-    These are finalizers, which would remove a temporary directory under the other workers, and the processes of
-    `multiprocessing`, which the first worker to end would terminate. Functions of `atexit` remain: each worker has its
-    own traces or statistics to write.
+    A finalizer would remove a temporary directory that other workers use, and the first worker to end would terminate
+    the processes of `multiprocessing`. Functions of `atexit` remain, because each worker has its own traces or
+    statistics to write.
     """
     registry: dict[weakref.finalize[..., Any], Any] = getattr(weakref.finalize, "_registry", {})
     for finalizer in list(registry):
@@ -248,7 +248,7 @@ def _task_name(task: asyncio.Task[Any]) -> str:
 
 
 def _stack(task: asyncio.Task[Any]) -> str:
-    """Return where a task waits, the outermost call first. `Task.print_stack` shows that call alone."""
+    """Return where a task waits, the outermost call first. `Task.print_stack` shows only that call."""
     frames, awaitable = [], task.get_coro()
     while awaitable is not None:
         names = ("cr_frame", "gi_frame", "ag_frame")
@@ -261,7 +261,7 @@ def _awaited_by(awaitable: Any) -> Any:
     for name in ("cr_await", "gi_yieldfrom", "ag_await"):
         if hasattr(awaitable, name):
             return getattr(awaitable, name)
-    # A step of an async generator, such as the lifespan of Starlette, tells its generator to nobody else.
+    # Only the garbage collector knows the generator that a step belongs to, such as that of a Starlette lifespan.
     return next((each for each in gc.get_referents(awaitable) if inspect.isasyncgen(each)), None)
 
 

@@ -1,7 +1,7 @@
-"""Finds what the import of an app has left that forked workers would share or lose.
+"""Finds things that the import of an app has left, and that forked workers would share or lose.
 
-That is: descriptors, threads, child processes, and random generators of the app's own. It runs in a process that has
-imported the app and serves nothing. It only looks, because all of these are the app's.
+These are descriptors, threads, child processes and random generators. The search runs in a process that has imported
+the app and serves nothing. It changes nothing, because all of these belong to the app.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
-from os import fork, waitpid  # these and those of select and time: an app may replace them there, as gevent does
+from os import fork, waitpid  # here, as from select and time, because an app may replace them, as gevent does
 from pathlib import Path
 from select import POLLERR, POLLHUP, POLLIN, poll
 from tempfile import SpooledTemporaryFile
@@ -33,7 +33,7 @@ FORK_DEADLINE = 5.0  # seconds for an empty child to exit
 SETTLE = 0.05  # seconds for threads and children that are about to exit
 MAX_PHRASES = 8
 HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # jemalloc has fork handlers for it
-MEMORY = ("/memfd:", "/dev/shm/pym-")  # noqa: S108 - the latter is of multiprocessing.Value, which is there to be shared
+MEMORY = ("/memfd:", "/dev/shm/pym-")  # noqa: S108 - the latter is of multiprocessing.Value, which is meant to be shared
 
 Key = tuple[str, int]  # "descriptor", "thread" or "process", and its number
 
@@ -89,7 +89,7 @@ def find_shared(before: Before, target: str, app: object) -> list[str]:
     holders, generators = _find_holders({each.key for each in left}, target, app)
     counts = Counter((each.kind, each.detail, holders.get(each.key, "")) for each in left)
     counts.update(("random generator", "", holder) for holder in generators)
-    # Those with a holder first: they are the ones that can be found in the app's code.
+    # Phrases with a holder come first, because a developer can find them in the app's code.
     phrases = [_phrase(*each, number) for each, number in sorted(counts.items(), key=lambda item: not item[0][2])]
     if len(phrases) > MAX_PHRASES:
         phrases[MAX_PHRASES - 1 :] = [f"{len(phrases) - MAX_PHRASES + 1} more"]
@@ -128,7 +128,7 @@ def _settle(find: Callable[[], list[_Left]]) -> list[_Left]:
 
 
 def _fork_empty_child() -> tuple[bool, Counter[str]]:
-    """Fork a child that exits at once, as libraries expect a fork of each worker.
+    """Fork a child that exits at once, because some libraries prepare their threads for a fork.
 
     OpenBLAS ends its threads before a fork. OpenTelemetry starts its threads again after it.
 
@@ -238,7 +238,7 @@ def _format_address(address: Any) -> str:
 
 
 def _threads() -> dict[int, str]:
-    """Return the names of all threads but the main one by native ID. Only Linux has those that Python does not know."""
+    """Return the names of all threads but the main one, by native ID. Only Linux lists threads unknown to Python."""
     main = threading.main_thread()
     names = {each.native_id or 0: each.name for each in threading.enumerate() if each is not main}
     try:
@@ -260,7 +260,7 @@ def _find_threads(harmless: Counter[str]) -> Iterator[_Left]:
 
 
 def _find_children() -> Iterator[_Left]:
-    """Yield the child processes that have not exited. One that has exited is nobody's any more."""
+    """Yield the child processes that still run. Workers cannot share one that has exited."""
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return
     try:
@@ -323,8 +323,8 @@ def _key_of(kind: type, thing: Any) -> Key | None:
         return "thread", thing.native_id
     if kind.__name__ == "Popen":  # of subprocess and of multiprocessing
         return "process", thing.pid
-    # In the type, because an object may run code if it is asked. A library's fileno() may do more than return a number:
-    # that of paramiko makes a pipe, and that of SpooledTemporaryFile makes a file.
+    # It is looked up in the type, because an attribute of an object may run code. A library's fileno() may do more than
+    # return a number: that of paramiko makes a pipe, and that of SpooledTemporaryFile makes a file.
     fileno = next((vars(base)["fileno"] for base in kind.__mro__ if "fileno" in vars(base)), None)
     in_python = type(fileno) is FunctionType and fileno.__globals__["__name__"].partition(".")[0]
     if (

@@ -26,6 +26,7 @@ class CoalescingTransport:
         self._call_soon = asyncio.get_running_loop().call_soon
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes. A head is sent together with what follows it."""
         if self._head:
             head, self._head = self._head, b""
             if data:
@@ -39,6 +40,7 @@ class CoalescingTransport:
             self.plain.write(data)
 
     def close(self) -> None:
+        """Send a head that is still held back, and close the connection."""
         self._flush()
         self.plain.close()
 
@@ -57,13 +59,16 @@ class CoalescingHttpProtocol(RequestProtocol):
     body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wrap the transport."""
         super().connection_made(cast("asyncio.Transport", CoalescingTransport(transport)))
 
     def handle_websocket_upgrade(self) -> None:
+        """Give the connection to the WebSocket protocol, on its plain transport."""
         # The transport holds no head now, because nothing has been answered to the handshake yet.
         self.transport = cast("CoalescingTransport", self.transport).plain
         super().handle_websocket_upgrade()
 
     def on_body(self, body: bytes) -> None:
+        """Count the bytes of the body."""
         self.body_bytes += len(body)
         super().on_body(body)

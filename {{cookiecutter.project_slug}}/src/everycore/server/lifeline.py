@@ -2,8 +2,9 @@
 
 The owner is a worker, or a template process while it imports the app.
 
-A process that waits for work of a killed worker waits for ever, because it has a copy of each end of the pipe that it
-reads. So does one of `ProcessPoolExecutor` in any Python program, with each start method.
+A process that waits for work has a copy of each end of the pipe that it reads. Without this module, it would wait
+forever when its worker is killed. The processes of `ProcessPoolExecutor` do so in any Python program, with each start
+method.
 """
 
 import fcntl
@@ -31,7 +32,7 @@ class Lifeline:
         self._session = os.getsid(0)
 
     def tie_fork(self) -> None:
-        """In a forked child of the owner, or in a child of that: be killed when the owner exits, however it does.
+        """In a forked child of the owner, or in a child of that one: be killed when the owner exits, in any way.
 
         A process that has left the owner's session (setsid(2)), as a daemon does, is not killed.
         """
@@ -52,12 +53,12 @@ class Lifeline:
         os.close(inherited)
 
     def tie_no_more(self) -> None:
-        """In the owner: tie no other process from now on."""
+        """In the owner: tie no further process."""
         os.close(self._reader)
         self._reader = -1
 
     def leave(self) -> None:
-        """In a forked child of an owner that ties no more: keep nothing of the pipe open."""
+        """In a forked child of an owner that ties no further process: close the last end of the pipe."""
         os.close(self._writer)
 
     def tie_started_processes(self) -> None:
@@ -95,7 +96,7 @@ class Lifeline:
         return False
 
     def _open(self) -> int:
-        """Open the read end for one process. To whom the kernel sends a signal is kept with the open file."""
+        """Open the read end for one process. An open file names only one process to which the kernel sends a signal."""
         return os.open(f"/proc/self/fd/{self._reader}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 

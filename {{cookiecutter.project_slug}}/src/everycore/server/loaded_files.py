@@ -1,4 +1,4 @@
-"""Finds out whether files changed that the primary has loaded. A reload replaces them only in a new primary."""
+"""Finds out whether files that the primary has loaded were changed. Only a restart of the primary replaces them."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ class LoadedFiles:
         return sorted(found)[:MAX_NAMED]
 
     def moved(self, where: str | Path) -> Path:
-        """Return where a file of the release at the start is in the release that the directory leads to now."""
+        """Return the path that a file of the first release has in the release to which the directory leads now."""
         path = Path(where)
         if path.is_relative_to(self._release):
             return self.directory.resolve() / path.relative_to(self._release)

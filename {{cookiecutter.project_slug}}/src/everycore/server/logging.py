@@ -188,6 +188,7 @@ class AccessLog:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle one request, and log it when its response is complete."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

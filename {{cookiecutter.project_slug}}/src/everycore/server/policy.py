@@ -13,7 +13,7 @@ class Policy:
     Args:
         boot_timeout: For the import of the app, and from the fork of a worker until it is ready: its lifespan has
             started and it accepts connections.
-        boot_attempts: Number of workers that may die before any is ready. Then the primary gives up with exit code 3.
+        boot_attempts: Number of workers that may die before any is ready. Then the server stops with exit code 3.
         graceful_timeout: For a draining worker to finish its requests.
         drain_delay: From a stop until the drain starts. The scoreboard meanwhile shows "draining", for load balancers.
         linger: Time for which a draining worker still answers on kept-alive connections, with `Connection: close`.

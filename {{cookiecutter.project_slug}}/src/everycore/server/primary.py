@@ -169,7 +169,7 @@ class Primary:
     # Steps of the loop
 
     def read_templates(self, now: float) -> None:
-        """Do what the template processes report."""
+        """Handle the reports of the template processes."""
         for event in self.templates.read():
             match event:
                 case Forked(child):
@@ -209,7 +209,7 @@ class Primary:
 
         Args:
             pid: The pid of the process.
-            status: Its exit status, from waitpid(). None if nobody knows it.
+            status: Its exit status, from waitpid(). None if it is not known.
             now: Monotonic seconds.
         """
         self.read_worker_states()  # the dead worker may have become ready since they were last read
@@ -218,11 +218,11 @@ class Primary:
             self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
 
     def handle_worker_exit(self, child: Child, status: int | None, now: float) -> None:
-        """Log how a worker exited, record a boot failure, and give up if no worker can become ready.
+        """Log how a worker exited, record a boot failure, and stop the server if no worker can become ready.
 
         Args:
             child: The reaped worker.
-            status: Its exit status, from waitpid(). None if nobody knows it.
+            status: Its exit status, from waitpid(). None if it is not known.
             now: Monotonic seconds.
         """
         lived = now - child.since
@@ -247,7 +247,7 @@ class Primary:
         if child.state is State.STARTING and not self.ever_ready:
             self.boot_failures += 1
             if self.boot_failures >= self.policy.boot_attempts:
-                logger.error("%s died before any was ready: giving up", counted(self.boot_failures, "worker"))
+                logger.error("%s died before any was ready: the server stops", counted(self.boot_failures, "worker"))
                 self.give_up()
 
     def give_up(self) -> None:

@@ -53,8 +53,8 @@ class ProxyHeaders:
     """Sets a request's `client` and `scheme` from X-Forwarded-For and X-Forwarded-Proto, if the peer is trusted.
 
     Each proxy appends the address of its own client. So the client is the rightmost address that does not belong to a
-    trusted proxy, and everything left of it may be forged. An item that is not an address ends the search, and the last
-    address before it is used, which is the peer's own if there is none.
+    trusted proxy, and everything left of it may be forged. An item that is not an address ends the search. Then
+    the last address before it is used, or that of the peer if there is none.
     """
 
     def __init__(self, app: "ASGI3Application", trusted: Sequence[str]) -> None:
@@ -72,6 +72,7 @@ class ProxyHeaders:
         self._trusts_peer = lru_cache(MAX_CACHED_PEERS)(self._is_trusted_peer)
 
     async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+        """Handle one request, with the address and scheme of its client."""
         if scope["type"] != "lifespan":
             client = scope["client"]
             if self._trusts_peer(client[0]) if client else self._unix and _is_on_unix_socket(scope):
@@ -125,6 +126,7 @@ class RootPath:
         self.root_path = root_path
 
     async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+        """Handle one request, with the path as the client sees it."""
         if scope["type"] != "lifespan":
             scope["root_path"] = self.root_path
             if not f"{scope['path']}/".startswith(f"{self.root_path}/"):

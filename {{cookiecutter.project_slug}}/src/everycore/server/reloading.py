@@ -60,8 +60,8 @@ class Reloader:
         self._files = files
         self._count_workers = count_workers
         self._banner = banner
-        self._reloading = False  # what is loading becomes a new generation; if not, it replaces a template process
-        self._aborted = False  # the process that is loading took too long
+        self._reloading = False  # the load makes a new generation; if False, it replaces a template process
+        self._aborted = False  # the load took too long
         self._requested_again = False
         self._starting = False  # the workers of the new generation are not all ready yet
         self._failed_drain = ""  # how a worker of the old generation failed
@@ -75,12 +75,12 @@ class Reloader:
         """Load the first generation.
 
         Raises:
-            LoadError: No process can be forked. The events of the template process may raise it too, and SettingsError.
+            LoadError: No process can be forked. `on_failed` and `on_exit` may raise errors of the load later.
         """
         self._load(reloading=True)
 
     def request(self) -> None:
-        """Load the code that is there now. While another load runs, do so after it: the code may have changed."""
+        """Load the code that is in place now. If another load is running, load again after it."""
         self._board.set_reload_status(Reload.LOADING)
         if self._templates.next is not None:
             self._requested_again = True
@@ -95,7 +95,7 @@ class Reloader:
             self._load(reloading=True)
 
     def stop(self) -> None:
-        """Load nothing any more, because the server stops."""
+        """End the load and start no other one, because the server stops."""
         self._retry_at = NEVER
         self._templates.stop()
 
@@ -105,7 +105,7 @@ class Reloader:
         """Switch to the process that has loaded the app, or have each worker import the app.
 
         Args:
-            loaded: The event. One of a process that was given up is ignored.
+            loaded: The event. It is ignored if its process was given up.
         """
         template = loaded.template
         if template is not self._templates.next or self._load_again():
@@ -124,7 +124,7 @@ class Reloader:
         """Keep the old generation, or raise if there is none.
 
         Args:
-            failed: The event. One of a process that was given up is ignored.
+            failed: The event. It is ignored if its process was given up.
 
         Raises:
             LoadError: The first generation cannot be loaded.

@@ -43,6 +43,7 @@ class RequestProtocol(HttpToolsProtocol):
     _unfinished: float = 0
 
     def data_received(self, data: bytes) -> None:
+        """Parse what the client sent, at most PIECE bytes at a time."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -87,6 +88,7 @@ class RequestProtocol(HttpToolsProtocol):
             return
 
     def on_headers_complete(self) -> None:
+        """Check the size of the head, and start the request."""
         if self._unfinished > PIECE:
             self._measure_head()
         self._unfinished = 0
@@ -97,10 +99,12 @@ class RequestProtocol(HttpToolsProtocol):
         self.headers = []
 
     def on_body(self, body: bytes) -> None:
+        """Give a part of the body to the request."""
         self._unfinished = 0
         super().on_body(body)
 
     def on_chunk_complete(self) -> None:
+        """Count the bytes of the next chunk from zero."""
         self._unfinished = 0
 
     def _measure_head(self) -> None:

@@ -27,7 +27,7 @@ class Resources:
     # A worker writes a byte when its state changes, to wake the primary, which then reads the scoreboard.
     wakeup_pipe: tuple[int, int]
     listeners: list[Listener] = field(default_factory=list)
-    check_due: float = 0.0  # when to look at the run directory, in monotonic seconds
+    check_due: float = 0.0  # when to check the run directory, in monotonic seconds
     _is_lost: bool = False
 
     @classmethod
@@ -66,7 +66,7 @@ class Resources:
         os.close(self.lock)
 
     def restore_run_dir(self, now: float) -> None:
-        """Make the run directory again if it was removed, and log that once. It looks at most once per CHECK_INTERVAL.
+        """Make the run directory again if it was removed, and log that once. Check at most once per CHECK_INTERVAL.
 
         Args:
             now: Monotonic seconds.

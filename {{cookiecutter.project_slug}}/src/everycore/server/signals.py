@@ -60,7 +60,7 @@ class SignalQueue:
 
 
 def reset_signals() -> None:
-    """In a process without a queue: handle all signals as a new process does, but for `GROUP_SIGNALS`.
+    """In a process without a queue: handle all signals as a new process does, except `GROUP_SIGNALS`.
 
     Only the primary handles those. Here they have a handler that does nothing: with SIG_IGN, programs that the app
     starts would ignore them too. Handlers of the app for `IGNORED_SIGNALS` are kept.

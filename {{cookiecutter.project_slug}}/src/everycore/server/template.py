@@ -198,7 +198,7 @@ class Templates:
         self.current.channel.send(asked=asked, generation=child.generation, row=child.row, again=again)
 
     def reserved_rows(self) -> set[int]:
-        """Return the rows of the scoreboard that are for workers which are just being forked."""
+        """Return the rows of the scoreboard for the workers that are being forked."""
         return {child.row for template in self._all() for child in template.forking.values()}
 
     def close_in_child(self) -> None:
@@ -237,7 +237,7 @@ class Templates:
                 yield Exited(pid, None)
 
     def reap(self, pid: int) -> Template | None:
-        """Record that a process was reaped: its pid is not used again. Return it if it is a template process."""
+        """Record that a process was reaped, so that its pid gets no signal. Return it if it is a template process."""
         for template in self._all():
             if template.pid == pid and not template.reaped:
                 template.reaped = True
@@ -247,7 +247,7 @@ class Templates:
     def on_exit(self, template: Template) -> None:
         """Let a reaped process fork no more.
 
-        It may have left a process that is just forking a worker. So messages are read until that one has exited too.
+        It may have left a process that is forking a worker. So messages are read until that process has exited too.
         """
         if template in (self.current, self.next):
             self._former.append(template)

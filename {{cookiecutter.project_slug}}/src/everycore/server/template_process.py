@@ -1,8 +1,8 @@
 """What a template process runs: it imports the app, reports the result, and forks a worker for each order.
 
-A worker is to be a child of the primary. So the template process forks twice, and the process in between exits at once:
-its child is then inherited by the primary, which is a "subreaper" (prctl(2), PR_SET_CHILD_SUBREAPER). Daemons are made
-in this way (daemon(7)), and the molds of the server pitchfork.
+A worker must be a child of the primary. So the template process forks twice, and the process in between exits at once.
+The primary then inherits the worker, because it is a "subreaper" (prctl(2), PR_SET_CHILD_SUBREAPER). Daemons and the
+workers of the server pitchfork are started in the same way.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ from everycore.server.resources import Resources
 from everycore.server.signals import reset_signals, signals_blocked
 from everycore.server.worker import WorkerContext
 
-POLL_INTERVAL = 0.0005  # seconds between two looks at the parent of a new worker
+POLL_INTERVAL = 0.0005  # seconds between two checks of a new worker's parent
 
 logger = logging.getLogger(__name__)
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -200,9 +200,9 @@ class _Inherited:
     def fork(self, order: Message) -> None:
         """Fork the process in between, which forks the worker and exits. It dies with this process if its fork hangs.
 
-        It is forked by the C library, so that functions which libraries have registered for a child
-        (os.register_at_fork) run in the worker alone. Those that take locks before a fork, and release them in the
-        parent after it, run in both processes here. Otherwise a thread could hold such a lock for ever in between.
+        The C library forks it, so that functions which are registered for a child (os.register_at_fork) run only in
+        the worker. Functions that take locks before a fork, and release them in the parent after it, run in both
+        processes. Otherwise a lock that a thread held could stay locked in the process in between.
         """
         own = os.getpid()
         with signals_blocked(but=[signal.SIGABRT]):

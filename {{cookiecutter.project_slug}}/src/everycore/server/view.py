@@ -67,7 +67,7 @@ class ClusterView:
             gauges: Up to 4 integers. They disappear with their worker.
 
         Raises:
-            ValueError: The scoreboard has no room for so many.
+            ValueError: The scoreboard has no room for this number.
         """
         if len(counters) > COUNTERS or len(gauges) > GAUGES:
             raise ValueError(

@@ -1,6 +1,6 @@
 """One worker: a uvicorn.Server that accepts its fair share, writes heartbeats and drains.
 
-A template process has forked it (template_process.py). It writes its own row of the scoreboard only. It is connected to
+A template process forks it (template_process.py). It writes only its own row of the scoreboard. It is connected to
 its primary by two pipes, and to no other worker.
 """
 
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is given. The last four are those of the one worker, and come with the order to fork it."""
+    """What a worker is given. The last four differ for each worker, and come with the order to fork it."""
 
     primary: int  # pid
     board: Scoreboard
@@ -139,8 +139,7 @@ class Worker(uvicorn.Server):
         self.view = ClusterView(self.context.board, self.context.row)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
-        # During the startup there is nothing to drain, and SIGTERM must end a startup that takes long. So the handlers
-        # are set after it.
+        # During the startup there is nothing to drain, and SIGTERM must end a long one. So the handlers are set now.
         self._handle_signals()
         self.acceptor = Acceptor(
             self.context.listeners,
@@ -259,7 +258,7 @@ class Worker(uvicorn.Server):
         """Ask to be replaced when a limit is reached, and keep serving until the replacement is ready."""
         reason = self.recycling.reason(self.server_state.total_requests, self.row[scoreboard.RSS])
         if reason and self._state is State.READY:
-            logger.info("asks for a successor: %s", reason)
+            logger.info("the worker is to be replaced: %s", reason)
             self._set_state(State.RETIRING)
 
     async def _drain(self) -> None:

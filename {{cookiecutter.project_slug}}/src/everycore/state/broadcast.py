@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 
 class Missed(Enum):
+    """The type of MISSED."""
+
     MISSED = "missed"
 
 

@@ -56,6 +56,7 @@ class Windows:
         return [start - back * self.length for back in range(last - 1, -1, -1)]
 
     def key(self, start: int) -> str:
+        """Return the key in Redis of the window that began at `start`."""
         return f"{self.prefix}:{self.length}:{start}"
 
 

@@ -16,7 +16,7 @@ POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # close codes in RFC 6455's regi
 async def send_error(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
     """Send the response of the app's handler for this status or for HTTPException, or else the detail as text.
 
-    A middleware cannot raise the error instead, because the app's exception handlers are inside of it. A websocket's
+    A middleware cannot raise the error instead, because the app's exception handlers are inside it. A websocket's
     handshake is refused with the detail as text. If the server cannot send that, the websocket is closed.
 
     Args:

@@ -84,10 +84,12 @@ class Rule:
 
     @property
     def size(self) -> int:
+        """How many requests may come at once: `burst`, or `limit` if there is none."""
         return self.limit if self.burst is None else self.burst
 
     @property
     def per_us(self) -> int:
+        """`per` in microseconds."""
         return round(self.per * MICROSECONDS)
 
     @property

@@ -67,6 +67,7 @@ class RateLimitMiddleware:
         self.policy = f'"{rule.name}";q={rule.size};w={math.ceil(rule.window_s)}'
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or refuse it with 429."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

@@ -53,9 +53,11 @@ class Every:
     first: bool = True
 
     def start(self, now: float) -> float:
+        """Return the multiple of `seconds` at or before `now`."""
         return now // self.seconds * self.seconds
 
     def end(self, now: float) -> float:
+        """Return the next multiple of `seconds`."""
         return self.start(now) + self.seconds
 
 
@@ -68,9 +70,11 @@ class Daily:
     first: bool = False
 
     def start(self, now: float) -> float:
+        """Return the last time at or before `now` that is `at`."""
         return max(each for each in self._around(now) if each <= now)
 
     def end(self, now: float) -> float:
+        """Return the next time that is `at`."""
         return min(each for each in self._around(now) if each > now)
 
     def _around(self, now: float) -> list[float]:
@@ -118,6 +122,7 @@ class Scheduled:
         self._begin = Script(redis, BEGIN)
 
     async def __call__(self, fence: int) -> None:
+        """Run the job in each period, until this worker no longer leads."""
         while True:
             now = await self._now()
             if await self._begin(self._mark, self._schedule.start(now), int(self._schedule.first)):

@@ -106,10 +106,12 @@ class StateSettings(EnvironSettings):
 
     @property
     def production(self) -> bool:
+        """Whether APP_ENV is "production"."""
         return self.app_env == PRODUCTION
 
     @property
     def development(self) -> bool:
+        """Whether APP_ENV is "development"."""
         return self.app_env == DEVELOPMENT
 
     @classmethod

@@ -9,7 +9,7 @@ DOT_INTERVAL = 2.0  # seconds
 
 
 class UpdateError(Exception):
-    """The update cannot go on; the message says why and what to do."""
+    """The update cannot continue. The message says why, and what to do."""
 
 
 def run(
@@ -74,4 +74,5 @@ def _wait(process: subprocess.Popen[str], dots: bool) -> tuple[str, str]:
 
 
 def git(folder: Path, *arguments: str, failed: str = "git failed") -> str:
+    """Run git in a folder and return what it printed. `UpdateError` begins with `failed`."""
     return run(["git", *arguments], folder, failed)

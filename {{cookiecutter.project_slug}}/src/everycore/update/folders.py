@@ -22,7 +22,7 @@ OLD, NEW, MARK = OWN / "old", OWN / "new", OWN / "replacing"
 
 
 def recover(project: Path) -> bool:
-    """Put back what an update that was killed took away.
+    """Put back the folders that a killed update took away.
 
     Returns:
         True if an update was killed while it replaced folders.
@@ -69,7 +69,7 @@ def refuse_edited(project: Path) -> None:
     """Stop if the engine is not as it was released: an update would lose the difference.
 
     Raises:
-        UpdateError: It differs, or nobody can tell.
+        UpdateError: It differs, or cannot be compared.
     """
     engine = project / ENGINE
     if engine.is_symlink() or not engine.is_dir():

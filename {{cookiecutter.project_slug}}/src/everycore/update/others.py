@@ -1,4 +1,4 @@
-"""What the template changed outside of the engine and the demo: listed, and put into one patch. Merges nothing."""
+"""Lists the template's changes outside of the engine and the demo, and puts them into one patch. Merges nothing."""
 
 import shlex
 import shutil

@@ -99,7 +99,7 @@ def _clone(context: Mapping[str, Any]) -> Path | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints, "" if it fails."""
+    """Return the output of git, or "" if it fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         ended = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -93,7 +93,7 @@ class Template:
         """Make a project as the template was at a commit. A question without an answer gets its default.
 
         Raises:
-            UpdateError: The template refuses the answers, or cookiecutter cannot be had.
+            UpdateError: The template refuses the answers, or cookiecutter cannot be installed.
         """
         python = self._cookiecutter()
         git(self._clone, "checkout", "--quiet", "--force", "--detach", commit)

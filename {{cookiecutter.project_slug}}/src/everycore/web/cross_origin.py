@@ -1,8 +1,8 @@
 """Protection against requests that another site makes in the browser of a visitor (CSRF). Pure ASGI, without tokens.
 
 The algorithm is that of Go 1.25 (https://pkg.go.dev/net/http#CrossOriginProtection) and of Rails 8.2. It relies on
-handlers that change nothing on GET, and on two headers that a page cannot set: Origin, and Sec-Fetch-Site, which
-browsers since 2023 send to https and to localhost.
+handlers that change nothing on GET, and on two headers that a page cannot set: Origin and Sec-Fetch-Site. Browsers
+since 2023 send the latter to https and to localhost.
 """
 
 import logging
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class CrossOriginProtection:
-    """Middleware that responds with 403 to a POST of another site, and to every other method that is not safe.
+    """Middleware that refuses requests of other sites with 403, unless their method is safe.
 
     - GET, HEAD and OPTIONS pass.
-    - `Sec-Fetch-Site` is `same-origin` or `none`: the request passes.
+    - A request whose `Sec-Fetch-Site` is `same-origin` or `none` passes.
     - Without `Sec-Fetch-Site`, a request without `Origin` passes, because it comes from no browser. One whose Origin
       has the same host as the request passes too.
-    - Every other request is refused, if neither its Origin nor its path is allowed.
+    - Every other request is refused, unless its Origin or its path is allowed.
 
     A websocket's handshake is checked like a POST: a browser sends cookies with it, and any site may read the answers.
 
@@ -44,6 +44,7 @@ class CrossOriginProtection:
         self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or refuse it with 403."""
         if scope["type"] == "http" and scope["method"] in SAFE_METHODS:
             await self.app(scope, receive, send)
         elif scope["type"] in ("http", "websocket") and (origin := self._foreign_origin(scope)) is not None:

@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
     """Return the responses to errors, by exception class.
 
-    They are those of an HTTPException, 503 while Redis is unavailable, 400 if the client disconnects before its request
-    is complete, and 500 for every other exception. The middleware of everycore uses them too, such as for 429. With
-    `debug`, Starlette shows a traceback instead of the 500.
+    An HTTPException has its own status. The status is 503 while Redis is unavailable, 400 if the client disconnects
+    before its request is complete, and 500 for every other exception. The middleware of everycore uses these responses
+    too, for example for 429. With `debug`, Starlette shows a traceback instead of the 500.
 
-    A browser, whose Accept header has `text/html`, gets the page. A client that accepts JSON gets
-    `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed:
-    with code 1013, "try again later", while Redis is unavailable.
+    A client whose Accept header has `text/html`, such as a browser, gets the page. A client that accepts JSON gets
+    `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed.
+    While Redis is unavailable, its close code is 1013, "try again later".
 
     Args:
         page: Returns the page of an error. It must not need Redis or a session. If it raises, the log has the
-            exception, and the browser gets text. Without it browsers always get text.
+            exception, and the browser gets text. Without a page, browsers always get text.
     """
 
     async def http_error(connection: Request | WebSocket, error: Exception) -> Response | None:
@@ -50,7 +50,7 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
         return await http_error(connection, HTTPException(503, detail, {"Retry-After": "1"}))
 
     async def server_error(request: Request, error: Exception) -> Response:
-        # Starlette logs the exception, and sends this response outside all middleware: the headers are added here.
+        # Starlette logs the exception, and sends this response outside all middleware. So the headers are added here.
         response = await _respond(request, HTTPException(500), page)
         for name, value in request.scope.get(SCOPE_KEY, ()):
             response.headers.setdefault(name.decode(), value.decode())

@@ -29,6 +29,7 @@ class BearerTokenMiddleware:
         self.token = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or refuse it with 401 or 403."""
         if self.token is None:
             await PlainTextResponse("OPS_TOKEN is not set.", 403)(scope, receive, send)
         elif compare_digest(_bearer(scope["headers"]), self.token):  # its duration reveals nothing about the token

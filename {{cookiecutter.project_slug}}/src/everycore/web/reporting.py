@@ -39,6 +39,7 @@ class Reporting:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or the lifespan, during which this worker reports."""
         if scope["type"] != "lifespan":
             await self.app(scope, receive, send)
             return

@@ -25,7 +25,7 @@ DEFAULT_HEADERS = {
     "referrer-policy": "strict-origin-when-cross-origin",
     "cross-origin-opener-policy": "same-origin-allow-popups",
 }
-# For production. A browser then uses https alone for this host, for a year (RFC 6797). Subdomains may be others' hosts.
+# For production. A browser then uses only https for this host, for a year (RFC 6797). Subdomains may be others' hosts.
 HSTS = {"strict-transport-security": "max-age=31536000"}
 HTTPS_ONLY = frozenset({b"strict-transport-security"})  # a browser must ignore it on plain http
 SCOPE_KEY = "everycore.security_headers"  # read by `server_error`, whose response is sent outside the middleware
@@ -53,6 +53,7 @@ class SecurityHeaders:
         self._names = frozenset(name for name, _ in self._https)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, and add the headers that the app has not set."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -83,6 +84,7 @@ class WorkerHeader:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, and name the worker in its response."""
         cluster: ClusterView | None = scope.get("state", {}).get("cluster") if scope["type"] == "http" else None
         if cluster is None:
             await self.app(scope, receive, send)
@@ -112,6 +114,7 @@ class BodySizeLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, and refuse a body that is too large with 413."""
         # A request with a body has one of these headers (RFC 9112, 6.3).
         if scope["type"] == "http" and not BODY_HEADERS.isdisjoint([name for name, _ in scope["headers"]]):
             await _BodyLimit(self.app, self.max_bytes)(scope, receive, send)
@@ -153,6 +156,7 @@ class AllowedHosts:
         self.checked = TrustedHostMiddleware(app, hosts, www_redirect=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, and refuse one for an unknown host with 400."""
         if scope["type"] == "http" and path_of(scope) in self.exempt:
             await self.app(scope, receive, send)
         else:

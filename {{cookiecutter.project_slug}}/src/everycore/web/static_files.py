@@ -23,8 +23,8 @@ class StaticFiles(StarletteStaticFiles):
     """Serves a folder, at URLs such as `/static/v-3f2a9c1bd0e4/style.css`.
 
     The hash is that of the whole folder. So the files of the folder may name each other by relative URLs, and a changed
-    file changes all URLs. A response to a URL with another hash, with none, or for a file that has changed since the
-    start, is never kept without a question to the server. With `debug` no URL has a hash.
+    file changes all URLs. If a URL has another hash or none, or if the file has changed since the start, a browser asks
+    the server each time before it uses its copy. With `debug`, no URL has a hash.
 
     Mount it under the name `static`, and give `urls` to Jinja2Templates:
 
@@ -43,7 +43,7 @@ class StaticFiles(StarletteStaticFiles):
         self._read: dict[str, tuple[int, int]] = {}
         content = hashlib.sha256()
         for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
-            # An editor's temporary file may be gone meanwhile: `dev` reloads at the very moment of a save.
+            # An editor's temporary file may be gone already, because `dev` reloads while a file is being saved.
             with suppress(FileNotFoundError), path.open("rb") as file:
                 self._read[os.path.realpath(path)] = _mark(os.fstat(file.fileno()))
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,6 +65,7 @@ class StaticFiles(StarletteStaticFiles):
         return request.url_for("static", path=versioned).path
 
     def get_path(self, scope: Scope) -> str:
+        """Return the path of the file, without the hash in front of it."""
         path = super().get_path(scope)
         first, _, rest = path.partition(os.sep)
         if not VERSION.fullmatch(first):
@@ -75,6 +76,7 @@ class StaticFiles(StarletteStaticFiles):
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
+        """Return the response; browsers may keep it for a year if its URL has the current hash."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         current = scope.get(SCOPE_KEY) == self.version and self._read.get(os.fspath(full_path)) == _mark(stat_result)
         response.headers["Cache-Control"] = IMMUTABLE if current else REVALIDATED

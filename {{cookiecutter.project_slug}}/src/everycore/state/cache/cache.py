@@ -67,8 +67,8 @@ class Cache:
 
     While Redis is unavailable each worker computes for itself, once at a time for a key, and stores nothing.
 
-    With a plain `redis.asyncio.Redis` or a RedisCluster there is no near cache, and a caller that joins a computation
-    running in its worker may get a value that another worker has invalidated since it began.
+    With a plain `redis.asyncio.Redis` or a RedisCluster there is no near cache. A caller may then join a computation in
+    its worker, and get a value that another worker has invalidated since the computation began.
 
     Args:
         redis: The client.

@@ -78,6 +78,7 @@ class SingleFlight:
                     self._detach(call)
 
     async def aclose(self) -> None:
+        """Cancel the computations that still run, and wait for their end."""
         for call in self._all:
             call.task.cancel()
         await asyncio.gather(*(call.task for call in self._all), return_exceptions=True)

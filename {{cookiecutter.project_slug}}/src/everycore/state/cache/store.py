@@ -100,10 +100,12 @@ class NearCache:
         self._confirmed_at = max(self._confirmed_at, asked)
 
     def drop(self, names: Iterable[str]) -> None:
+        """Forget entries by their keys in Redis."""
         for name in names:
             self._drop(name)
 
     def invalidated(self, keys: list[Any] | None) -> None:
+        """Forget the keys that Redis reports as changed, or everything if it reports None."""
         if keys is None:  # a flush
             self._clear()
             self._on_invalidated(None)
@@ -114,12 +116,14 @@ class NearCache:
         self._on_invalidated(names)
 
     def connected(self, refusal: ResponseError | None) -> None:
+        """Keep entries from now on, unless Redis has refused to report changes."""
         self.tracked = refusal is None
         if refusal is not None and not self._refused:
             self._refused = True
             log.warning("cache: near cache off, each hit asks Redis; Redis refused CLIENT TRACKING: %s", refusal)
 
     def lost(self) -> None:
+        """Forget everything, because changes are no longer reported."""
         self.tracked = False
         self._confirmed_at = float("-inf")
         self._clear()
@@ -154,8 +158,8 @@ return 1
 class RedisCacheStore:
     """Values, locks and generations in Redis, with a near cache on a pipelined client.
 
-    Redis reports every write under the prefix except those of this connection (CLIENT TRACKING BCAST NOLOOP), so this
-    class drops what it writes itself, when the reply is read. Without CLIENT TRACKING there is no near cache.
+    Redis reports every write under the prefix except those of this connection (CLIENT TRACKING BCAST NOLOOP). So this
+    class drops a value that it writes itself when it reads the reply. Without CLIENT TRACKING there is no near cache.
 
     Args:
         redis: The client.
@@ -183,6 +187,7 @@ class RedisCacheStore:
         return [self._value_name(key), *(self._tag_name(tag) for tag in tags)]
 
     def lock_name(self, key: str) -> str:
+        """Return the key in Redis of the lock that a computation holds."""
         return f"{self._prefix}{{{key}}}:lock"  # the braces keep both keys in one slot of a Redis Cluster
 
     def get_near(self, key: str, tags: tuple[str, ...], now: float) -> Entry | None:

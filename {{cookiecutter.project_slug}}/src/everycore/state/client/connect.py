@@ -117,6 +117,7 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """A pool that asks the sentinels for the primary, and waits for a free connection."""
 
     async def get_master_address(self) -> Any:
+        """Return the address of the primary. The error names each sentinel in a few words."""
         try:
             return await super().get_master_address()  # type: ignore[no-untyped-call]
         except MasterNotFoundError as error:  # its message lists all options of each sentinel's client
@@ -124,6 +125,7 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
             raise MasterNotFoundError(short) from None
 
     async def aclose(self) -> None:
+        """Close the connections, those to the sentinels too."""
         await super().aclose()
         await self.sentinel_manager.aclose()
 
@@ -142,6 +144,7 @@ class Cluster(RedisCluster):
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)  # redis-py allows 100 for each node
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command when a connection is free, and return its reply."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._free.acquire()
@@ -154,6 +157,7 @@ class Cluster(RedisCluster):
             self._free.release()
 
     async def initialize(self, *args: Any, **options: Any) -> Self:
+        """Find the nodes of the cluster. A failure is a `ConnectionError`, which callers expect."""
         try:
             await super().initialize(*args, **options)
         except RedisClusterException as error:

@@ -1,8 +1,8 @@
 """One multiplexed connection to Redis.
 
 Packed commands leave in one write, and replies are resolved in the order of the commands. This module never sends a
-command twice. redis-py opens the connection (TLS, HELLO, AUTH, SELECT, Sentinel); afterwards its transport feeds
-hiredis directly: a command costs a third of what it costs through asyncio's streams.
+command twice. redis-py opens the connection (TLS, HELLO, AUTH, SELECT, Sentinel). Then its transport feeds hiredis
+directly, so that a command costs a third of what it costs through asyncio's streams.
 """
 
 import asyncio
@@ -155,15 +155,18 @@ class MultiplexedConnection(asyncio.Protocol):
 
     @property
     def writable(self) -> bool:
+        """Whether the connection takes more commands now."""
         return not (self._paused or self.aborted or self._not_serving)
 
     def write(self, commands: list[Command]) -> None:
+        """Send commands in one system call. Their replies arrive in the same order."""
         if not self.in_flight:
             self.last_received = monotonic()
         self.in_flight.extend(commands)
         self._transport.write(b"".join([command.packed for command in commands]))
 
     def data_received(self, data: bytes) -> None:
+        """Give each reply to the command that waits for it."""
         in_flight, reader = self.in_flight, self._reader
         command = None
         self.last_received = monotonic()
@@ -211,14 +214,17 @@ class MultiplexedConnection(asyncio.Protocol):
         await self._closed
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Fail the commands in flight."""
         if not self._closed.done():
             self._closed.set_result(None)
         self.abort(ConnectionError, f"the connection was lost: {error or 'closed by the server'}")
 
     def pause_writing(self) -> None:
+        """Take no more commands until the socket has sent some."""
         self._paused = True
 
     def resume_writing(self) -> None:
+        """Take commands again."""
         self._paused = False
         self._on_writable()
 

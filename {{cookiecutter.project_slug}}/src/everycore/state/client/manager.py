@@ -145,6 +145,7 @@ class ConnectionManager:
         return answer
 
     def stats(self) -> Stats:
+        """Return the figures of the connection since the start."""
         connection = self._connection
         return Stats(
             commands=self._commands,
@@ -280,7 +281,7 @@ class ConnectionManager:
             listener.connected(next(filter(None, reasons), None))
 
     def _on_bulky_reply(self, connection: MultiplexedConnection) -> None:
-        """Let later commands not wait behind this reply: remember its command and switch the connection."""
+        """Keep later commands from waiting behind this reply: remember its command and switch the connection."""
         if connection.in_flight[0].on_reply is None and connection not in self._apart:
             self._bulky_commands[connection.in_flight[0].packed] = None
             if len(self._bulky_commands) > MAX_BULKY_COMMANDS:

@@ -103,6 +103,7 @@ class PipelinedRedis(Redis):
 
     @property
     def stats(self) -> Stats:
+        """The figures of the shared connection."""
         return self._manager.stats()
 
     def add_invalidation_listener(self, listener: InvalidationListener, *at_connect: tuple[Any, ...]) -> None:
@@ -120,8 +121,10 @@ class PipelinedRedis(Redis):
         self._manager.add_invalidation_listener(listener, [self._pack(command) for command in at_connect])
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Execute a command through redis-py's own method, which OpenTelemetry and Sentry wrap and which records
-        redis-py's metrics. It calls `_send_command_parse_response`.
+        """Send a command and return its reply.
+
+        redis-py's own method records its metrics, and OpenTelemetry and Sentry wrap it. It calls
+        `_send_command_parse_response`.
         """
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 

@@ -52,7 +52,7 @@ class RedisUrl:
 
     @property
     def unreadable_file(self) -> str | None:
-        """Which file for TLS cannot be read, and why. The error of a connection names no file."""
+        """The TLS file that cannot be read, and the reason. The error of a connection names no file."""
         for name, path in parse_qsl(self.query):
             if name in FILE_OPTIONS:
                 try:

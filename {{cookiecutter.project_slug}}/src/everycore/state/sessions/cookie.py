@@ -20,6 +20,7 @@ class CookieSigner:
         self._verified = lru_cache(MAX_VERIFIED)(self._unsign)
 
     def sign(self, id: str) -> str:
+        """Return the value of the cookie: the id and its signature."""
         return self._signer.sign(id).decode()
 
     def verify(self, cookie: str | None) -> tuple[str, str] | None:

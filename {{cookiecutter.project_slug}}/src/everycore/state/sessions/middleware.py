@@ -54,6 +54,7 @@ class SessionMiddleware:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Load the session, handle one request, and save what it changed before the response begins."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

@@ -114,6 +114,7 @@ class Session(starlette_sessions.Session):
         return dict, (dict(self),)
 
     def mark_accessed(self) -> None:
+        """Record that the response depends on the session."""
         self.__dict__["accessed"] = True
 
     def mark_modified(self) -> None:
@@ -178,9 +179,9 @@ class Session(starlette_sessions.Session):
 
             total = await session.update("total", lambda old: (old or 0) + 1)
 
-        The second form writes `fn(old value or None)` to Redis at once, by compare-and-set: `fn` is called again if
-        another request wrote the key meanwhile, so no update is lost. It replaces an unsaved assignment of the key, and
-        also works after the response has begun.
+        The second form writes `fn(old value or None)` to Redis at once, by compare-and-set. If another request wrote
+        the key meanwhile, `fn` is called again, so no update is lost. It replaces an unsaved assignment of the key.
+        It also works after the response has begun.
 
         Returns:
             An awaitable of the new value (second form), or None.
@@ -265,14 +266,17 @@ class SealedSession(Session):
         return dict.__iter__(self)  # without this override `dict(session)` would copy the bytes
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default` if there is none."""
         value = dict.get(self, key, default)
         return self._opened(key, value) if type(value) is bytes else value
 
     def pop(self, key: str, *default: Any) -> Any:
+        """Remove a key and return its value, or the default if there is none."""
         self.get(key)
         return super().pop(key, *default)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, which is set to `default` if there is none."""
         self.get(key)
         return super().setdefault(key, default)
 
@@ -332,6 +336,7 @@ def snapshot(value: Any) -> object:
 
 
 def decode(raw: bytes) -> Any:
+    """Return the value that a field of the session stores."""
     return scan(raw.decode(), 0)[0]
 
 
@@ -342,6 +347,7 @@ def key_of(field: bytes) -> str:
 
 
 def field(key: str) -> bytes:
+    """Return the name of the field that stores a key."""
     if not isinstance(key, str):
         raise TypeError(f"session[{key!r}]: session keys must be strings, not {type(key).__name__}")
     return b":" + key.encode()

@@ -1,7 +1,7 @@
 """Server-side sessions: a random id in a signed cookie, and a Redis hash under the id's SHA-256.
 
-Each top-level key is a field with a JSON value, and a save writes only the fields that changed, so parallel requests of
-a visitor do not undo each other. A save never brings back a session that has ended. Reading writes nothing.
+Each top-level key is a field with a JSON value. A save writes only the fields that changed, so parallel requests of a
+visitor do not undo each other. A save never brings back a session that has ended. Reading writes nothing.
 """
 
 import secrets
@@ -107,6 +107,7 @@ class SessionStore:
         self._swap, self._move, self._end = Script(redis, SWAP), Script(redis, MOVE), Script(redis, END)
 
     def sign(self, id: str) -> str:
+        """Return the value of the cookie for a session id."""
         return self._signer.sign(id)
 
     async def load(self, cookie: str | None) -> Session:

@@ -19,6 +19,7 @@ class UserIndex:
         self._ids = ExpiringNames(redis)
 
     async def register(self, user: str, session: str, life_ms: int) -> None:
+        """Add a session to those of a user. It is forgotten after `life_ms` milliseconds."""
         await self._ids.add(self._prefix + user, session, life_ms + MARGIN_MS)
 
     async def sessions(self, user: str) -> list[str]:
@@ -26,4 +27,5 @@ class UserIndex:
         return await self._ids.names(self._prefix + user)
 
     async def forget(self, user: str, *sessions: str) -> None:
+        """Remove sessions from those of a user."""
         await self._ids.remove(self._prefix + user, *sessions)
