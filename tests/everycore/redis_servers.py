@@ -3,6 +3,7 @@
 `pytest --redis-cluster tests/everycore/state` runs on a Redis Cluster what else runs on one server, test by test.
 """
 
+import os
 import random
 import socket
 import subprocess
@@ -46,9 +47,13 @@ def servers(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def free_port() -> int:
-    """A free one, below those that the kernel gives out, whose cluster bus (10,000 above) is free as well."""
+    """A free one, below those that the kernel gives out, whose cluster bus (10,000 above) is free as well.
+
+    Each process of pytest-xdist has ports of its own, because another one could take a port before its server does.
+    """
+    first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8 * 1250
     while True:
-        port = random.randrange(10_000, 20_000)
+        port = random.randrange(first, first + 1250)
         with socket.socket() as one, socket.socket() as bus:
             try:
                 one.bind((HOST, port))

@@ -76,6 +76,23 @@ async def test_end_all_ends_a_login_being_saved(store: SessionStore, moves: bool
     assert await store.sessions_of("ann") == []
 
 
+async def test_two_ends_of_a_login_being_saved_end_it(store: SessionStore, redis: Any) -> None:
+    """The second one must not remove the tombstone of the first."""
+    session = await store.load(None)
+    session.user_id = "ann"
+
+    async def both() -> None:
+        (listed,) = await store._users.sessions("ann")
+        assert await store.end_all("ann") == 0
+        await store._users.register("ann", listed, 60_000)  # as the other `end_all` has read it before
+        assert await store.end_all("ann") == 0
+
+    before(store, "_create", both)
+    with pytest.raises(SessionEndedError):
+        await store.save(session)
+    assert await store.sessions_of("ann") == []
+
+
 async def test_random_logins_and_ends_lose_no_session(store: SessionStore, redis: Any) -> None:
     async def login() -> None:
         session = await store.load(None)

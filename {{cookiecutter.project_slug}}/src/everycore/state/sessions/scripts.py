@@ -40,12 +40,15 @@ return found
 
 # KEYS: the session. ARGV: the user as JSON and as text, ms to keep a tombstone. The session of another user is left
 # alone. A session that does not exist may be about to be created, because its user's set is written first; the
-# tombstone prevents that.
+# tombstone prevents that, also after a second END.
 LEFT_ALONE, NOT_THERE, ENDED = -1, 0, 1
 END = f"""
 local user = redis.call('HGET', KEYS[1], ':user_id')
 if user and user ~= ARGV[1] and user ~= ARGV[2] then return {LEFT_ALONE} end
-if redis.call('DEL', KEYS[1]) == 1 then return {ENDED} end
+if redis.call('HEXISTS', KEYS[1], 'created') == 1 then
+    redis.call('DEL', KEYS[1])
+    return {ENDED}
+end
 redis.call('HSET', KEYS[1], 'ended', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return {NOT_THERE}
