@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, Snapshot
-from places import SAMPLE, TEMPLATE, importable
+from places import ENGINE, SAMPLE, TEMPLATE, importable
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
@@ -92,6 +93,29 @@ def test_dev_second_sigint_ends_a_draining_server(get: Any, eventually: Any, tmp
             process.send_signal(signal.SIGINT)
             process.wait(20)
             assert slow.exception() is not None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_dev_starts_again_when_the_engine_changed(get: Any, eventually: Any, tmp_path: Path) -> None:
+    """A reload cannot replace the code of the primary, nor that of `dev` itself."""
+    source, log = tmp_path / "src", tmp_path / "log"
+    for package in (ENGINE, ENGINE.with_name("everycore_demo"), SAMPLE):
+        shutil.copytree(package, source / package.name)
+    with contextlib.closing(_free_port()) as free:
+        port = free.getsockname()[1]
+    process = _dev(port, log, tmp_path, PYTHONPATH=str(source))
+    try:
+        eventually(lambda: "ready after" in log.read_text() and "Watching " in log.read_text())
+        with (source / "everycore" / "server" / "policy.py").open("a") as engine:
+            engine.write("NEW = True\n")
+        eventually(lambda: log.read_text().count("serving sample.app:create_app") == 2)
+        eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
+        assert "dev starts again" in log.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
