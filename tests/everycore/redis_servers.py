@@ -46,6 +46,9 @@ def servers(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             process.wait()
 
 
+_given: set[int] = set()  # ports that a test of this process has got: its server may not listen yet
+
+
 def free_port() -> int:
     """A free one, below those that the kernel gives out, whose cluster bus (10,000 above) is free as well.
 
@@ -54,12 +57,15 @@ def free_port() -> int:
     first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8 * 1250
     while True:
         port = random.randrange(first, first + 1250)
+        if port in _given:
+            continue
         with socket.socket() as one, socket.socket() as bus:
             try:
                 one.bind((HOST, port))
                 bus.bind((HOST, port + 10_000))
             except OSError:
                 continue
+            _given.add(port)
             return port
 
 
