@@ -1,13 +1,12 @@
 """The same blow many times: 50 killed workers, a poisonous request for a minute, 100 reloads under load."""
 
-import os
 import signal
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
-from .. import deaths, load
+from .. import deaths, load, procfs
 from ..context import Context
 from ..http1 import fetch
 from ..peers import OURS, Peer
@@ -109,16 +108,8 @@ def _reload(server: Server) -> float:
     old, began = server.workers(), time.monotonic()
     server.signal(signal.SIGHUP)
     ready = server.newcomers(set(server.ready_times()), len(old), DEADLINE)[-1]
-    server.wait_until(lambda: not any(map(_lives, old)), DEADLINE, "an old worker did not leave")
+    server.wait_until(lambda: not any(map(procfs.lives, old)), DEADLINE, "an old worker did not leave")
     return (ready - began) * 1000
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def table(results: dict[str, Any]) -> list[Table]:

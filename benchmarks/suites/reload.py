@@ -86,7 +86,7 @@ def _within(deadline: float, condition: Callable[[], bool]) -> bool:
 
 def _living(pids: Iterable[int]) -> set[int]:
     """Asks for these alone: to look through all of /proc in a loop would starve the load, which is in this process."""
-    return {pid for pid in pids if procfs.stat(pid)[:1] not in ([], ["Z"])}
+    return {pid for pid in pids if procfs.lives(pid)}
 
 
 def _newcomers(server: Server, known: set[int]) -> set[int]:

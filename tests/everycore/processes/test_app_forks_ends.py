@@ -65,12 +65,12 @@ def forks(puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any) 
             answer: str | None = tell(self.cluster, TASKS.format(method=self.method) + code)
             return answer
 
-        def start(self, code: str) -> tuple[int, set[int]]:
+        def start(self, code: str, count: int = 1) -> tuple[int, set[int]]:
+            """Run code in the worker; return its pid and the processes that it started, which are at least `count`."""
             (worker,) = eventually(lambda: ready(self.cluster))
             before = processes(self.cluster)
             assert self.run(code) == str(worker)
-            started = processes(self.cluster) - before
-            assert started
+            started = eventually(lambda: len(new := processes(self.cluster) - before) >= count and new)
             return worker, started
 
         def kill(self, worker: int, number: int) -> None:
@@ -146,11 +146,11 @@ def test_busy_forks_end_with_a_killed_worker(forks: Any, missing: Any) -> None:
     lock = "import re; context.Process(target=re.match, args=(r'(a+)+$', 'a' * 40 + 'b')).start()\n"
     nested = "context.Process(target=exec, args=('import os, time; os.fork(); time.sleep(600)',)).start()\n"
     for number in (signal.SIGKILL, signal.SIGABRT):
-        worker, started = server.start(BUSY + lock + nested + "time.sleep(0.3)")
+        worker, started = server.start(BUSY + lock + nested, count=6)
         assert len(started) == 6
         server.kill(worker, number)
         server.have_ended(started)
-    _, started = server.start(BUSY + lock + nested + "time.sleep(0.3)")
+    _, started = server.start(BUSY + lock + nested, count=6)
     server.cluster.process.kill()
     server.cluster.process.wait()
     server.have_ended(started)

@@ -139,7 +139,7 @@ def received(client: socket.socket, until: bytes) -> bytes:
 
 
 def told_1012(clients: list[socket.socket]) -> int:
-    """How many of these websockets have been told that the server goes away, perhaps after a ping."""
+    """How many of these websockets got the close code 1012, perhaps after a ping."""
     readable = select.select(clients, (), (), 0)[0]
     return sum(client.recv(200, socket.MSG_PEEK).endswith(GOING_AWAY) for client in readable)
 

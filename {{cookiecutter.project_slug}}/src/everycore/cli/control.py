@@ -11,10 +11,10 @@ from pathlib import Path
 
 from everycore.server.logging import counted
 from everycore.server.run_dir import RunDir
-from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError, Snapshot
+from everycore.server.scoreboard import REFUSALS, RELOAD_NAMES, Scoreboard, ScoreboardError, Snapshot
 
 POLL_INTERVAL = 0.02  # seconds
-REFUSALS = (RELOAD_NAMES[Reload.REFUSED], RELOAD_NAMES[Reload.RESTART_NEEDED])
+REFUSAL_NAMES = tuple(RELOAD_NAMES[state] for state in REFUSALS)
 
 
 class ControlError(Exception):
@@ -89,7 +89,7 @@ class ClusterControl:
             now = self.snapshot()
             if now.reload_age_s > time.monotonic() - requested:
                 return False  # this status is older than the request
-            if now.reload in REFUSALS:
+            if now.reload in REFUSAL_NAMES:
                 raise ControlError(f"reload refused: {now.reload_reason} Generation {before} keeps running.")
             raise_if_generation_fails(now)
             return now.reload == "done" and now.generation > before and not draining(now)

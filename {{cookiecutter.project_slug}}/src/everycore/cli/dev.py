@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from everycore.cli.control import ClusterControl, ControlError
 from everycore.cli.dev_redis import run_redis
 from everycore.cli.local_server import development, serve_command
-from everycore.server.scoreboard import RELOAD_NAMES, Reload
+from everycore.server.run_dir import RunDir
+from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError
 from everycore.server.settings import default_run_dir
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
@@ -54,6 +53,7 @@ def dev(app: str, arguments: list[str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
             signal.signal(number, lambda received, _: process.send_signal(received))
+        board = RunDir(Path(environ["RUN_DIR"])).board
         watching = restarts = False
         for changes in watch(source, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
             if not watching:
@@ -65,7 +65,7 @@ def dev(app: str, arguments: list[str]) -> int:
                 names = sorted({os.path.relpath(path, source) for _, path in changes})
                 print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
                 process.send_signal(signal.SIGHUP)
-            if restarts := _needs_restart(environ):
+            if restarts := _needs_restart(board, process.pid):
                 print("The engine or a library that the primary uses changed: dev starts again", file=sys.stderr)
                 process.terminate()
                 break
@@ -75,10 +75,16 @@ def dev(app: str, arguments: list[str]) -> int:
     return code
 
 
-def _needs_restart(environ: Mapping[str, str]) -> bool:
-    """Return whether the server has refused a reload because it must be restarted."""
-    with suppress(ControlError):
-        return ClusterControl(Path(environ["RUN_DIR"])).snapshot().reload == RELOAD_NAMES[Reload.RESTART_NEEDED]
+def _needs_restart(board: Path, primary: int) -> bool:
+    """Return whether the server has refused a reload because it must be restarted.
+
+    Args:
+        board: The file of its scoreboard. It may not exist yet, or be that of an earlier server.
+        primary: Process id of its primary.
+    """
+    with suppress(OSError, ScoreboardError):
+        shown = Scoreboard.read(board).snapshot()
+        return shown.primary == primary and shown.reload == RELOAD_NAMES[Reload.RESTART_NEEDED]
     return False
 
 

@@ -1,7 +1,7 @@
 """Resets the signal handlers and closes the sockets of a worker in processes that the app forks there.
 
 `multiprocessing` ends its children with SIGTERM, which an inherited handler of the worker would handle as a drain. If a
-child has a copy of a client's socket, the connection stays open when the worker closes its own. `lifeline.py` ends
+child has a copy of a client's socket, the connection stays open when the worker closes its own. `owner_pipe.py` ends
 these processes with their worker.
 """
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from everycore.server.lifeline import Lifeline
+from everycore.server.owner_pipe import OwnerPipe
 from everycore.server.signals import HANDLED, do_nothing
 
 
@@ -26,8 +26,8 @@ class AppForks:
         self.sockets = sockets
         self._mask = threading.local()
         self.handlers: dict[int, object] = dict.fromkeys(HANDLED, do_nothing)  # the worker's handlers by signal
-        self._lifeline = Lifeline()
-        self._lifeline.tie_started_processes()
+        self._owner_pipe = OwnerPipe()
+        self._owner_pipe.tie_started_processes()
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._reset)
 
     def _block(self) -> None:
@@ -48,7 +48,7 @@ class AppForks:
                 if signal.getsignal(number) in (self.handlers[number], signal.SIG_DFL):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             self._close_sockets()
-            self._lifeline.tie_fork()
+            self._owner_pipe.tie_fork()
         finally:
             self._unblock()
 

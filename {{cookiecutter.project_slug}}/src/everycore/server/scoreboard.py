@@ -57,6 +57,7 @@ class Reload(IntEnum):
     RESTART_NEEDED = 5
 
 
+REFUSALS = (Reload.REFUSED, Reload.RESTART_NEEDED)
 RELOAD_NAMES = {state.value: state.name.lower().replace("_", " ") for state in Reload}
 
 

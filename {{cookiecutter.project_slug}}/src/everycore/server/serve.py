@@ -69,9 +69,12 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
         assignment = template_process.Assignment(target, options, primary, inherits, files, resources, policy)
         template_process.run(channel, assignment, imports)
 
+    def count_workers() -> int:
+        return workers or cpus.available_cpus()[0]
+
     primary = os.getpid()
     templates = Templates(run_template, selector, inherits)
-    children = Children(workers or cpus.available_cpus()[0])
+    children = Children(count_workers())
     scheme = "https" if options.get("ssl_certfile") else "http"
     reloader = Reloader(
         templates=templates,
@@ -79,7 +82,7 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
         children=children,
         policy=policy,
         files=files,
-        count_workers=lambda: workers or cpus.available_cpus()[0],
+        count_workers=count_workers,
         banner=f"serving {target} on {', '.join(describe(opened, scheme) for opened in resources.listeners)}",
     )
     flush_streams()

@@ -12,13 +12,12 @@ from time import monotonic_ns
 
 from everycore.server.children import ACCEPTING, Child, Children
 from everycore.server.logging import counted
-from everycore.server.scoreboard import RELOAD, RELOAD_AT, Reload
+from everycore.server.scoreboard import REFUSALS, RELOAD, RELOAD_AT, Reload
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
 POLL_INTERVAL = 1.0  # seconds between checks while no worker is healthy: a recovered worker does not wake the primary
-REFUSALS = (Reload.REFUSED, Reload.RESTART_NEEDED)
 RELOAD_IN_PROGRESS = (Reload.LOADING, Reload.STARTING)
 
 

@@ -27,10 +27,10 @@ from everycore.server import fork_safety, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.children import describe_exit
 from everycore.server.import_errors import LoadError
-from everycore.server.lifeline import Lifeline
 from everycore.server.loaded_files import LoadedFiles
 from everycore.server.loading import load
 from everycore.server.logging import flush_streams, keep_loggers, set_process_name
+from everycore.server.owner_pipe import OwnerPipe
 from everycore.server.parent_death import die_with_parent
 from everycore.server.policy import Policy
 from everycore.server.process import enable_stack_dumps, prefer_as_oom_victim
@@ -90,11 +90,11 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         die_with_parent(assignment.primary)
         prefer_as_oom_victim()
         reset_signals()
-        lifeline = Lifeline()  # for the processes that the import starts
+        owner_pipe = OwnerPipe()  # for the processes that the import starts
         forks = _Forks(channel, assignment.resources.listeners)
         os.register_at_fork(after_in_child=forks.begin)  # before those of the app, which may hang
-        os.register_at_fork(after_in_child=lifeline.tie_fork)
-        lifeline.tie_started_processes()
+        os.register_at_fork(after_in_child=owner_pipe.tie_fork)
+        owner_pipe.tie_started_processes()
         before = fork_safety.Before.take()
         config = _import_app(channel, assignment) if imports else None
         if config is not None or not imports:
@@ -102,9 +102,9 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
             gc.collect()
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
-            lifeline.tie_no_more()
+            owner_pipe.tie_no_more()
             if channel.send(shared=shared):  # a child of the import may have come here, too
-                (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, lifeline, forks).work()
+                (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, owner_pipe, forks).work()
         code = 0
     except BaseException:
         logger.exception("the template process failed")
@@ -114,21 +114,25 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
 
 
 def _import_app(channel: Channel, assignment: Assignment) -> uvicorn.Config | None:
-    """Import the app as a new process would, or report why that fails."""
+    """Import the app, or report why that fails."""
+    try:
+        return _load_app(assignment)
+    except SettingsError as error:
+        channel.send(reason=str(error.args[0]), traceback="", settings=list(error.args))
+    except LoadError as error:
+        channel.send(reason=str(error), traceback=error.traceback, settings=[])
+    return None
+
+
+def _load_app(assignment: Assignment) -> uvicorn.Config:
+    """Import the app as a new process would, and undo what the import has changed in this process for the server."""
     try:
         _follow_release(assignment.files)
         _forget_app(assignment.target)
-        config = load(assignment.target, **assignment.options)
-    except SettingsError as error:
-        channel.send(reason=str(error.args[0]), traceback="", settings=list(error.args))
-        return None
-    except LoadError as error:
-        channel.send(reason=str(error), traceback=error.traceback, settings=[])
-        return None
+        return load(assignment.target, **assignment.options)
     finally:
         keep_loggers()
-        reset_signals()  # the import may have changed how this process handles signals
-    return config
+        reset_signals()
 
 
 def _follow_release(files: LoadedFiles) -> None:
@@ -184,12 +188,12 @@ class _Inherited:
         channel: Channel,
         assignment: Assignment,
         config: uvicorn.Config | None,
-        lifeline: Lifeline,
+        owner_pipe: OwnerPipe,
         forks: _Forks,
     ) -> None:
         self._channel = channel
         self._forks = forks
-        self._lifeline = lifeline
+        self._owner_pipe = owner_pipe
         self._assignment = assignment
         self._config = config
 
@@ -243,22 +247,14 @@ class _Inherited:
 
     def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
         self._channel.close()
-        self._lifeline.leave()
+        self._owner_pipe.leave()
         while os.getppid() == inherited_from:
             sleep(POLL_INTERVAL)
         fork_safety.reseed()
         worker.live(self._load, self._assignment.worker_context(order))
 
     def _load(self) -> uvicorn.Config:
-        if self._config is not None:
-            return self._config
-        _follow_release(self._assignment.files)
-        _forget_app(self._assignment.target)
-        try:
-            return load(self._assignment.target, **self._assignment.options)
-        finally:
-            keep_loggers()
-            reset_signals()
+        return _load_app(self._assignment) if self._config is None else self._config
 
 
 class _Parent(_Inherited):

@@ -17,7 +17,7 @@ from multiprocessing import popen_forkserver, popen_spawn_posix
 from typing import Any
 
 
-class Lifeline:
+class OwnerPipe:
     """A pipe whose write end only its owner has. The kernel kills the processes tied to it when that end is closed.
 
     PR_SET_PDEATHSIG would be simpler, but it also kills the child of a thread that ends, such as an idle thread of a
