@@ -1,4 +1,4 @@
-"""The listeners to the events of the shared connection, which a near cache needs. Does not import: redis-py's client."""
+"""The listeners to the events of the shared connection, for a near cache. Does not import: redis-py's client."""
 
 import logging
 from collections.abc import Iterable

@@ -370,8 +370,9 @@ class ConnectionManager:
         except BaseException:
             await raw.disconnect(nowait=True)
             raise
-        connection = MultiplexedConnection(raw, self._listeners.pushed, self._on_lost, self._flush, self._on_bulky_reply)
-        return connection, await connection.handshake(self._listeners.commands if tracked else [])
+        listeners = self._listeners
+        connection = MultiplexedConnection(raw, listeners.pushed, self._on_lost, self._flush, self._on_bulky_reply)
+        return connection, await connection.handshake(listeners.commands if tracked else [])
 
     def _fail_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, []
