@@ -116,6 +116,33 @@ async def test_restarted_redis_is_used_again(
     assert said[1].startswith("redis available again after")
 
 
+@pytest.mark.one_server("asks the pipelined connection")
+async def test_unavailable_seconds_count_the_running_outage(redis_start: Any, short_path: Path) -> None:
+    """They grow during an outage and stand still between two."""
+    process = redis_start("server")
+    async with connect(f"unix://{short_path}/server/redis.sock", 1.0) as connected:
+        client: Any = connected
+        await client.ping()
+        assert client.stats.unavailable_seconds == 0.0
+        seen = [0.0]
+        for _ in range(2):
+            began = monotonic()
+            process.kill()
+            process.wait()
+            async with asyncio.timeout(20):
+                while client.stats.unavailable_seconds <= seen[-1] + 0.05:
+                    await asyncio.sleep(0.005)
+            seen.append(client.stats.unavailable_seconds)
+            (short_path / "server" / "redis.sock").unlink()
+            process = await asyncio.to_thread(redis_start, "server")
+            await back(client)
+            total = client.stats.unavailable_seconds
+            assert seen[-1] < total <= seen[-2] + monotonic() - began
+            seen.append(total)
+            await client.ping()
+            assert client.stats.unavailable_seconds == total
+
+
 async def test_full_redis_is_retryable_and_readable(redis_start: Any, short_path: Path) -> None:
     redis_start("full", "--maxmemory", "1")
     async with connect(f"unix://{short_path}/full/redis.sock", 2.0) as client:

@@ -88,6 +88,7 @@ async def test_outage_allows_open_rule_and_fails_closed_one() -> None:
     assert (result.allowed, result.enforced) == (True, False)
     with pytest.raises(ConnectionError):
         await limits.take(Rule("api", 10, per=60, fail_open=False), "ann")
+    assert (limits.stats.refused, limits.stats.failed_open) == (0, 1)
 
 
 # Hours, so that no key goes by Redis' own clock while the test's stands still.
@@ -147,6 +148,8 @@ async def test_parallel_takes_allow_exactly_the_burst(redis: Redis, redis_url: s
     await other.aclose()
     assert sum(result.allowed for result in results) == 25
     assert sorted(result.remaining for result in results if result.allowed) == list(range(25))
+    assert sum(worker.stats.refused for worker in workers) == 175
+    assert sum(worker.stats.failed_open for worker in workers) == 0
 
 
 async def test_takes_on_redis_clock_never_exceed_the_rule(redis: Redis) -> None:

@@ -119,15 +119,27 @@ class RateLimitResult:
     enforced: bool = True
 
 
+@dataclass
+class Stats:
+    """Totals of this worker's limiter."""
+
+    refused: int = 0  # takes over their quota
+    failed_open: int = 0  # takes allowed because Redis was unavailable
+
+
 class RateLimiter:
     """Decides takes. The buckets are under `limit:<rule>:<numbers>:<key>`, and expire when they are empty.
 
     Args:
         redis: The client.
         prefix: First part of the keys, after the client's prefix.
+
+    Attributes:
+        stats: What was refused, and what was allowed without Redis.
     """
 
     def __init__(self, redis: Redis, prefix: str = "limit:") -> None:
+        self.stats = Stats()
         self._prefix = prefixed(redis, prefix)
         self._take = Script(redis, CLOCK + TAKE)
 
@@ -151,7 +163,9 @@ class RateLimiter:
         except UNAVAILABLE_ERRORS:
             if not rule.fail_open:
                 raise
+            self.stats.failed_open += 1
             return RateLimitResult(True, rule.size, rule.size, 0.0, 0.0, enforced=False)
+        self.stats.refused += not taken
         drains_in_1_s = rule.limit * MICROSECONDS
         return RateLimitResult(
             allowed=bool(taken),

@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from everycore.state.client.connection import BULKY_BYTES, CLOSED, Command, MultiplexedConnection
+from everycore.state.client.invalidation import InvalidationListener, Listeners
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,6 @@ class QueueFullError(ConnectionError):
     """`MAX_WAITING` commands wait for their replies already. This one was not sent."""
 
 
-class InvalidationListener(Protocol):
-    """Receives the events of the shared connection in the order of the stream. Its methods must return at once."""
-
-    def connected(self, refusal: ResponseError | None) -> object:
-        """A new connection is ready. `refusal` is the error of the listener's first command that Redis refused."""
-
-    def invalidated(self, keys: list[Any] | None) -> object:
-        """Tracked keys changed (CLIENT TRACKING). None means all keys, after a flush."""
-
-    def lost(self) -> object:
-        """The connection is lost, and tracking with it: values read from it may be outdated."""
-
-
 @dataclass(frozen=True)
 class Stats:
     """Totals of a worker's shared connection. `commands / writes` is the average batch."""
@@ -64,6 +52,7 @@ class Stats:
     errors: int  # commands that failed, by Redis or by the connection
     latency: float  # seconds from issue to reply of the last command
     connected: bool
+    unavailable_seconds: float  # from each "redis unavailable" to its "available again", or to now
 
 
 class ConnectionManager:
@@ -83,8 +72,7 @@ class ConnectionManager:
 
     def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
         self.errors = 0
-        self._listeners: list[InvalidationListener] = []
-        self._at_connect: list[tuple[InvalidationListener, bytes]] = []
+        self._listeners = Listeners()
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
@@ -95,13 +83,14 @@ class ConnectionManager:
         self._bulky_commands: dict[bytes, None] = {}  # packed, oldest first
         self._switching: asyncio.Task[None] | None = None
         self._no_switch_until = 0.0
-        self._refusals: list[ResponseError | None] = []  # one for each command of `_at_connect`
+        self._refusals: list[ResponseError | None] = []  # one for each of the listeners' commands
         self._connecting: asyncio.Task[None] | None = None
         self._flushing = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._check_due = 0.0
         self._failures = 0  # in a row
         self._unavailable_since: float | None = None
+        self._unavailable_seconds = 0.0  # of the outages that are over
         self._refusal: str | None = None  # why commands fail at once: Redis is unavailable, or the client closed
         self._closed = False
         self._commands = self._writes = self._opened = 0
@@ -116,8 +105,7 @@ class ConnectionManager:
             raise RuntimeError(
                 "add_invalidation_listener() was called after the first command: values read before it are not tracked"
             )
-        self._listeners.append(listener)
-        self._at_connect.extend((listener, packed) for packed in at_connect)
+        self._listeners.add(listener, at_connect)
 
     def send(self, packed: bytes, on_reply: Callable[[Any], object] | None = None) -> asyncio.Future[Any]:
         """Queue a command for the write at the end of this tick.
@@ -133,7 +121,7 @@ class ConnectionManager:
         if self._refusal is not None:
             self.errors += 1
             raise ConnectionError(self._refusal)
-        if len(self._queue) + sum(len(connection.in_flight) for connection in self._all_connections()) >= MAX_WAITING:
+        if self._waiting() >= MAX_WAITING:
             self.errors += 1
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their replies")
         loop = asyncio.get_running_loop()
@@ -150,11 +138,12 @@ class ConnectionManager:
         return Stats(
             commands=self._commands,
             writes=self._writes,
-            waiting=len(self._queue) + sum(len(each.in_flight) for each in self._all_connections()),
+            waiting=self._waiting(),
             connections=self._opened,
             errors=self.errors,
             latency=connection.latency if connection else 0.0,
             connected=connection is not None,
+            unavailable_seconds=self._unavailable_seconds + self._outage_seconds(),
         )
 
     async def aclose(self) -> None:
@@ -232,16 +221,17 @@ class ConnectionManager:
     def _all_connections(self) -> list[MultiplexedConnection]:
         return [*((self._connection,) if self._connection else ()), *self._retired, *self._apart]
 
+    def _waiting(self) -> int:
+        return len(self._queue) + sum(len(connection.in_flight) for connection in self._all_connections())
+
+    def _outage_seconds(self) -> float:
+        return 0.0 if self._unavailable_since is None else monotonic() - self._unavailable_since
+
     def _watch(self) -> None:
         if self._watchdog is None:
             pause = self._timeout / CHECKS_PER_TIMEOUT
             self._check_due = monotonic() + pause
             self._watchdog = asyncio.get_running_loop().call_later(pause, self._check_timeouts)
-
-    def _on_push(self, message: list[Any]) -> None:
-        if message[0] in (b"invalidate", "invalidate"):
-            for listener in self._listeners:
-                listener.invalidated(message[1])
 
     def _on_lost(self, connection: MultiplexedConnection, reason: str) -> None:
         if connection in self._apart:
@@ -255,30 +245,18 @@ class ConnectionManager:
             return  # it was still in its handshake, and `_open` raises the error
         self._connection = None
         self._failures = self._failures + 1 if monotonic() - connection.opened < MIN_LIFETIME else 0
-        self._notify_lost()
+        self._listeners.lost()
         if not self._closed:
             self._mark_unavailable(reason)
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
-
-    def _notify_lost(self) -> None:
-        for listener in self._listeners:
-            try:
-                listener.lost()
-            except Exception:
-                logger.exception("an invalidation listener failed in lost()")
 
     def _notify_connected(self) -> None:
         """Call `connected`, unless a retired connection may still bring values.
 
         Invalidations of such values would arrive on another stream, in no order with them.
         """
-        if self._connection is None or self._retired:
-            return
-        for listener in self._listeners:
-            reasons = (
-                why for (owner, _), why in zip(self._at_connect, self._refusals, strict=True) if owner is listener
-            )
-            listener.connected(next(filter(None, reasons), None))
+        if self._connection is not None and not self._retired:
+            self._listeners.connected(self._refusals)
 
     def _on_bulky_reply(self, connection: MultiplexedConnection) -> None:
         """Keep later commands from waiting behind this reply: remember its command and switch the connection."""
@@ -307,7 +285,7 @@ class ConnectionManager:
                 self._opened += 1
                 self._connection, self._refusals, connection.retired = new, refusals, True
                 self._retired.add(connection)
-                self._notify_lost()
+                self._listeners.lost()
             else:
                 await new.aclose()
         finally:
@@ -380,7 +358,8 @@ class ConnectionManager:
         self._notify_connected()
         self._connecting, self._refusal = None, CLOSED if self._closed else None
         if self._unavailable_since is not None:
-            logger.warning("redis available again after %.1f s", monotonic() - self._unavailable_since)
+            logger.warning("redis available again after %.1f s", self._outage_seconds())
+            self._unavailable_seconds += self._outage_seconds()
             self._unavailable_since = None
         self._flush()
 
@@ -391,8 +370,9 @@ class ConnectionManager:
         except BaseException:
             await raw.disconnect(nowait=True)
             raise
-        connection = MultiplexedConnection(raw, self._on_push, self._on_lost, self._flush, self._on_bulky_reply)
-        return connection, await connection.handshake([packed for _, packed in self._at_connect if tracked])
+        listeners = self._listeners
+        connection = MultiplexedConnection(raw, listeners.pushed, self._on_lost, self._flush, self._on_bulky_reply)
+        return connection, await connection.handshake(listeners.commands if tracked else [])
 
     def _fail_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, []

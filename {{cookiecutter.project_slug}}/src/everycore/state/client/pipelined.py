@@ -21,7 +21,8 @@ from redis.exceptions import ConnectionError, OutOfMemoryError, ResponseError, T
 from redis.observability.providers import get_observability_instance
 
 from everycore.state.cancellation import keep_cancels
-from everycore.state.client.manager import ConnectionManager, InvalidationListener, Stats
+from everycore.state.client.invalidation import InvalidationListener
+from everycore.state.client.manager import ConnectionManager, Stats
 
 # Commands that block their connection. Each takes one from the pool, without a read timeout. XREAD blocks only with
 # BLOCK; without it the pool only costs more.
