@@ -13,7 +13,7 @@ from everycore.server.children import State
 from everycore.server.import_errors import LoadError
 from everycore.server.listeners import BindError
 from everycore.server.policy import Policy
-from everycore.server.request_id import request_id
+from everycore.server.request_ids import request_id
 from everycore.server.run_dir import RunDirError
 from everycore.server.scoreboard import Reload, Snapshot, WorkerRow
 from everycore.server.serve import serve

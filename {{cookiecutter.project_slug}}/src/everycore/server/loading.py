@@ -14,7 +14,7 @@ from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.import_errors import LoadError, summarize
 from everycore.server.logging import AccessLog
 from everycore.server.proxies import LOCAL, add_proxy_middleware
-from everycore.server.request_id import RequestIds
+from everycore.server.request_ids import RequestIds
 
 
 def load(
