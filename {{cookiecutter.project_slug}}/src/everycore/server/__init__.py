@@ -13,6 +13,7 @@ from everycore.server.children import State
 from everycore.server.import_errors import LoadError
 from everycore.server.listeners import BindError
 from everycore.server.policy import Policy
+from everycore.server.request_ids import request_id
 from everycore.server.run_dir import RunDirError
 from everycore.server.scoreboard import Reload, Snapshot, WorkerRow
 from everycore.server.serve import serve
@@ -32,6 +33,7 @@ __all__ = [
     "Snapshot",
     "State",
     "WorkerRow",
+    "request_id",
     "serve",
 ]
 

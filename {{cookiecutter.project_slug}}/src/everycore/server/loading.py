@@ -14,6 +14,7 @@ from everycore.server.http import CoalescingHttpProtocol
 from everycore.server.import_errors import LoadError, summarize
 from everycore.server.logging import AccessLog
 from everycore.server.proxies import LOCAL, add_proxy_middleware
+from everycore.server.request_ids import RequestIds
 
 
 def load(
@@ -53,6 +54,7 @@ def load(
         raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
     if access_log:
         config.loaded_app = AccessLog(config.loaded_app)
+    config.loaded_app = RequestIds(config.loaded_app)
     config.loaded_app = add_proxy_middleware(config.loaded_app, forwarded_allow_ips, root_path)
     return config
 

@@ -1,6 +1,7 @@
 """ASGI parts for any Starlette app: health, metrics, status, security, limits, error responses, static files."""
 
 from everycore.environ import SettingsError, parse_bool, setting
+from everycore.server import request_id
 from everycore.web.cluster import cluster_status
 from everycore.web.cross_origin import CrossOriginProtection
 from everycore.web.defaults import middleware, routes
@@ -27,6 +28,7 @@ __all__ = [
     "join_room",
     "middleware",
     "parse_bool",
+    "request_id",
     "require_ops_token",
     "routes",
     "setting",

@@ -1,0 +1,62 @@
+"""The id of the request that is being handled. It joins the lines of one request, also those of other services."""
+
+import os
+import re
+from contextvars import ContextVar
+from random import Random
+from typing import Any
+
+HEADER = b"x-request-id"
+# Such a text needs no escape in a log line, a header field or JSON. A UUID, base64 and the ids of AWS are such texts.
+SAFE = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
+
+_current: ContextVar[str | None] = ContextVar("request_id", default=None)
+_random = Random()  # its own, because the app may seed that of the module
+os.register_at_fork(after_in_child=_random.seed)  # otherwise all workers would make the same ids
+
+
+def request_id() -> str | None:
+    """Return the id of the request or WebSocket that is being handled, or None outside of them.
+
+    Send it as `X-Request-ID` with calls to other services. A task or a thread that a handler starts with
+    `asyncio.create_task`, `asyncio.to_thread` or `anyio.to_thread` has the id of the request.
+    """
+    return _current.get()
+
+
+def choose_request_id(sent: bytes | None) -> str:
+    """Return the id for a request.
+
+    Args:
+        sent: The value of `X-Request-ID`, from the client or a proxy. It is used if it matches SAFE.
+    """
+    if sent is not None and SAFE.fullmatch(sent):
+        return sent.decode()
+    return f"{_random.getrandbits(128):032x}"
+
+
+class RequestIds:
+    """ASGI middleware that gives each request and WebSocket its id: `scope["state"]["request_id"]`."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle one request. The last X-Request-ID counts, because a proxy adds its own at the end."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        sent = None
+        for name, value in scope["headers"]:
+            if name == HEADER:
+                sent = value
+        identity = scope["state"]["request_id"] = choose_request_id(sent)
+        _current.set(identity)
+
+        async def send_with_id(message: Any) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                fields = [field for field in message.get("headers", ()) if field[0] != HEADER]
+                message = {**message, "headers": [*fields, (HEADER, identity.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
