@@ -14,6 +14,9 @@ from everycore.server.logging import _writer, write_access_line
 HOSTILE = 'x", "status": 200, "role": "y\n12:00:00 INFO    primary pid=1  stopped\r\x1b[2J\x7f\x9b2J\u2028\u202e'
 STEERING = set("\r\x1b\x7f\x9b\u2028\u202e")
 
+TEXTS = ("method", "path", "client", "request_id", "user_agent")
+REQUEST: Any = {**dict.fromkeys(TEXTS, HOSTILE), "status": 404, "ms": 1.0, "sent": 5}
+
 
 class Unprintable:
     def __repr__(self) -> str:
@@ -64,7 +67,7 @@ def fail_with_hostile(logger: logging.Logger) -> None:
 def access(request: Any) -> str:
     """An access line with everything that a client may send."""
     lines = LineFormat(request.param == "json")
-    return lines.access_line(0.0, HOSTILE, HOSTILE, 404, 1.0, HOSTILE, HOSTILE, 5, HOSTILE)
+    return lines.access_line(0.0, **REQUEST)
 
 
 def test_record_as_json_has_all_fields() -> None:
@@ -95,10 +98,9 @@ def test_json_line_is_one_line_of_ascii(access: str) -> None:
 
 
 def test_access_line_keeps_hostile_text_in_its_field() -> None:
-    written = LineFormat(True).access_line(0.0, HOSTILE, HOSTILE, 404, 1.0, HOSTILE, HOSTILE, 5, HOSTILE)
+    written = LineFormat(True).access_line(0.0, **REQUEST)
     found = json.loads(written)
-    texts = ("method", "path", "client", "request_id", "user_agent")
-    assert [found[name] for name in texts] == [HOSTILE] * len(texts)
+    assert [found[name] for name in TEXTS] == [HOSTILE] * len(TEXTS)
     assert (found["status"], found["bytes"], found["role"]) == (404, 5, "primary")
 
 
@@ -168,5 +170,5 @@ def test_exception_outside_of_a_handler_adds_no_field() -> None:
 
 def test_access_line_is_written_to_stderr(capfd: Any) -> None:
     _writer.cache_clear()  # it may write to the stderr of another test
-    write_access_line("GET", "/", 200, 1.0, "::1", "id", 5, "curl/8")
-    assert json.loads(capfd.readouterr().err)["message"] == "GET / 200"
+    write_access_line(**{**REQUEST, "method": "GET", "path": "/"})
+    assert json.loads(capfd.readouterr().err)["message"] == "GET / 404"

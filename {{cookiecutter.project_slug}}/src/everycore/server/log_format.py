@@ -1,4 +1,4 @@
-"""The form of a log line: JSON for programs, or text for people. Both have the same fields, and nothing leaves its field.
+"""The form of a log line: JSON for programs, or text for people. Both have the same fields.
 
 Lines quote clients and apps. So each value is escaped, and an extra field cannot take the place of a field of the line.
 """
@@ -64,7 +64,7 @@ class LineFormat:
             details["stack"] = record.stack_info
         extra = {name: value for name, value in vars(record).items() if name not in USUAL}
         details = {name: text for name, text in details.items() if text}
-        return self.line(record.created, record.levelname, record.name, _message(record), extra, details)
+        return self.line(record.created, record.levelname, record.name, _message(record), extra=extra, details=details)
 
     def line(
         self,
@@ -72,6 +72,7 @@ class LineFormat:
         level: str,
         logger: str,
         message: str,
+        *,
         extra: Mapping[str, Any] | None = None,
         details: Mapping[str, str] | None = None,
     ) -> str:
@@ -90,11 +91,12 @@ class LineFormat:
             return self._text(when, level, message, {"logger": logger, **fields}, details or {})
         head = {"time": _utc(when), "level": level.lower(), "logger": logger, "message": message}
         tail = "".join(f", {quote(name)}: {_to_json(value)}" for name, value in {**fields, **(details or {})}.items())
-        return f"{json.dumps(head)[:-1]}, {self._quoted}, \"pid\": {os.getpid()}{tail}}}"
+        return f'{json.dumps(head)[:-1]}, {self._quoted}, "pid": {os.getpid()}{tail}}}'
 
     def access_line(
         self,
         when: float,
+        *,
         method: str,
         path: str,
         status: int,
