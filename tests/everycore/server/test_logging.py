@@ -144,8 +144,8 @@ def test_value_that_json_cannot_encode_is_its_repr(value: Any, logged: Any) -> N
 
 
 def test_extra_field_takes_no_field_of_the_line() -> None:
-    given = {name: "mine" for name in OWN - {"message"}}  # `logging` refuses "message" itself
-    found = parsed(lambda logger: logger.info("m", extra={**given, 5: 6}))
+    given: Any = {name: "mine" for name in OWN - {"message"}}  # `logging` refuses "message" itself
+    found = parsed(lambda logger: logger.info("m", extra=given | {5: 6}))
     assert "mine" not in [found.get(name) for name in OWN]
     assert {found[f"extra.{name}"] for name in given} == {"mine"}
     assert found["5"] == 6

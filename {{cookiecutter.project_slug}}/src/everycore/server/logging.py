@@ -87,7 +87,7 @@ def set_uvicorn_level(hushed: bool) -> None:
 
 
 def write_access_line(**request: Any) -> None:
-    """Write a line for one request. It takes 4 us, and `logging` would take 20 us.
+    """Write a line for one request. It takes 5 us of CPU, and `logging` would take 20 us.
 
     Args:
         request: What `LineFormat.access_line` logs.
