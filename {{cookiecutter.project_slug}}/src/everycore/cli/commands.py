@@ -119,7 +119,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
         if value is not None:
             os.environ[name] = value
     settings = read_settings()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     if target == own_app():
         found = list(start_check.findings(target))
         errors = [(text, code) for text, code in found if code]

@@ -42,6 +42,17 @@ def parse_log_level(text: str) -> str:
     return text.upper()
 
 
+def parse_log_format(text: str) -> str:
+    """Return the form of the log.
+
+    Raises:
+        ValueError: The text is not one of the choices.
+    """
+    if text.lower() not in ("auto", "text", "json"):
+        raise ValueError(text)
+    return text.lower()
+
+
 def parse_proxies(text: str) -> tuple[str, ...]:
     """Return the entries of FORWARDED_ALLOW_IPS.
 
@@ -118,6 +129,7 @@ class ServerSettings(EnvironSettings):
     max_rss_mb: int = 0
     preload: str = setting(Policy.preload, parse_preload, "auto, always or never")
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
+    log_format: str = setting("auto", parse_log_format, "auto, text or json")
     access_log: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -29,7 +29,7 @@ from everycore.server.children import describe_exit
 from everycore.server.import_errors import LoadError
 from everycore.server.loaded_files import LoadedFiles
 from everycore.server.loading import load
-from everycore.server.logging import flush_streams, keep_loggers, set_process_name
+from everycore.server.logging import flush_streams, keep_loggers, set_process
 from everycore.server.owner_pipe import OwnerPipe
 from everycore.server.parent_death import die_with_parent
 from everycore.server.policy import Policy
@@ -85,7 +85,7 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
     """
     code = 1
     try:
-        set_process_name("template")
+        set_process("template")
         enable_stack_dumps()
         die_with_parent(assignment.primary)
         prefer_as_oom_victim()

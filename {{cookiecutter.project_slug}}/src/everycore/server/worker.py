@@ -26,7 +26,7 @@ from everycore.server.children import State
 from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
 from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
-from everycore.server.logging import flush_streams, set_process_name, set_uvicorn_level
+from everycore.server.logging import flush_streams, set_process, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
 from everycore.server.process import ResidentMemory, enable_stack_dumps, max_connections
 from everycore.server.request_timeouts import RequestTimeouts
@@ -93,7 +93,7 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     Returns:
         The exit code.
     """
-    set_process_name(f"worker={context.slot} gen={context.generation}")
+    set_process("worker", context.slot, context.generation)
     enable_stack_dumps()
     parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
