@@ -55,6 +55,17 @@ def inherit_orphans() -> bool:
     return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0)
 
 
+def process_exists(pid: int) -> bool:
+    """Return whether a process has this pid, perhaps another user's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def enable_stack_dumps() -> None:
     """Print the stacks of all threads at SIGABRT and at a crash in C code."""
     with suppress(RuntimeError, AttributeError, OSError, ValueError):  # there is no stderr

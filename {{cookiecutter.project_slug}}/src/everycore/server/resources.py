@@ -54,6 +54,7 @@ class Resources:
             run_dir.remove(lock)
             os.close(lock)
             raise
+        run_dir.remove_metrics()
         wakeup_pipe = os.pipe()
         for end in wakeup_pipe:
             os.set_blocking(end, False)

@@ -24,6 +24,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.board = path / "board"
+        self.metrics = path / "metrics"
         self._lock = path / "lock"
 
     def prepare(self) -> None:
@@ -124,7 +125,15 @@ class RunDir:
         if not is_own:
             logger.warning("RUN_DIR %s belongs to another primary; leaving it", self.path)
             return
+        self.remove_metrics()
         for path in (self.board, self._lock):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it may contain files of others
             self.path.rmdir()
+
+    def remove_metrics(self) -> None:
+        """Remove the files of the app's own metrics, at the end and at a new start. A killed primary leaves them."""
+        with suppress(OSError):  # there are none, or files of others
+            for path in self.metrics.glob("*.db"):
+                path.unlink(missing_ok=True)
+            self.metrics.rmdir()

@@ -16,6 +16,7 @@ from typing import NoReturn, Self
 from everycore.server.channel import Channel
 from everycore.server.children import NEVER, Child
 from everycore.server.import_errors import format_traceback, summarize
+from everycore.server.process import process_exists
 from everycore.server.signals import signals_blocked
 
 ORPHAN_POLL = 1.0  # seconds; nobody reports the exit of a worker whose parent has died
@@ -232,7 +233,7 @@ class Templates:
                     yield Failed(template, message["reason"], message["traceback"], message["settings"])
             self._let_end(template)
         for pid in list(self._orphans):
-            if not _exists(pid):
+            if not process_exists(pid):
                 self._orphans.discard(pid)
                 yield Exited(pid, None)
 
@@ -309,11 +310,3 @@ class Templates:
                 self._former.remove(template)
             elif template.connected:
                 template.channel.finish()
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import uvicorn
 
 from everycore.environ import SettingsError
-from everycore.server import fork_safety, worker
+from everycore.server import app_metrics, fork_safety, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.children import describe_exit
 from everycore.server.import_errors import LoadError
@@ -70,7 +70,8 @@ class Assignment:
         """Return what a worker is given."""
         given = self.resources
         parent_pipe, wakeup_pipe = given.parent_pipe[0], given.wakeup_pipe[1]
-        shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, wakeup_pipe)
+        metrics = given.run_dir.metrics
+        shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, metrics, wakeup_pipe)
         own = (order["asked"]["slot"], order["generation"], order["row"], order["again"])
         return WorkerContext(*shared, *own)
 
@@ -95,6 +96,7 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         os.register_at_fork(after_in_child=forks.begin)  # before those of the app, which may hang
         os.register_at_fork(after_in_child=owner_pipe.tie_fork)
         owner_pipe.tie_started_processes()
+        app_metrics.keep_values_in_files()
         before = fork_safety.Before.take()
         config = _import_app(channel, assignment) if imports else None
         if config is not None or not imports:

@@ -6,8 +6,12 @@ The app gets nothing else from this package. Under another server, such as plain
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from prometheus_client import Metric
+
+from everycore.server import app_metrics
 from everycore.server.scoreboard import (
     COUNTERS,
     FIRST_APP_CELL,
@@ -33,14 +37,16 @@ class ClusterView:
         generation: Generation of this worker's code, from 1. Each reload adds 1.
     """
 
-    def __init__(self, board: Scoreboard, row: int) -> None:
+    def __init__(self, board: Scoreboard, row: int, metrics: Path) -> None:
         """In a worker: show the scoreboard to the app.
 
         Args:
             board: The scoreboard.
             row: Index of this worker's row.
+            metrics: Folder of the files of the app's own metrics.
         """
         self._board = board
+        self._metrics = metrics
         self.worker_draining = asyncio.Event()
         self._cells = cells = board.row(row)
         self.host = socket.gethostname()
@@ -57,6 +63,14 @@ class ClusterView:
     def snapshot(self) -> Snapshot:
         """Read the whole scoreboard. Every worker reads the same."""
         return self._board.snapshot()
+
+    def app_metrics(self) -> Iterable[Metric]:
+        """Return the metrics that the app has made with prometheus_client, added up over all workers.
+
+        Counters, histograms and summaries include dead workers, and so does a gauge with the mode "mostrecent". Every
+        other gauge is that of the workers that live.
+        """
+        return app_metrics.read(self._metrics, {row.pid for row in self.snapshot().workers})
 
     def publish_metrics(self, counters: Sequence[int], gauges: Sequence[int]) -> None:
         """Write metrics of this worker's app to the scoreboard, where their order identifies them.

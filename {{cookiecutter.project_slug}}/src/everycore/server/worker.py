@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from everycore.environ import SettingsError
-from everycore.server import parent_death, scoreboard
+from everycore.server import app_metrics, parent_death, scoreboard
 from everycore.server.acceptor import Acceptor
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
@@ -54,6 +55,7 @@ class WorkerContext:
     listeners: Sequence[socket.socket]
     policy: Policy
     parent_pipe: int  # read end, which reports the end of the file when the primary exits
+    metrics: Path  # folder of the files of the app's own metrics
     wakeup_pipe: int  # write end, where a byte makes the primary read the scoreboard
     slot: int
     generation: int
@@ -98,6 +100,7 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
     app_forks = AppForks(lambda: [listener.fileno() for listener in context.listeners])  # the import may fork, too
+    app_metrics.open_files(context.metrics, context.row)  # the import may count, too
     worker = Worker(load(), context, app_forks)
     try:
         return worker.ending.run(worker.work())
@@ -136,7 +139,7 @@ class Worker(uvicorn.Server):
     async def work(self) -> None:
         """Start the app, serve until SIGTERM, and drain."""
         self.lifespan = self.config.lifespan_class(self.config)
-        self.view = ClusterView(self.context.board, self.context.row)
+        self.view = ClusterView(self.context.board, self.context.row, self.context.metrics)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
         # During the startup there is nothing to drain, and SIGTERM must end a long one. So the handlers are set now.

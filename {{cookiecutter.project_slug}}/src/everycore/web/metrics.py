@@ -110,6 +110,7 @@ async def metrics(request: Request) -> Response:
     cluster: ClusterView | None = getattr(request.state, "cluster", None)
     if cluster is not None:
         registry.register(SnapshotCollector(cluster.snapshot()))
+        registry.register(AppCollector(cluster))
     headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}
     return Response(generate_latest(registry), headers=headers)
 
@@ -139,6 +140,17 @@ class SnapshotCollector(Collector):
             for slot in sorted({row.slot for row in workers}):
                 family.add_metric([str(slot)], combine(value(row) for row in workers if row.slot == slot))
             yield family
+
+
+class AppCollector(Collector):
+    """Collects the metrics that the app makes with prometheus_client."""
+
+    def __init__(self, cluster: ClusterView) -> None:
+        self._cluster = cluster
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of all workers, added up."""
+        return self._cluster.app_metrics()
 
 
 def _counts(name: str, text: str, label: str, known: tuple[str, ...], found: list[str]) -> Metric:
