@@ -32,7 +32,7 @@ def shown(pid: int) -> str:
     return ended.stdout.rstrip() + " | " + Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-def test_processes_show_their_role_in_ps(serve: Any, ready: Any, snapshot: Any, templates: Any, eventually: Any) -> None:
+def test_processes_have_titles_in_ps(serve: Any, ready: Any, snapshot: Any, templates: Any, eventually: Any) -> None:
     cluster = serve("--workers", "2", LINGER="0", SECRET_KEY="s" * 40)
     eventually(lambda: len(ready(cluster)) == 2)
     assert shown(cluster.pid) == "sample: primary | primary"
