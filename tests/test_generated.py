@@ -193,6 +193,7 @@ def running(project):
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            command += f" in {(entry / 'cwd').readlink()}"  # a server has a title in the place of its arguments
         except OSError:
             continue
         if str(project) in command:

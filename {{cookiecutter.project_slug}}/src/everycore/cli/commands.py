@@ -219,7 +219,7 @@ def reload() -> None:
     or if an old worker failed while it drained.
     """
     with running_server() as server:
-        server.reload()
+        click.echo(server.reload())
 
 
 @click.command()

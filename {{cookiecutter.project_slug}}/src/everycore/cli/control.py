@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from everycore.server.logging import counted
+from everycore.server.revision import describe_revision
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import REFUSALS, RELOAD_NAMES, Scoreboard, ScoreboardError, Snapshot
 
@@ -75,13 +76,17 @@ class ClusterControl:
         """
         self._send(signal.SIGHUP)
 
-    def reload(self) -> None:
+    def reload(self) -> str:
         """Request a reload and wait until the old workers have ended.
+
+        Returns:
+            One line about the code that runs now.
 
         Raises:
             ControlError: The old generation keeps running, or one of its workers failed while it drained.
         """
-        before = self.snapshot().generation
+        first = self.snapshot()
+        before = first.generation
         requested = time.monotonic()
         self._send(signal.SIGHUP)
 
@@ -107,6 +112,7 @@ class ClusterControl:
                 f"generation {after.generation} is running, but {after.reload_reason}: its requests in flight are "
                 "lost. See the log."
             )
+        return f"generation {after.generation}{describe_revision(after.revision, first.revision)} is running"
 
     def scale(self, wanted: int) -> None:
         """Set the number of workers and wait until they are ready.
@@ -235,6 +241,7 @@ def headline(snapshot: Snapshot) -> str:
     state = "draining" if snapshot.draining else "serving" if ready(snapshot) else "no worker ready"
     lines = [
         f"primary {snapshot.primary}, up {snapshot.age_s:.0f} s, {state}, generation {snapshot.generation}, "
+        f"{f'revision {snapshot.revision}, ' if snapshot.revision else ''}"
         f"{counted(snapshot.wanted, 'worker')} wanted, {counted(snapshot.requests, 'request')}, "
         f"{counted(snapshot.deaths, 'worker')} ended"
     ]

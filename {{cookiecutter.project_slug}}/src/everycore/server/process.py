@@ -1,4 +1,4 @@
-"""Limits and memory of the current process: open files, resident memory, stack dumps, and its OOM score."""
+"""Limits, memory and title of the current process: open files, resident memory, stack dumps, its OOM score."""
 
 import ctypes
 import faulthandler
@@ -8,10 +8,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # prctl(2)
 OOM_SCORE = 300  # of 1000; enough for the kernel to kill a worker before the primary
 OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
-STATM = "/proc/self/statm"
+STAT, STATM = Path("/proc/self/stat"), "/proc/self/statm"
+ARG_START, ARG_END = 47, 48  # fields of /proc/self/stat (proc_pid_stat(5)), counted from 0
+MAX_ARGUMENTS = 2**20  # bytes; more is no plausible size
 RESERVE_PART, MAX_RESERVE = 10, 64  # a tenth of the open files, at most 64
 
 
@@ -76,6 +78,39 @@ def prefer_as_oom_victim() -> None:
     """Have the kernel kill this process, or one that it forks, before the primary when memory runs out."""
     with suppress(OSError, ValueError):  # not Linux, no /proc, or a read-only /proc
         OOM_SCORE_ADJ.write_text(str(min(1000, int(OOM_SCORE_ADJ.read_text()) + OOM_SCORE)))
+
+
+class Title:
+    """The title of a process in `ps`, for all forks of the process that makes it.
+
+    A title overwrites the arguments of the command line in memory, and is cut at their length. The environment behind
+    them stays, because tools read it from /proc/PID/environ. Where the place of the arguments is not known, as on
+    macOS, the processes have no title.
+
+    Args:
+        app: Name of the app. It is the beginning of each title.
+    """
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._start = self._size = 0
+        with suppress(OSError, ValueError, IndexError):  # not Linux, no /proc, or an emulation
+            fields = STAT.read_text().rpartition(")")[2].split()
+            start, end = (int(fields[field - 2]) for field in (ARG_START, ARG_END))
+            if 0 < start < end < start + MAX_ARGUMENTS:
+                self._start, self._size = start, end - start
+
+    def set(self, role: str, generation: int | None = None) -> None:
+        """Set the title of this process, such as "shop: worker 2 gen 3".
+
+        Args:
+            role: Such as "worker 2". The kernel names it when memory runs out, and `top` shows it.
+            generation: The generation of a worker or a template process.
+        """
+        if self._size:
+            title = f"{self._app}: {role}" if generation is None else f"{self._app}: {role} gen {generation}"
+            ctypes.memmove(self._start, title.encode()[: self._size - 1].ljust(self._size, b"\0"), self._size)
+            ctypes.CDLL(None).prctl(PR_SET_NAME, role.encode())
 
 
 class ResidentMemory:

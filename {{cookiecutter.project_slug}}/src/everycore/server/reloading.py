@@ -16,6 +16,7 @@ from everycore.server.import_errors import LoadError
 from everycore.server.loaded_files import LoadedFiles
 from everycore.server.logging import counted
 from everycore.server.policy import Policy
+from everycore.server.revision import describe_revision
 from everycore.server.scoreboard import RELOAD, STATE, Reload, Scoreboard
 from everycore.server.template import Failed, Loaded, Template, Templates
 
@@ -66,6 +67,7 @@ class Reloader:
         self._starting = False  # the workers of the new generation are not all ready yet
         self._failed_drain = ""  # how a worker of the old generation failed
         self._last_failure = ""
+        self._revision = ""  # of the code that new workers run
         self._retry_at = NEVER
         self.scaled: int | None = None
 
@@ -117,8 +119,10 @@ class Reloader:
         self._last_failure = ""
         self._retry_at = NEVER
         self._templates.switch()
+        before, self._revision = self._revision, loaded.revision
+        self._board.set_revision(loaded.revision)
         if self._reloading:
-            self._begin_generation()
+            self._begin_generation(before)
 
     def on_failed(self, failed: Failed) -> None:
         """Keep the old generation, or raise if there is none.
@@ -227,7 +231,7 @@ class Reloader:
         self._reloading = reloading
         self._aborted = False
         try:
-            self._templates.load(imports)
+            self._templates.load(self._children.generation + reloading, imports)
         except OSError as error:
             self._fail(f"no process can be forked: {error.strerror}.")
 
@@ -253,7 +257,7 @@ class Reloader:
             logger.warning("%s.", fork_safety.advice(shared))
         return bool(shared) and self._policy.preload == "auto"
 
-    def _begin_generation(self) -> None:
+    def _begin_generation(self, revision_before: str) -> None:
         children = self._children
         children.generation += 1
         self._failed_drain = ""
@@ -262,7 +266,8 @@ class Reloader:
         if self._starting:
             self._board.set_reload_status(Reload.STARTING)
         if children.generation == 1:
-            logger.info("%s with %s", self._banner, counted(children.wanted, "worker"))
+            shown = f", revision {self._revision}" if self._revision else ""
+            logger.info("%s with %s%s", self._banner, counted(children.wanted, "worker"), shown)
             return
         before, configured = children.wanted, self._count_workers()
         children.wanted = self.scaled or configured
@@ -272,7 +277,8 @@ class Reloader:
             kept = counted(children.wanted, "worker")
             logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", kept, configured)
         old = counted(len(children), "worker")
-        logger.info("reload: generation %d starting, replacing %s", children.generation, old)
+        revision = describe_revision(self._revision, revision_before)
+        logger.info("reload: generation %d%s starting, replacing %s", children.generation, revision, old)
 
     def _fail(self, reason: str, traceback: str = "") -> None:
         if not self._children.generation:

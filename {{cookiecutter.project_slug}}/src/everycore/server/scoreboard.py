@@ -18,8 +18,9 @@ from time import monotonic_ns
 from typing import Self
 
 from everycore.server.children import ACCEPTING, State
+from everycore.server.revision import MAX_REVISION
 
-VERSION = 4  # of this layout; a change needs a new number
+VERSION = 5  # of this layout; a change needs a new number
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # maximum number of live workers, including the old ones during a reload
 
@@ -43,7 +44,9 @@ STATE_NAMES = {state.value: state.name.lower() for state in State}
 SERVING_NAMES = frozenset(STATE_NAMES[state] for state in ACCEPTING)
 REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # the reason for the state of the last reload, in UTF-8
 REASON_BYTES = 512
-SIZE = REASON_AT + REASON_BYTES
+REVISION_AT = REASON_AT + REASON_BYTES  # the revision of the code, in ASCII
+REVISION_BYTES = MAX_REVISION
+SIZE = REVISION_AT + REVISION_BYTES
 
 
 class Reload(IntEnum):
@@ -103,6 +106,7 @@ class Snapshot:
     reload: str
     reload_age_s: float
     reload_reason: str
+    revision: str
     counters: list[int]
     workers: list[WorkerRow]
 
@@ -203,7 +207,13 @@ class Scoreboard:
         """
         with self._seqlock_write():
             self.header[RELOAD], self.header[RELOAD_AT] = state, monotonic_ns()
-            self._bytes[REASON_AT:] = reason.encode(errors="backslashreplace")[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
+            text = reason.encode(errors="backslashreplace")[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
+            self._bytes[REASON_AT:REVISION_AT] = text
+
+    def set_revision(self, revision: str) -> None:
+        """In the primary: set the revision of the code that new workers run. It has at most MAX_REVISION characters."""
+        with self._seqlock_write():
+            self._bytes[REVISION_AT:SIZE] = revision.encode().ljust(REVISION_BYTES, b"\0")
 
     @contextmanager
     def _seqlock_write(self) -> Iterator[None]:
@@ -257,7 +267,8 @@ class Scoreboard:
             deaths=cells[DEATHS],
             reload=RELOAD_NAMES.get(cells[RELOAD], "unknown"),
             reload_age_s=_seconds_since(cells[RELOAD_AT], now),
-            reload_reason=copy[REASON_AT:].rstrip(b"\0").decode(errors="replace"),
+            reload_reason=copy[REASON_AT:REVISION_AT].rstrip(b"\0").decode(errors="replace"),
+            revision=copy[REVISION_AT:SIZE].rstrip(b"\0").decode(errors="replace"),
             counters=[
                 cells[PAST_COUNTERS + number] + sum(worker.counters[number] for worker in workers)
                 for number in range(COUNTERS)

@@ -16,7 +16,7 @@ from everycore.server.loaded_files import LoadedFiles, typed_directory
 from everycore.server.logging import flush_streams, release_streams
 from everycore.server.policy import Policy
 from everycore.server.primary import Primary
-from everycore.server.process import inherit_orphans, raise_open_files
+from everycore.server.process import Title, inherit_orphans, raise_open_files
 from everycore.server.reloading import Reloader
 from everycore.server.resources import Resources
 from everycore.server.run_dir import RunDir
@@ -58,7 +58,7 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
     inherits = inherit_orphans()
     selector = DefaultSelector()
 
-    def run_template(channel: Channel, imports: bool) -> NoReturn:
+    def run_template(channel: Channel, generation: int, imports: bool) -> NoReturn:
         """In a forked process: release what only the primary uses, and become a template process."""
         from everycore.server import template_process  # not loaded in the primary, so a reload replaces these libraries
 
@@ -66,13 +66,15 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
         selector.close()
         templates.close_in_child()
         resources.close_in_child()
-        assignment = template_process.Assignment(target, options, primary, inherits, files, resources, policy)
-        template_process.run(channel, assignment, imports)
+        assignment = template_process.Assignment(target, options, primary, inherits, files, resources, policy, title)
+        template_process.run(channel, assignment, generation, imports)
 
     def count_workers() -> int:
         return workers or cpus.available_cpus()[0]
 
     primary = os.getpid()
+    title = Title(target.partition(":")[0].partition(".")[0])
+    title.set("primary")
     templates = Templates(run_template, selector, inherits)
     children = Children(count_workers())
     scheme = "https" if options.get("ssl_certfile") else "http"

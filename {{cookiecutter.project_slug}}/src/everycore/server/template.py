@@ -19,6 +19,8 @@ from everycore.server.import_errors import format_traceback, summarize
 from everycore.server.process import process_exists
 from everycore.server.signals import signals_blocked
 
+Run = Callable[[Channel, int, bool], NoReturn]
+
 ORPHAN_POLL = 1.0  # seconds; nobody reports the exit of a worker whose parent has died
 
 
@@ -47,11 +49,12 @@ class Template:
         self.reaped = False
 
     @classmethod
-    def start(cls, run: Callable[[Channel, bool], NoReturn], imports: bool) -> Self:
+    def start(cls, run: Run, generation: int, imports: bool) -> Self:
         """Fork a template process.
 
         Args:
-            run: What the process runs, with its end of the connection and `imports`. All signals are blocked.
+            run: What the process runs, with its end of the connection and the other arguments. All signals are blocked.
+            generation: That of its workers.
             imports: Whether it imports the app.
 
         Raises:
@@ -63,7 +66,7 @@ class Template:
                 pid = os.fork()
                 if pid == 0:
                     ours.close()
-                    cls._run(run, theirs, imports)
+                    cls._run(run, theirs, generation, imports)
             except OSError:
                 ours.close()
                 raise
@@ -72,10 +75,10 @@ class Template:
         return cls(pid, ours, imports)
 
     @staticmethod
-    def _run(run: Callable[[Channel, bool], NoReturn], channel: Channel, imports: bool) -> NoReturn:
+    def _run(run: Run, channel: Channel, generation: int, imports: bool) -> NoReturn:
         """In the new process: run it, and never return to the code of the primary. A deploy may break its libraries."""
         try:
-            run(channel, imports)
+            run(channel, generation, imports)
         except BaseException as error:
             reason = f"the template process cannot start: {summarize(error, __name__)}"
             channel.send(reason=reason, traceback=format_traceback(error), settings=[])
@@ -118,10 +121,17 @@ class Exited:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The template process has loaded the app. `shared` names what its workers would share, see fork_safety.py."""
+    """The template process has loaded the app.
+
+    Attributes:
+        template: The process.
+        shared: What its workers would share, see fork_safety.py.
+        revision: Of the code, or empty.
+    """
 
     template: Template
     shared: list[str]
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class Templates:
         next: The one that is loading the app.
     """
 
-    def __init__(self, run: Callable[[Channel, bool], NoReturn], selector: BaseSelector, inherits: bool) -> None:
+    def __init__(self, run: Run, selector: BaseSelector, inherits: bool) -> None:
         """Start none.
 
         Args:
@@ -168,9 +178,17 @@ class Templates:
         self._former: list[Template] = []
         self._orphans: set[int] = set()  # workers whose parent was a template process that died
 
-    def load(self, imports: bool) -> None:
-        """Start the next one. `OSError` is raised if the kernel cannot create another process."""
-        self.next = Template.start(self._run, imports)
+    def load(self, generation: int, imports: bool) -> None:
+        """Start the next one.
+
+        Args:
+            generation: That of its workers.
+            imports: Whether it imports the app.
+
+        Raises:
+            OSError: The kernel cannot create another process.
+        """
+        self.next = Template.start(self._run, generation, imports)
         self._selector.register(self.next.channel, EVENT_READ)
 
     def switch(self) -> None:
@@ -228,7 +246,7 @@ class Templates:
                     template.workers.discard(message["exited"])
                     yield Exited(message["exited"], message["status"])
                 elif "shared" in message:
-                    yield Loaded(template, message["shared"])
+                    yield Loaded(template, message["shared"], message["revision"])
                 else:
                     yield Failed(template, message["reason"], message["traceback"], message["settings"])
             self._let_end(template)

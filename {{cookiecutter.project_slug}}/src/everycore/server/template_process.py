@@ -33,8 +33,9 @@ from everycore.server.logging import flush_streams, keep_loggers, set_process
 from everycore.server.owner_pipe import OwnerPipe
 from everycore.server.parent_death import die_with_parent
 from everycore.server.policy import Policy
-from everycore.server.process import enable_stack_dumps, prefer_as_oom_victim
+from everycore.server.process import Title, enable_stack_dumps, prefer_as_oom_victim
 from everycore.server.resources import Resources
+from everycore.server.revision import find_revision
 from everycore.server.signals import reset_signals, signals_blocked
 from everycore.server.worker import WorkerContext
 
@@ -56,6 +57,7 @@ class Assignment:
         files: The files that the primary has loaded.
         resources: The primary's resources.
         policy: Timeouts and limits.
+        title: Of this process and its workers.
     """
 
     target: str
@@ -65,28 +67,30 @@ class Assignment:
     files: LoadedFiles
     resources: Resources
     policy: Policy
+    title: Title
 
     def worker_context(self, order: Message) -> WorkerContext:
         """Return what a worker is given."""
         given = self.resources
-        parent_pipe, wakeup_pipe = given.parent_pipe[0], given.wakeup_pipe[1]
-        metrics = given.run_dir.metrics
-        shared = (self.primary, given.board, given.listeners, self.policy, parent_pipe, metrics, wakeup_pipe)
+        shared = (self.primary, given.board, given.listeners, self.policy, self.title)
+        files = (given.parent_pipe[0], given.run_dir.metrics, given.wakeup_pipe[1])
         own = (order["asked"]["slot"], order["generation"], order["row"], order["again"])
-        return WorkerContext(*shared, *own)
+        return WorkerContext(*shared, *files, *own)
 
 
-def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
+def run(channel: Channel, assignment: Assignment, generation: int, imports: bool) -> NoReturn:
     """Import the app, report the result, and fork workers until the primary closes its end.
 
     Args:
         channel: The connection to the primary.
         assignment: What this process is started with.
+        generation: That of its workers, if the app can be loaded.
         imports: Whether to import the app here, once, and not in each worker.
     """
     code = 1
     try:
-        set_process("template")
+        set_process("template", generation=generation)
+        assignment.title.set("template", generation)
         enable_stack_dumps()
         die_with_parent(assignment.primary)
         prefer_as_oom_victim()
@@ -98,6 +102,8 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
         owner_pipe.tie_started_processes()
         app_metrics.keep_values_in_files()
         before = fork_safety.Before.take()
+        os.environ.pop("WORKER_SLOT", None)  # another server may have started this one
+        revision = find_revision(assignment.files.directory, os.environ)  # before the import, which may take seconds
         config = _import_app(channel, assignment) if imports else None
         if config is not None or not imports:
             shared = fork_safety.find_shared(before, assignment.target, config.app) if config is not None else []
@@ -105,7 +111,7 @@ def run(channel: Channel, assignment: Assignment, imports: bool) -> NoReturn:
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
             owner_pipe.tie_no_more()
-            if channel.send(shared=shared):  # a child of the import may have come here, too
+            if channel.send(shared=shared, revision=revision):  # a child of the import may have come here, too
                 (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, owner_pipe, forks).work()
         code = 0
     except BaseException:

@@ -29,7 +29,7 @@ from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.logging import flush_streams, set_process, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
-from everycore.server.process import ResidentMemory, enable_stack_dumps, max_connections
+from everycore.server.process import ResidentMemory, Title, enable_stack_dumps, max_connections
 from everycore.server.request_timeouts import RequestTimeouts
 from everycore.server.scoreboard import Scoreboard
 from everycore.server.signals import IGNORED_SIGNALS, do_nothing, log_ignored, reset_signals
@@ -54,6 +54,7 @@ class WorkerContext:
     board: Scoreboard
     listeners: Sequence[socket.socket]
     policy: Policy
+    title: Title
     parent_pipe: int  # read end, which reports the end of the file when the primary exits
     metrics: Path  # folder of the files of the app's own metrics
     wakeup_pipe: int  # write end, where a byte makes the primary read the scoreboard
@@ -96,6 +97,8 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
         The exit code.
     """
     set_process("worker", context.slot, context.generation)
+    context.title.set(f"worker {context.slot}", context.generation)
+    os.environ["WORKER_SLOT"] = str(context.slot)
     enable_stack_dumps()
     parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest

@@ -7,20 +7,24 @@ workers for a moment: their values are added, and of two times the longer one is
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis, RedisCluster
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+import everycore
 from everycore.server import ClusterView, Reload, Snapshot, State, WorkerRow
 from everycore.state.cache.cache import Cache
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.web.operator_auth import require_ops_token
 from everycore.web.settings import AppSettings
+
+ENGINE = Path(everycore.__file__).with_name("VERSION").read_text(encoding="utf-8").strip()
 
 
 class Counter(IntEnum):
@@ -124,6 +128,8 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the host, then those of each slot."""
         host, workers = self._snapshot, self._snapshot.workers
+        running = {"revision": host.revision, "engine": ENGINE}
+        yield InfoMetricFamily("cluster", "The revision of the app, and the version of the engine.", running)
         yield GaugeMetricFamily("cluster_uptime_seconds", "Time since the primary started.", host.age_s)
         yield GaugeMetricFamily("cluster_generation", "Generation; each reload adds one.", host.generation)
         yield GaugeMetricFamily("cluster_draining", "1 after the server was asked to stop.", host.draining)
