@@ -22,7 +22,7 @@ def compose(*arguments: str, capture: bool = False) -> subprocess.CompletedProce
     command = [*shlex.split(os.environ.get("COMPOSE", "docker compose")), *arguments]
     folder = Path(__file__).parents[1]
     environ = {**os.environ, **FILES}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=capture, text=True, check=False)  # noqa: S603
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=capture, text=True, check=False)
 
 
 def serves(host: str) -> bool:

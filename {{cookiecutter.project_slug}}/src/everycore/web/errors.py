@@ -28,8 +28,9 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
     """Return the responses to errors, by exception class.
 
     An HTTPException has its own status. The status is 503 while Redis is unavailable, 400 if the client disconnects
-    before its request is complete, 507 if a disk is full, and 500 for every other exception. The middleware of everycore uses these responses
-    too, for example for 429. With `debug`, Starlette shows a traceback instead of the 500.
+    before its request is complete, 507 if a disk is full, and 500 for every other exception. The middleware of
+    everycore uses these responses too, for example for 429. With `debug`, Starlette shows a traceback instead of the
+    500.
 
     A client whose Accept header has `text/html`, such as a browser, gets the page. A client that accepts JSON gets
     `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed.
