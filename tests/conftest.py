@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 PROCESSES = ROOT / "tests" / "everycore" / "processes"
 QUICK = {
     *("caching", "documents", "draining", "healing", "http"),
-    *("readme_code", "serving", "sessions", "state_page", "stopping"),
+    *("readme_code", "recipes", "serving", "sessions", "state_page", "stopping"),
 }
 EVERYWHERE = "test_everywhere.py"  # it starts first: a test of minutes that starts last would run alone
 

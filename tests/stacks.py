@@ -22,6 +22,7 @@ import pytest
 from benchmarks.load import Background
 from conftest import KEPT, ROOT, captured, missing
 
+PRODUCTION = ("docker-compose.yml", "docker-compose.production.yml")
 GRACE = 45.0  # seconds; stop_grace_period
 SECRET = "of-this-test-and-of-no-other-purpose"
 
@@ -175,7 +176,7 @@ def remove_images(project: str) -> None:
     """By name: v2 forgets those that the old builder made when it is told to remove them."""
     names = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
     for name in names:
-        if re.match(rf"{project}[-_]", name):
+        if re.match(rf"{project}[-_:]", name):
             docker("rmi", name)
 
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.load import Background
 from stacks import (
     COMPOSES,
+    PRODUCTION,
     Stack,
     demo_is_exact,
     eventually,
@@ -65,6 +66,45 @@ def test_three_hosts_share_one_state_and_one_may_go_under_load(docker_project):
         assert load.result.ok > 0
         assert load.result.failures() == {}
         assert stack.state("web2")["Running"]
+
+
+def test_deploy_replaces_the_hosts_and_fails_no_request(docker_project, tmp_path):
+    project = shutil.copytree(docker_project, tmp_path / "deployed")
+    stack = Stack(COMPOSES["v2"](), project, f"deploy{os.getpid()}", *PRODUCTION, COMPOSE_PROFILES="hosts")
+    stack.environ |= {"BALANCER_PORT": "0", "DOCKER_BUILDKIT": "0", "COMPOSE_PROJECT_NAME": stack.name}
+    environ = {**stack.environ, "COMPOSE": shlex.join(COMPOSES["v2"]())}
+    with running(stack, "--build", "balancer"):
+        url = stack.url("balancer", 8080)
+        eventually(lambda: get(url)[0] == 200)
+        home = project / "src/cluster_app/templates/home.html"
+        home.write_text(home.read_text().replace("<h1>", "<h1>New: "))
+        with Background(url, "/", 1, 300) as load:
+            run("make", "deploy", f"PYTHON={sys.executable}", cwd=project, **environ)
+            assert all("New: " in get(url)[1] for _ in range(12))
+            app = project / "src/cluster_app/app.py"
+            app.write_text(app.read_text().replace("    yield\n", "    raise OSError('no database')\n    yield\n"))
+            said = run("make", "deploy", f"PYTHON={sys.executable}", cwd=project, fails=True, **environ)
+        assert "error: web1 does not get ready" in said
+        assert "no database" in said
+        assert load.result.ok > 0
+        assert load.result.failures() == {}
+
+
+def test_code_that_only_its_owner_can_read_runs_or_says_why(docker_project, tmp_path):
+    project = shutil.copytree(docker_project, tmp_path / "umask")
+    run("chmod", "-R", "go=", "src", cwd=project)
+    tags = {target: f"umask{os.getpid()}:{target}" for target in ("development", "production")}
+    try:
+        for target, tag in tags.items():
+            run("docker", "build", "--target", target, "--tag", tag, project, DOCKER_BUILDKIT="0")
+        assert "serve" in run("docker", "run", "--rm", tags["production"], "--help")
+        mount = ("--volume", f"{project}/src:/app/src:ro")
+        said = run("docker", "run", "--rm", *mount, tags["development"], "dev", fails=True)
+        assert said == "error: the container, whose user is 10001, cannot read src. Run: chmod -R go+rX src\n"
+        run("chmod", "-R", "go+rX", "src", cwd=project)
+        assert "serve" in run("docker", "run", "--rm", *mount, tags["development"], "--help")
+    finally:
+        remove_images(f"umask{os.getpid()}")
 
 
 def test_the_docker_commands_of_its_readme_work_word_for_word(docker_project, tmp_path):

@@ -12,6 +12,7 @@ from benchmarks.load import REFUSED, Background
 from stacks import (
     COMPOSES,
     GRACE,
+    PRODUCTION,
     SECRET,
     Stack,
     demo_is_exact,
@@ -29,8 +30,7 @@ pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_g
 @pytest.fixture(scope="module")
 def production(locked):
     """Under Compose v2, whose builder is BuildKit, out of a project with a uv.lock."""
-    files = ("docker-compose.yml", "docker-compose.production.yml")
-    stack = Stack(COMPOSES["v2"](), locked, f"harm{os.getpid()}", *files, DEMO="on")
+    stack = Stack(COMPOSES["v2"](), locked, f"harm{os.getpid()}", *PRODUCTION, DEMO="on")
     with running(stack, "--build"):
         stack.healthy()
         yield stack

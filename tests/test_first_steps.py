@@ -1,14 +1,18 @@
 """A bake's README, "Add a page / a setting / a job / a test": each step is done word for word, and its result seen."""
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +220,49 @@ def test_owner_who_replaces_every_file_breaks_only_their_tests(project):
     assert "tests/test_home.py" in failed
     assert "tests/test_server.py" not in failed
     assert "GREETING" not in "".join((project / name).read_text() for name in (".env.example", "docker-compose.yml"))
+
+
+@contextmanager
+def vulnerability_service(vulnerable):
+    """A service such as OSV, which knows one package as vulnerable."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found = {"id": "OSV-1", "summary": "bad", "modified": "2026-01-01T00:00:00Z", "affected": []}
+            body = json.dumps({"vulns": [found]} if asked["package"]["name"] == vulnerable else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("vulnerable", "code"), [("click", 2), ("no-such-package", 0)])
+def test_audit_fails_for_a_known_vulnerability_only(project, vulnerable, code, monkeypatch):
+    with vulnerability_service(vulnerable) as url:
+        monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
+        monkeypatch.setenv("PIP_AUDIT_OSV_URL", url)
+        ended = make(project, "audit")
+    assert ended.returncode == code
+    assert ("OSV-1" in ended.stdout) == bool(code)
+
+
+def test_make_uses_the_environment_that_uv_has_made(tmp_path, monkeypatch):
+    project = baked(tmp_path, into=tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("UV_PYTHON", sys.executable)
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.setenv("UV_NATIVE_TLS", "1")
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert captured(["uv", "sync", "--quiet", "--group", "embedded"], project, timeout=300).returncode == 0
+    ended = make(project, "setup")
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert not (project / ".venv/bin/pip").exists()

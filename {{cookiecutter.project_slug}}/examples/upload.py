@@ -3,7 +3,6 @@
 dev --app examples.upload:create_app
 """
 
-import errno
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ templates = Jinja2Templates(HERE / "templates", context_processors=[static.urls]
 
 MIB = 2**20  # bytes
 MAX_UPLOAD = 100 * MIB  # of this route; MAX_BODY is the limit of all others
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NAMES = "examples:uploads"  # in Redis: the name of each file. In your app it is a table of the database
 
 
@@ -50,18 +48,13 @@ async def show(request: Request) -> Response:
 
 async def upload(request: Request) -> Response:
     """Store a file under a random name, because a client must not choose a path on this machine."""
-    try:
-        async with request.form(max_files=1) as form:  # a large file is written to TMPDIR while it arrives
-            file = form.get("file")
-            if not isinstance(file, UploadFile) or not file.filename:
-                raise HTTPException(400, "Choose a file.")
-            id = secrets.token_urlsafe(16)
-            await to_thread.run_sync(store, file.file, path_of(request, id))
-            await request.state.redis.hset(NAMES, id, file.filename[:200])
-    except OSError as error:
-        if error.errno in FULL:
-            raise HTTPException(507, "There is no room for this file.") from error
-        raise
+    async with request.form(max_files=1) as form:  # a large file is written to TMPDIR while it arrives
+        file = form.get("file")
+        if not isinstance(file, UploadFile) or not file.filename:
+            raise HTTPException(400, "Choose a file.")
+        id = secrets.token_urlsafe(16)
+        await to_thread.run_sync(store, file.file, path_of(request, id))
+        await request.state.redis.hset(NAMES, id, file.filename[:200])
     return RedirectResponse(request.url_for("home").path, 303)
 
 

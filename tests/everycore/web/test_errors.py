@@ -1,5 +1,6 @@
 """The responses to errors: a page for browsers, JSON or text for others, also where a middleware refuses."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ def page(request: Request, error: HTTPException) -> Response:
 
 async def crash(request: Request) -> Response:
     raise RuntimeError("a secret")
+
+
+async def fail_to_write(request: Request) -> Response:
+    raise OSError(int(request.query_params["errno"]), "cannot be written")
 
 
 async def refuse(request: Request) -> Response:
@@ -69,6 +74,7 @@ def client(redis_url: str) -> Any:
             routes=[
                 Route("/crash", crash),
                 Route("/refuse", refuse),
+                Route("/write", fail_to_write),
                 Route("/limited", ignore_body, middleware=[limit]),
                 Route("/session", remember, middleware=[state.sessions()]),
                 WebSocketRoute("/count", count),
@@ -102,6 +108,19 @@ def test_error_is_what_the_client_accepts(client: Client, path: str, status: int
         assert answer.headers["vary"] == "Accept"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers.get("x-pot") == ("tea" if status == 418 else None)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_507_with_one_log_line(client: Client, caplog: pytest.LogCaptureFixture, number: int) -> None:
+    answer = client().get("/write", params={"errno": number}, headers=BROWSER)
+    assert (answer.status_code, answer.text) == (507, "<h1>507</h1>The server has no room for this request.")
+    (line,) = [record for record in caplog.records if record.name.startswith("everycore")]
+    assert line.getMessage() == f"/write refused: [Errno {number}] cannot be written"
+    assert line.exc_info is None
+
+
+def test_other_error_of_the_system_is_500(client: Client) -> None:
+    assert client().get("/write", params={"errno": errno.EIO}, headers=JSON).status_code == 500
 
 
 def test_without_a_page_a_browser_gets_text(client: Client) -> None:

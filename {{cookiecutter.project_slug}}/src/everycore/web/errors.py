@@ -1,5 +1,6 @@
 """Responses to errors: a page of the app for a browser, JSON or text for other clients."""
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
@@ -18,6 +19,7 @@ Handler = Callable[[Any, Exception], Awaitable[Any]]
 Page = Callable[[Request, HTTPException], Response | Awaitable[Response]]
 
 BODILESS = (204, 304)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,9 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
     """Return the responses to errors, by exception class.
 
     An HTTPException has its own status. The status is 503 while Redis is unavailable, 400 if the client disconnects
-    before its request is complete, and 500 for every other exception. The middleware of everycore uses these responses
-    too, for example for 429. With `debug`, Starlette shows a traceback instead of the 500.
+    before its request is complete, 507 if a disk is full, and 500 for every other exception. The middleware of
+    everycore uses these responses too, for example for 429. With `debug`, Starlette shows a traceback instead of the
+    500.
 
     A client whose Accept header has `text/html`, such as a browser, gets the page. A client that accepts JSON gets
     `{"detail": "Not Found"}`, and every other client gets the detail as text. A websocket that is accepted is closed.
@@ -49,6 +52,12 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
         detail = "Service temporarily unavailable. Please retry."
         return await http_error(connection, HTTPException(503, detail, {"Retry-After": "1"}))
 
+    async def insufficient_storage(connection: Request | WebSocket, error: Exception) -> Response | None:
+        if not isinstance(error, OSError) or error.errno not in FULL_DISK:
+            raise error
+        log.error("%s refused: %s", connection.url.path, error)
+        return await http_error(connection, HTTPException(507, "The server has no room for this request."))
+
     async def server_error(request: Request, error: Exception) -> Response:
         # Starlette logs the exception, and sends this response outside all middleware. So the headers are added here.
         response = await _respond(request, HTTPException(500), page)
@@ -63,6 +72,7 @@ def exception_handlers(page: Page | None = None) -> Mapping[Any, Handler]:
         HTTPException: http_error,
         ClientDisconnect: client_disconnected,
         **dict.fromkeys(UNAVAILABLE_ERRORS, service_unavailable),
+        OSError: insufficient_storage,
         Exception: server_error,
     }
 
