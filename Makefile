@@ -35,7 +35,7 @@ bench: .venv/bench ## Measure a project beside its peers, and write this README:
 	@$(BIN)/python -m benchmarks.readme
 
 test: ## Lint and tests: this Python, what this machine can run. At its end: what was left out
-	@echo 'About 8 minutes on 2 cores. make test-all runs besides: every Python found, both event loops, the containers,'
+	@echo 'About 5 minutes on 2 cores. make test-all runs besides: every Python found, both event loops, the containers,'
 	@echo 'Redis and Valkey from 6.2 to 9, a Redis Cluster, and slow tests of processes (all but QUICK in tests/conftest.py).'
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST)

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from benchmarks.load import REFUSED, Background
+from conftest import missing
 from stacks import (
     COMPOSES,
     GRACE,
@@ -134,7 +135,7 @@ def test_a_stop_under_load_answers_what_is_in_flight(web):
 @pytest.mark.parametrize("cpus", ["0.5", "1"])
 def test_auto_means_as_many_workers_as_the_container_has_cpus(web, cpus):
     if int(docker("info", "-f", "{{.NCPU}}")) < 2:
-        pytest.skip("one CPU: there is nothing to limit")
+        missing("one CPU: there is nothing to limit")
     web.compose("up", "-d", "web", WEB_CPUS=cpus)
     eventually(lambda: settled(web))
     assert web.board()["wanted"] == 1

@@ -12,6 +12,7 @@ from contextlib import suppress
 import pytest
 
 INTERVAL = 1.0  # seconds until the next attempt to end the test
+REPORTING = 60.0  # seconds for pytest's report of the failure, in which a signal would end the whole process
 
 
 @pytest.hookimpl(wrapper=True)
@@ -22,17 +23,28 @@ def pytest_timeout_set_timer(item, settings):
     if not callable(fail):  # the method is "thread"
         return is_set
     ways = itertools.cycle([cancel_tasks, fail])
+    cancelled = False
 
     def end_test(number, frame):
-        way = fail
-        with suppress(RuntimeError):  # no loop is running
-            asyncio.get_running_loop()
+        nonlocal cancelled
+        if loop_is_running():
+            cancelled = True
             signal.setitimer(signal.ITIMER_REAL, INTERVAL)
-            way = next(ways)
-        way(number, frame)
+            next(ways)(number, frame)
+        elif cancelled:
+            cancelled = False
+            signal.setitimer(signal.ITIMER_REAL, REPORTING)
+        else:
+            fail(number, frame)
 
     signal.signal(signal.SIGALRM, end_test)
     return is_set
+
+
+def loop_is_running():
+    with suppress(RuntimeError):
+        return bool(asyncio.get_running_loop())
+    return False
 
 
 def cancel_tasks(number, frame):

@@ -156,9 +156,9 @@ def make_certificate(folder: Path, name: str, *options: str) -> tuple[str, str]:
     return str(cert), str(key)
 
 
-def test_check_of_tls_files_loads_them_and_asks_for_nothing(cli: Any, tmp_path: Path) -> None:
+def test_check_of_tls_files_loads_them_and_asks_for_nothing(cli: Any, tmp_path: Path, missing: Any) -> None:
     if not shutil.which("openssl"):
-        pytest.skip("no openssl for a certificate. Install it: apt install openssl")
+        missing("no openssl for a certificate. Install it: apt install openssl")
     (cert, key), (_, other) = make_certificate(tmp_path, "a", "-nodes"), make_certificate(tmp_path, "b", "-nodes")
     locked_cert, locked = make_certificate(tmp_path, "c", "-passout", "pass:secret")
     assert ssl.create_default_context(cafile=cert)

@@ -1,5 +1,6 @@
 """Odd clients of a real cluster, over raw sockets: nothing is smuggled, hoarded or left half open."""
 
+import select
 import socket
 from contextlib import suppress
 from functools import partial
@@ -159,3 +160,20 @@ def test_endless_head_is_431_and_takes_no_memory(serve_odd: Any, get: Any, ready
         assert client.recv(100).startswith(b"HTTP/1.1 431 ")
     assert peak() - before < 12 * MIB
     assert get(cluster.url, "/next")[0] == 200
+
+
+def test_idle_connection_stays_open_for_keep_alive(serve_odd: Any) -> None:
+    """The connection that idles first outlives those of a server with a shorter KEEP_ALIVE."""
+
+    def idle(client: socket.socket) -> None:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(1000).endswith(b'["GET","/",""]')
+
+    shorter = serve_odd(KEEP_ALIVE="0.2")
+    with connect(serve_odd(KEEP_ALIVE="600").url) as longer:
+        idle(longer)
+        for _ in range(2):
+            with connect(shorter.url) as client:
+                idle(client)
+                assert client.recv(1000) == b""
+        assert not select.select([longer], (), (), 0)[0]

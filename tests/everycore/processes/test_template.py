@@ -1,6 +1,7 @@
 """The template process: nothing that an import does reaches the primary, and its death costs no request."""
 
 import os
+import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,19 @@ def test_import_does_not_reach_the_primary(
 
 def sleeping(pids: set[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"}
+
+
+def test_primary_loads_no_library_of_the_app_or_of_redis(serve: Any, ready: Any, eventually: Any) -> None:
+    """At the start, a process of its own asks Redis."""
+    cluster = serve("--workers", "1")
+    (worker,) = eventually(lambda: ready(cluster))
+    assert libraries(worker) == {"hiredis", "httptools", "uvloop"}
+    assert libraries(cluster.pid) == set()
+    assert len(os.listdir(f"/proc/{cluster.pid}/task")) == 1
+
+
+def libraries(pid: int) -> set[str]:
+    return set(re.findall("hiredis|httptools|uvloop", Path(f"/proc/{pid}/maps").read_text()))
 
 
 def test_environment_of_each_generation_is_that_of_the_start(
