@@ -32,9 +32,9 @@ class ResponseCycle:
     """Calls the app for one request, and sends its response."""
 
     __slots__ = (
+        "_has_close",
         "_head",
         "_left",
-        "_says_close",
         "began",
         "body",
         "disconnected",
@@ -81,7 +81,7 @@ class ResponseCycle:
         self.is_chunked: bool | None = None  # until the head says it
         self._head = b""  # a head that has not been sent, at most until the end of this tick
         self._left = 0  # bytes of the Content-Length that the app has not sent
-        self._says_close = False  # whether the head has `Connection: close`
+        self._has_close = False  # whether the head has `Connection: close`
 
     async def run_asgi(self, app: Any) -> None:
         """Call the app, and make up for a response that it did not complete."""
@@ -158,13 +158,13 @@ class ResponseCycle:
         self.response_started = True
         self.waiting_for_100_continue = False
         protocol = self.protocol
-        default, self._says_close = protocol.shared.default_lines(protocol.server_state.default_headers)
-        if self._says_close:
+        default, self._has_close = protocol.shared.default_lines(protocol.server_state.default_headers)
+        if self._has_close:
             self.keep_alive = False
         content = [STATUS_LINE[status], default]
         for name, value in headers:
             content.append(_lines.get((name, value)) or self._line(name, value))
-        if not self.keep_alive and not self._says_close:
+        if not self.keep_alive and not self._has_close:
             content.append(b"connection: close\r\n")
         if self.is_chunked is None and self.scope["method"] != "HEAD" and status not in (204, 304):
             self.is_chunked = True
@@ -190,7 +190,7 @@ class ResponseCycle:
                 self.is_chunked, self._left = True, 0
         elif name == b"connection":
             if b"close" in [token.strip() for token in value.lower().split(b",")]:
-                self.keep_alive, self._says_close = False, True
+                self.keep_alive, self._has_close = False, True
         elif name == REQUEST_ID:
             return b""
         elif name != b"set-cookie" and len(line) <= MAX_LINE:
