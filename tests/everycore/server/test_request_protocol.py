@@ -5,10 +5,10 @@ import json
 from typing import Any, cast
 
 import pytest
-import uvicorn
 from uvicorn.server import ServerState
 
-from everycore.server.request_protocol import MAX_HEAD, RequestProtocol
+from everycore.server.http import HttpConfig, HttpProtocol
+from everycore.server.request_protocol import MAX_HEAD
 
 pytestmark = pytest.mark.anyio
 
@@ -69,10 +69,10 @@ class Connection:
         self.scopes: list[Any] = []
         self.taken = 0
         self.state = ServerState()
-        config = uvicorn.Config(self.app, http="httptools", interface="asgi3", lifespan="off", log_config=None)
+        config = HttpConfig(self.app, interface="asgi3", lifespan="off")
         config.load()
         self.transport = Transport()
-        self.transport.protocol = RequestProtocol(config=config, server_state=self.state, app_state={})
+        self.transport.protocol = HttpProtocol(config=config, server_state=self.state, app_state={})
         self.transport.protocol.connection_made(self.transport)
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:

@@ -7,11 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import uvicorn
 from uvicorn.server import ServerState
 
 from everycore.server import request_timeouts
-from everycore.server.http import CoalescingHttpProtocol
+from everycore.server.http import HttpConfig, HttpProtocol
 from everycore.server.request_timeouts import RequestTimeouts
 
 pytestmark = pytest.mark.anyio
@@ -42,9 +41,9 @@ class Served:
         self.handled.set()
 
     @property
-    def connection(self) -> CoalescingHttpProtocol:
+    def connection(self) -> HttpProtocol:
         (connection,) = self.state.connections
-        assert isinstance(connection, CoalescingHttpProtocol)
+        assert isinstance(connection, HttpProtocol)
         return connection
 
     def closes(self, *seconds: float) -> bool:
@@ -59,10 +58,10 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     served = Served()
-    config = uvicorn.Config(served.app, http="httptools", interface="asgi3", lifespan="off", log_config=None)
+    config = HttpConfig(served.app, interface="asgi3", lifespan="off")
     config.load()
 
-    class Protocol(CoalescingHttpProtocol):
+    class Protocol(HttpProtocol):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             served.received.set()
@@ -78,7 +77,7 @@ async def served() -> AsyncIterator[tuple[Served, asyncio.StreamWriter]]:
     yield served, writer
     served.busy.set()
     for connection in list(served.state.connections):
-        assert isinstance(connection, CoalescingHttpProtocol)
+        assert isinstance(connection, HttpProtocol)
         connection.transport.abort()
     if served.state.tasks:
         await asyncio.wait(served.state.tasks)

@@ -1,74 +1,212 @@
-"""uvicorn's HTTP protocol on a transport that sends the head and the body of a response together.
+"""The HTTP protocol of the workers, and what all connections of a worker share.
 
-uvicorn writes head and body separately, and uvloop sends each write at once. That is two system calls per response and
-15 of the 120 us of CPU that a small response takes. This module knows nothing of HTTP but the blank line that ends a
-head.
+The client behind the proxies, the path under which a proxy serves the app, and the id of a request are put into the
+scope here. A middleware for each would add a call to every request.
 """
 
 import asyncio
+from collections.abc import Collection, Sequence
+from time import monotonic_ns
 from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
+import uvicorn
+from uvicorn.server import ServerState
+
+from everycore.server.logging import write_access_line
+from everycore.server.proxies import LOCAL, ForwardedHeaders, add_root_path
+from everycore.server.request_ids import HEADER as REQUEST_ID
+from everycore.server.request_ids import choose_request_id, set_request_id
 from everycore.server.request_protocol import RequestProtocol
+from everycore.server.response_cycle import ResponseCycle
 
-END_OF_HEAD = b"\r\n\r\n"
-
-
-class CoalescingTransport:
-    """Holds a head back until the next write, at most until the end of this tick of the event loop.
-
-    So the head of a stream is not delayed by a slow first chunk. Everything else is passed to the `plain` transport.
-    """
-
-    def __init__(self, plain: asyncio.Transport) -> None:
-        self.plain = plain
-        self.is_closing = plain.is_closing
-        self._head = b""
-        self._call_soon = asyncio.get_running_loop().call_soon
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes. A head is sent together with what follows it."""
-        if self._head:
-            head, self._head = self._head, b""
-            if data:
-                self.plain.writelines((head, data))
-            else:  # asyncio's own event loop would retry an empty chunk forever
-                self.plain.write(head)
-        elif isinstance(data, bytes) and data.endswith(END_OF_HEAD):
-            self._head = data
-            self._call_soon(self._flush)
-        elif data:
-            self.plain.write(data)
-
-    def close(self) -> None:
-        """Send a head that is still held back, and close the connection."""
-        self._flush()
-        self.plain.close()
-
-    def _flush(self) -> None:
-        head, self._head = self._head, b""
-        if head and not self.is_closing():  # the client may have disconnected since write()
-            self.plain.write(head)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
+FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
+EXPECT = b"expect"
+NOTED = frozenset((EXPECT, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
 
 
-class CoalescingHttpProtocol(RequestProtocol):
+class HttpConfig(uvicorn.Config):
+    """uvicorn's configuration with this protocol, and what all connections of a worker share."""
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        access_log: bool = False,
+        forwarded_allow_ips: Sequence[str] = LOCAL,
+        root_path: str = "",
+        probe_paths: Collection[str] = (),
+        **options: Any,
+    ) -> None:
+        """Choose what is the same for every app.
+
+        Args:
+            app: The ASGI app.
+            access_log: Whether to write a log line for each request. It has status 0 if the client left before the
+                response, and the time to the last byte that was written to the connection.
+            forwarded_allow_ips: Trusted proxies, see `ForwardedHeaders`.
+            root_path: Path under which a proxy serves the app, see `add_root_path`.
+            probe_paths: Paths of which requests are not logged.
+            options: More options of uvicorn.Config.
+        """
+        super().__init__(
+            app,
+            loop="uvloop",
+            http=HttpProtocol,
+            log_config=None,
+            server_header=False,
+            access_log=False,  # uvicorn's own costs more, and has neither the time nor the size
+            proxy_headers=False,  # ForwardedHeaders is stricter
+            workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, and fails at "auto"
+            **options,
+        )
+        self.logs_requests = access_log
+        self.forwarded = ForwardedHeaders(forwarded_allow_ips)
+        self.prefix = root_path
+        self.probes = {*probe_paths, *(root_path + path for path in probe_paths)}
+        self._default_fields: list[tuple[bytes, bytes]] = []
+        self._default_lines = b"", False
+
+    def default_lines(self, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, bool]:
+        """Return the lines of the fields that every response has, and whether they have `Connection: close`.
+
+        Args:
+            fields: uvicorn's list, which it replaces once a second.
+        """
+        if fields is not self._default_fields:
+            lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+            self._default_fields, self._default_lines = fields, (lines, (b"connection", b"close") in fields)
+        return self._default_lines
+
+
+class HttpProtocol(RequestProtocol):
     """The HTTP protocol of the workers."""
 
     body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
+    running: ResponseCycle | None = (
+        None  # whose app was called last. `cycle` may be a later one, of a pipelined request
+    )
+    _is_proxy = False  # whether the client is a trusted proxy
+
+    def __init__(self, config: HttpConfig, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self.shared = config
+        self._noted: dict[bytes, bytes] = {}  # the last value of each field of NOTED
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wrap the transport."""
-        super().connection_made(cast("asyncio.Transport", CoalescingTransport(transport)))
+        """Find out whether the client is a proxy, once for all of its requests."""
+        super().connection_made(transport)
+        self._is_proxy = self.shared.forwarded.trusts(self.client, self.server)
 
-    def handle_websocket_upgrade(self) -> None:
-        """Give the connection to the WebSocket protocol, on its plain transport."""
-        # The transport holds no head now, because nothing has been answered to the handshake yet.
-        self.transport = cast("CoalescingTransport", self.transport).plain
-        super().handle_websocket_upgrade()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that is running that its client is gone."""
+        super().connection_lost(exc)
+        cycle = self.running
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            cycle.report()
+
+    def on_message_begin(self) -> None:
+        """Start with an empty head."""
+        super().on_message_begin()
+        self._noted = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field of the head or of the trailers."""
+        name = name.lower()
+        self.headers.append((name, value))
+        if name in NOTED:
+            self._noted[name] = value
 
     def on_body(self, body: bytes) -> None:
         """Count the bytes of the body."""
         self.body_bytes += len(body)
         super().on_body(body)
+
+    def start_request(self) -> None:
+        """Call the app, now or after the responses to earlier requests of this connection. The head is complete."""
+        scope, parser = cast("Any", self.scope), self.parser
+        scope["method"] = parser.get_method().decode()
+        version = parser.get_http_version()
+        if version != "1.1":
+            scope["http_version"] = version
+        if parser.should_upgrade():
+            return
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        self._complete(scope)
+        earlier = self.cycle
+        self.cycle = cycle = cast("Any", ResponseCycle)(
+            self,
+            scope,
+            expects_continue=self._noted.get(EXPECT, b"").lower() == b"100-continue",
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+        )
+        if earlier is None or earlier.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.running = cycle
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def on_cycle_end(self, cycle: ResponseCycle) -> None:
+        """Log a request whose response is complete, or whose client is gone."""
+        scope = cycle.scope
+        if self.shared.logs_requests and scope["path"] not in self.shared.probes:
+            agents = [value for name, value in scope["headers"] if name == b"user-agent"]
+            client = scope["client"]
+            write_access_line(
+                method=scope["method"],
+                path=scope["path"],
+                status=cycle.status,
+                ms=(monotonic_ns() - cycle.began) / 1e6,
+                client=client[0] if client else "-",
+                request_id=cycle.request_id,
+                sent=cycle.sent,
+                user_agent=b"".join(agents).decode("latin-1"),
+            )
+
+    def create_websocket(self) -> Any:
+        """Return a new protocol of the WebSocket library that calls the app as this one does."""
+        protocol = super().create_websocket()
+        protocol.app = self._run_websocket
+        return protocol
+
+    def close(self) -> None:
+        """Close the connection when what is written has been sent, also a head that is held back."""
+        if self.running is not None:
+            self.running.flush_head()
+        self.transport.close()
+
+    def _complete(self, scope: Any) -> None:
+        """Put into a scope what uvicorn does not know: the client behind the proxies, the path, the id."""
+        if self.shared.prefix:
+            add_root_path(scope, self.shared.prefix)
+        noted = self._noted
+        if self._is_proxy and (FORWARDED[0] in noted or FORWARDED[1] in noted):
+            self.shared.forwarded.apply(scope)
+        scope["state"]["request_id"] = choose_request_id(noted.get(REQUEST_ID))
+
+    async def _run_websocket(self, scope: Any, receive: Any, send: Any) -> None:
+        """Call the app for a WebSocket."""
+        self._complete(scope)
+        identity = scope["state"]["request_id"]
+        set_request_id(identity)
+
+        async def send_with_id(message: Any) -> None:
+            if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+                fields = [field for field in message.get("headers", ()) if field[0].lower() != REQUEST_ID]
+                message = {**message, "headers": [*fields, (REQUEST_ID, identity.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)

@@ -4,58 +4,30 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import uvicorn
-
 from everycore.environ import SettingsError
-from everycore.server.http import CoalescingHttpProtocol
+from everycore.server.http import HttpConfig
 from everycore.server.import_errors import LoadError, summarize
-from everycore.server.logging import AccessLog
-from everycore.server.proxies import LOCAL, add_proxy_middleware
-from everycore.server.request_ids import RequestIds
 
 
-def load(
-    target: str,
-    access_log: bool = False,
-    forwarded_allow_ips: Sequence[str] = LOCAL,
-    root_path: str = "",
-    **options: Any,
-) -> uvicorn.Config:
+def load(target: str, **options: Any) -> HttpConfig:
     """Import the app and the parts of uvicorn that serve it.
 
     Args:
         target: "module:attribute" of an ASGI app, or of a factory that takes no arguments.
-        access_log: Whether to write a log line for each request.
-        forwarded_allow_ips: Trusted proxies, see `ProxyHeaders`.
-        root_path: Path under which a proxy serves the app, see `RootPath`.
-        options: More options of uvicorn.Config.
+        options: Options of HttpConfig.
 
     Raises:
         LoadError: The app or its TLS certificate cannot be loaded.
         SettingsError: The app refuses one of its settings.
     """
-    config = uvicorn.Config(
-        find_app(target),
-        loop="uvloop",
-        http=CoalescingHttpProtocol,
-        log_config=None,
-        server_header=False,
-        access_log=False,  # AccessLog is cheaper and has the milliseconds
-        proxy_headers=False,  # ProxyHeaders is stricter
-        workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, and fails at "auto"
-        **options,
-    )
+    config = HttpConfig(find_app(target), **options)
     try:
         config.load()
     except OSError as error:  # the base class of ssl.SSLError
         raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
-    if access_log:
-        config.loaded_app = AccessLog(config.loaded_app)
-    config.loaded_app = RequestIds(config.loaded_app)
-    config.loaded_app = add_proxy_middleware(config.loaded_app, forwarded_allow_ips, root_path)
     return config
 
 

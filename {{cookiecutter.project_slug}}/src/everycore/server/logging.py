@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from time import perf_counter, time
+from time import time
 from typing import Any
 
 from everycore.server.log_format import LineFormat
@@ -131,39 +131,3 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         _writer().write(_format.record(record))
-
-
-class AccessLog:
-    """ASGI middleware that logs the method, path, status, milliseconds and client of each HTTP request to stderr."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle one request, and log it when its response is complete."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = perf_counter()
-        status = 0  # logged if the app sent no response
-
-        async def noting(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting)
-        finally:
-            client = scope["client"]
-            write_access_line(
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                ms=(perf_counter() - began) * 1000,
-                client=client[0] if client else "-",
-                request_id="",
-                sent=0,
-                user_agent="",
-            )

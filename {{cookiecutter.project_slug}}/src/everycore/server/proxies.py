@@ -1,4 +1,4 @@
-"""ASGI middleware for proxies in front of the app: the client's address, and the path under which the app is served.
+"""Proxies in front of the app: the client's address, and the path under which the app is served.
 
 uvicorn's own ProxyHeadersMiddleware is not used, for four reasons. With "*" it uses the leftmost item, which the client
 can forge. It accepts an item that is not an address. It trusts unix sockets with "*" only. It ignores a malformed entry
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the primary reads this file for its settings, and loads no library that a reload could replace
-    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope, WWWScope
+    from uvicorn._types import WWWScope
 
 ANYBODY, UNIX = "*", "unix"  # entries of the trusted list that are not addresses
 LOCAL = ("127.0.0.1", "::1")
@@ -25,20 +25,6 @@ MAX_CACHED_PEERS = 1024
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def add_proxy_middleware(app: "ASGI3Application", trusted: Sequence[str], root_path: str) -> "ASGI3Application":
-    """Wrap an app in the middleware that the settings require.
-
-    Args:
-        app: The ASGI app.
-        trusted: Trusted proxies, see `ProxyHeaders`.
-        root_path: Path under which a proxy serves the app, see `RootPath`. Empty for none.
-
-    Returns:
-        The wrapped app.
-    """
-    return ProxyHeaders(RootPath(app, root_path) if root_path else app, trusted)
-
-
 def check_trusted(trusted: Sequence[str]) -> list[str]:
     """Return a warning for each risky entry of FORWARDED_ALLOW_IPS."""
     if ANYBODY not in trusted:
@@ -49,35 +35,36 @@ def check_trusted(trusted: Sequence[str]) -> list[str]:
     ]
 
 
-class ProxyHeaders:
-    """Sets a request's `client` and `scheme` from X-Forwarded-For and X-Forwarded-Proto, if the peer is trusted.
+class ForwardedHeaders:
+    """Sets a request's `client` and `scheme` from X-Forwarded-For and X-Forwarded-Proto.
 
     Each proxy appends the address of its own client. So the client is the rightmost address that does not belong to a
     trusted proxy, and everything left of it may be forged. An item that is not an address ends the search. Then
     the last address before it is used, or that of the peer if there is none.
     """
 
-    def __init__(self, app: "ASGI3Application", trusted: Sequence[str]) -> None:
-        """Wrap an app.
+    def __init__(self, trusted: Sequence[str]) -> None:
+        """Trust some proxies.
 
         Args:
-            app: The ASGI app.
             trusted: Addresses and networks of proxies. "unix" trusts every peer on a unix socket, and "*" trusts every
                 peer. Neither of the two trusts the other proxies of a chain: list their addresses as well.
         """
-        self.app = app
         self._anybody = ANYBODY in trusted
         self._unix = self._anybody or UNIX in trusted
         self._networks = [ipaddress.ip_network(each) for each in trusted if each not in (ANYBODY, UNIX)]
         self._trusts_peer = lru_cache(MAX_CACHED_PEERS)(self._is_trusted_peer)
 
-    async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
-        """Handle one request, with the address and scheme of its client."""
-        if scope["type"] != "lifespan":
-            client = scope["client"]
-            if self._trusts_peer(client[0]) if client else self._unix and _is_on_unix_socket(scope):
-                self._apply_headers(scope)
-        await self.app(scope, receive, send)
+    def trusts(self, client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> bool:
+        """Return whether a connection comes from a trusted proxy.
+
+        Args:
+            client: Address of the peer. None on a unix socket, and if a TCP connection was reset.
+            server: Address of this end. A TCP connection that was reset still has the port.
+        """
+        if client:
+            return self._trusts_peer(client[0])
+        return self._unix and (server is None or server[1] is None)
 
     def _is_trusted_peer(self, host: str) -> bool:
         if self._anybody:
@@ -88,7 +75,8 @@ class ProxyHeaders:
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
-    def _apply_headers(self, scope: "WWWScope") -> None:
+    def apply(self, scope: "WWWScope") -> None:
+        """Set the client and the scheme of a request that came from a trusted proxy."""
         forwarded_for, scheme = [], b""
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
@@ -108,39 +96,20 @@ class ProxyHeaders:
                 break
 
 
-class RootPath:
-    """Prepends the path under which a proxy serves the app to a request's `path`, if the proxy has removed it.
+def add_root_path(scope: "WWWScope", root_path: str) -> None:
+    """Prepend the path under which a proxy serves the app to a request's `path`, if the proxy has removed it.
 
     So `path` starts with `root_path`, as ASGI requires (https://asgi.readthedocs.io/en/latest/specs/www.html). If a
     request does not come through the proxy, such as a health check, the path is prepended as well.
+
+    Args:
+        scope: Of the request.
+        root_path: The path, without a slash at its end.
     """
-
-    def __init__(self, app: "ASGI3Application", root_path: str) -> None:
-        """Wrap an app.
-
-        Args:
-            app: The ASGI app.
-            root_path: The path, without a slash at its end.
-        """
-        self.app = app
-        self.root_path = root_path
-
-    async def __call__(self, scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
-        """Handle one request, with the path as the client sees it."""
-        if scope["type"] != "lifespan":
-            scope["root_path"] = self.root_path
-            if not f"{scope['path']}/".startswith(f"{self.root_path}/"):
-                scope["path"] = self.root_path + scope["path"]
-                scope["raw_path"] = self.root_path.encode() + scope["raw_path"]
-        await self.app(scope, receive, send)
-
-
-def _is_on_unix_socket(scope: "WWWScope") -> bool:
-    """Return whether a request without a client address came over a unix socket.
-
-    A TCP connection that was reset has no client address either, but it has the server's port.
-    """
-    return scope["server"] is None or scope["server"][1] is None
+    scope["root_path"] = root_path
+    if not f"{scope['path']}/".startswith(f"{root_path}/"):
+        scope["path"] = root_path + scope["path"]
+        scope["raw_path"] = root_path.encode() + scope["raw_path"]
 
 
 def _parse(item: str) -> tuple[Address, int] | None:

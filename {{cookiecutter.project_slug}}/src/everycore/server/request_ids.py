@@ -4,7 +4,6 @@ import os
 import re
 from contextvars import ContextVar
 from random import Random
-from typing import Any
 
 HEADER = b"x-request-id"
 # Such a text needs no escape in a log line, a header field or JSON. A UUID, base64 and the ids of AWS are such texts.
@@ -24,39 +23,17 @@ def request_id() -> str | None:
     return _current.get()
 
 
+def set_request_id(value: str) -> None:
+    """Set what `request_id` returns in this task, and in the tasks and threads that it starts."""
+    _current.set(value)
+
+
 def choose_request_id(sent: bytes | None) -> str:
     """Return the id for a request.
 
     Args:
-        sent: The value of `X-Request-ID`, from the client or a proxy. It is used if it matches SAFE.
+        sent: The last value of `X-Request-ID`: a proxy adds its own behind the client's. It is used if it matches SAFE.
     """
     if sent is not None and SAFE.fullmatch(sent):
         return sent.decode()
     return f"{_random.getrandbits(128):032x}"
-
-
-class RequestIds:
-    """ASGI middleware that gives each request and WebSocket its id: `scope["state"]["request_id"]`."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle one request. The last X-Request-ID counts, because a proxy adds its own at the end."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        sent = None
-        for name, value in scope["headers"]:
-            if name == HEADER:
-                sent = value
-        identity = scope["state"]["request_id"] = choose_request_id(sent)
-        _current.set(identity)
-
-        async def send_with_id(message: Any) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
-                fields = [field for field in message.get("headers", ()) if field[0] != HEADER]
-                message = {**message, "headers": [*fields, (HEADER, identity.encode())]}
-            await send(message)
-
-        await self.app(scope, receive, send_with_id)

@@ -11,6 +11,7 @@ A request that needs none of this costs a few comparisons.
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,8 +36,8 @@ class TooLargeError(Exception):
     """The head of a request has more than MAX_HEAD bytes."""
 
 
-class RequestProtocol(HttpToolsProtocol):
-    """Reads requests. uvicorn's own methods send the responses."""
+class RequestProtocol(HttpToolsProtocol, ABC):
+    """Reads requests. A subclass answers them."""
 
     # Bytes that the parser got after the last complete head, chunk or part of a body. The rest of the piece in which
     # it ended is not counted, so an unfinished head may be PIECE bytes larger. STOPPED: no more bytes are read.
@@ -94,9 +95,17 @@ class RequestProtocol(HttpToolsProtocol):
         self._unfinished = 0
         if self.url[0] != SLASH:
             self._resolve_absolute_form()
-        HttpToolsProtocol.on_headers_complete(self)
+        self.start_request()
         # A new list for the trailers: in the head's they could forge a field that a proxy or middleware has checked.
         self.headers = []
+
+    @abstractmethod
+    def start_request(self) -> None:
+        """Call the app, because a head is complete. Do nothing if that head has an upgrade."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection when what is written has been sent."""
 
     def on_body(self, body: bytes) -> None:
         """Give a part of the body to the request."""
@@ -157,9 +166,7 @@ class RequestProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Give the connection to the WebSocket library. Answer 400 if the library refuses without an answer."""
-        protocol: Any = self.ws_protocol_class(  # type: ignore[call-arg, misc]
-            config=self.config, server_state=self.server_state, app_state=self.app_state
-        )
+        protocol = self.create_websocket()
         protocol.connection_made(self.transport)
         protocol.data_received(self._head(b"1.1", self.scope["headers"]))
         if getattr(protocol, "handshake_initiated", True):
@@ -170,18 +177,25 @@ class RequestProtocol(HttpToolsProtocol):
             self.connections.discard(protocol)
             self._refuse(400, "Invalid WebSocket handshake received.")
 
+    def create_websocket(self) -> Any:
+        """Return a new protocol of the WebSocket library."""
+        return self.ws_protocol_class(  # type: ignore[call-arg, misc]
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+
     def _refuse(self, status: int, reason: str) -> None:
         """Answer `status` and close the connection. Close without an answer if it would end up inside another one."""
         self.logger.warning(reason)
         self._unfinished = STOPPED
-        cycle = self.cycle
+        cycle: Any = self.cycle
         if self._is_reading_body():
             is_answered = cycle.response_started or self.pipeline
             cycle.disconnected = True
             cycle.message_event.set()
             if is_answered:
-                self.transport.close()
+                self.close()
                 return
+            cycle.status = status
         elif cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False  # the connection closes after the responses to the earlier requests
             return

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from uvicorn.protocols.utils import is_ssl
 
 from everycore.server.connections import Connection
-from everycore.server.http import CoalescingHttpProtocol
+from everycore.server.http import HttpProtocol
 
 # struct tcp_info in linux/tcp.h: tcpi_bytes_acked counts the bytes that the client's kernel has received.
 ACKED_AT, ACKED_END = 120, 128
@@ -114,7 +114,7 @@ def _current_wait(connection: Connection) -> Wait | None:
             return Wait(WRITE, _read_acknowledged(transport) or (buffered, queued))
         if transport.is_closing():
             return Wait(CLOSING_UNKNOWN if queued is None else CLOSING, None)
-    if not isinstance(connection, CoalescingHttpProtocol):  # a websocket: its library pings the client
+    if not isinstance(connection, HttpProtocol):  # a websocket: its library pings the client
         return None if getattr(connection, "handshake_initiated", True) else Wait(HEADER, None)
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:  # the next head has not been received

@@ -77,6 +77,18 @@ def parse_root_path(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_paths(text: str) -> tuple[str, ...]:
+    """Return paths, each with a slash at its beginning.
+
+    Raises:
+        ValueError: An item is not a path.
+    """
+    paths = parse_items(text)
+    if not all(path.startswith("/") for path in paths):
+        raise ValueError(text)
+    return paths
+
+
 def parse_preload(text: str) -> str:
     """Return when the app is imported before the fork.
 
@@ -131,6 +143,7 @@ class ServerSettings(EnvironSettings):
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
     log_format: str = setting("auto", parse_log_format, "auto, text or json")
     access_log: bool = False
+    probe_paths: tuple[str, ...] = setting(("/healthz", "/readyz", "/metrics"), parse_paths, "paths with commas")
     tls_cert: str | None = None
     tls_key: str | None = None
 
@@ -165,6 +178,7 @@ class ServerSettings(EnvironSettings):
         """Return the options of `load`."""
         return {
             "access_log": self.access_log,
+            "probe_paths": self.probe_paths,
             "forwarded_allow_ips": self.forwarded_allow_ips,
             "root_path": self.root_path,
             "timeout_keep_alive": self.keep_alive,

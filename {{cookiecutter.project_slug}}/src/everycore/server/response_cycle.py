@@ -1,0 +1,244 @@
+"""One request and its response, from the head that was parsed to the last byte that was sent.
+
+It takes the place of uvicorn's RequestResponseCycle, and keeps its checks and messages. Different are:
+
+- The head and the body of a response are sent in one system call, if the app sends both in one tick of the event loop.
+- A field that was sent before is neither checked nor formatted again.
+- It knows its status, its size and its start, and is reported once: when the response is complete, or its client gone.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
+
+from everycore.server.request_ids import HEADER as REQUEST_ID
+from everycore.server.request_ids import set_request_id
+
+if TYPE_CHECKING:
+    from everycore.server.http import HttpProtocol
+
+MAX_JOINED = 65536  # bytes of a body that is copied behind its head. A copy of more costs more than a system call
+MAX_LINES, MAX_LINE = 1024, 512  # numbers of lines that are kept, and bytes of one
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# Lines of the heads of responses by name and value, which were checked. A few dozen fields are in nearly all responses.
+_lines: dict[tuple[bytes, bytes], bytes] = {}
+
+
+class ResponseCycle:
+    """Calls the app for one request, and sends its response."""
+
+    __slots__ = (
+        "_has_close",
+        "_head",
+        "_left",
+        "began",
+        "body",
+        "disconnected",
+        "flow",
+        "is_chunked",
+        "is_reported",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "protocol",
+        "request_id",
+        "response_complete",
+        "response_started",
+        "scope",
+        "sent",
+        "status",
+        "transport",
+        "waiting_for_100_continue",
+    )
+
+    def __init__(self, protocol: "HttpProtocol", scope: Any, expects_continue: bool, keep_alive: bool) -> None:
+        """Start the clock.
+
+        Args:
+            protocol: Of the connection.
+            scope: Of the request, for the app.
+            expects_continue: Whether the client waits for a `100 Continue` before it sends the body.
+            keep_alive: Whether the connection stays open after the response.
+        """
+        self.began = monotonic_ns()
+        self.protocol = protocol
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.scope = scope
+        self.request_id: str = scope["state"]["request_id"]
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = expects_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.message_event = asyncio.Event()
+        self.disconnected = self.response_started = self.response_complete = self.is_reported = False
+        self.status = 0  # until the app starts the response
+        self.sent = 0  # bytes of the body of the response, without the framing of chunks
+        self.is_chunked: bool | None = None  # until the head says it
+        self._head = b""  # a head that has not been sent, at most until the end of this tick
+        self._left = 0  # bytes of the Content-Length that the app has not sent
+        self._has_close = False  # whether the head has `Connection: close`
+
+    async def run_asgi(self, app: Any) -> None:
+        """Call the app, and make up for a response that it did not complete."""
+        set_request_id(self.request_id)
+        logger = self.protocol.logger
+        try:
+            result = await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            logger.error("Exception in ASGI application\n", exc_info=error)
+            if self.response_started:
+                self.protocol.close()
+            else:
+                await self._send_500()
+        else:
+            if result is not None:
+                logger.error("ASGI callable should return None, but returned '%s'.", result)
+                self.protocol.close()
+            elif self.disconnected or self.response_complete:
+                pass
+            elif self.response_started:
+                logger.error("ASGI callable returned without completing response.")
+                self.protocol.close()
+            else:
+                logger.error("ASGI callable returned without starting response.")
+                await self._send_500()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return what has been received of the body, or wait for more. ASGI's `receive`."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(CONTINUE)
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            self.flow.resume_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        message = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
+        self.body = bytearray()
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response. ASGI's `send`."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if not self.response_started:
+            if kind != "http.response.start":
+                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
+            self._start(message["status"], message.get("headers", ()))
+        elif self.response_complete:
+            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
+        elif kind != "http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
+        else:
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+
+    def flush_head(self) -> None:
+        """Send a head that is held back, unless the connection is closed: uvloop raises for that."""
+        head, self._head = self._head, b""
+        if head and not self.transport.is_closing():
+            self.transport.write(head)
+
+    def report(self) -> None:
+        """Report this request once: its response is complete, or its client is gone."""
+        if not self.is_reported:
+            self.is_reported = True
+            self.protocol.on_cycle_end(self)
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Build the head. It waits for the body until the end of this tick, so no slow body delays it."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        protocol = self.protocol
+        default, self._has_close = protocol.shared.default_lines(protocol.server_state.default_headers)
+        if self._has_close:
+            self.keep_alive = False
+        content = [STATUS_LINE[status], default]
+        for name, value in headers:
+            content.append(_lines.get((name, value)) or self._line(name, value))
+        if not self.keep_alive and not self._has_close:
+            content.append(b"connection: close\r\n")
+        if self.is_chunked is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.is_chunked = True
+            content.append(b"transfer-encoding: chunked\r\n")
+        content.append(b"x-request-id: %b\r\n\r\n" % self.request_id.encode())
+        self.status = status
+        self._head = b"".join(content)
+        protocol.loop.call_soon(self.flush_head)
+
+    def _line(self, name: bytes, value: bytes) -> bytes:
+        """Check a field that is new or decides the framing, and return its line. The line is empty for X-Request-ID."""
+        if HEADER_RE.search(name):
+            raise RuntimeError("Invalid HTTP header name.")
+        if HEADER_VALUE_RE.search(value):
+            raise RuntimeError("Invalid HTTP header value.")
+        name = name.lower()
+        line = b"%b: %b\r\n" % (name, value)
+        if name == b"content-length":
+            if self.is_chunked is None:
+                self.is_chunked, self._left = False, int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() == b"chunked":
+                self.is_chunked, self._left = True, 0
+        elif name == b"connection":
+            if b"close" in [token.strip() for token in value.lower().split(b",")]:
+                self.keep_alive, self._has_close = False, True
+        elif name == REQUEST_ID:
+            return b""
+        elif name != b"set-cookie" and len(line) <= MAX_LINE:
+            if len(_lines) >= MAX_LINES:
+                _lines.clear()
+            _lines[name, value] = line
+        return line
+
+    def _send_body(self, body: bytes, more_body: bool) -> None:
+        size = len(body)
+        if self.scope["method"] == "HEAD":
+            self._left = size = 0
+            self.flush_head()
+        elif self.is_chunked:
+            end = b"" if more_body else b"0\r\n\r\n"
+            self._write(b"".join((b"%x\r\n" % size, body, b"\r\n", end)) if size else end)
+        elif size > self._left:
+            raise RuntimeError("Response content longer than Content-Length")
+        else:
+            self._left -= size
+            self._write(body)
+        self.sent += size
+        if not more_body:
+            if self._left:
+                raise RuntimeError("Response content shorter than Content-Length")
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.protocol.close()
+            self.report()
+            self.protocol.on_response_complete()
+
+    def _write(self, data: bytes) -> None:
+        """Send a part of the body, behind the head if that is held back."""
+        if head := self._head:
+            self._head = b""
+            if len(data) <= MAX_JOINED:
+                self.transport.write(head + data)
+            else:
+                self.transport.writelines((head, data))
+        elif data:  # asyncio's own event loop would retry an empty write forever
+            self.transport.write(data)
+
+    async def _send_500(self) -> None:
+        fields = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"21"),
+            (b"connection", b"close"),
+        ]
+        await self.send({"type": "http.response.start", "status": 500, "headers": fields})
+        await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
