@@ -14,6 +14,12 @@ from everycore.state.sessions.store import SessionStore
 pytestmark = pytest.mark.anyio
 
 
+async def only_marks_of_a_minute(redis: Any) -> bool:
+    """Whether Redis holds nothing of a session but marks that expire."""
+    keys = await redis.keys("session:" + "?" * 64)
+    return all([await redis.type(key) == b"string" and 0 < await redis.ttl(key) <= 60 for key in keys])
+
+
 @pytest.fixture
 def store(redis: Redis) -> SessionStore:
     return SessionStore(redis, ["a-key-of-more-than-thirty-two-characters"])
@@ -76,6 +82,23 @@ async def test_writes_during_a_move_are_copied(store: SessionStore) -> None:
     assert dict(moved) == {"cart": ["book", "pen"], "visits": 2}
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_save_beside_a_move_is_kept_or_refused(store: SessionStore, known: bool) -> None:
+    """Ten write a key of their own, which is known or new. What is not refused is in the session with the new id."""
+    for _ in range(5):
+        old = await made(store, None, **({str(number): 0 for number in range(10)} if known else {}))
+        mover, *others = [await store.load(old) for _ in range(11)]
+        mover.regenerate()
+        for number, other in enumerate(others):
+            other[str(number)] = 1
+        saves = [store.save(each) for each in (*others[:5], mover, *others[5:])]
+        ends = await asyncio.gather(*saves, return_exceptions=True)
+        new = await store.load(store.sign(str(ends.pop(5))))
+        assert {type(end) for end in ends} <= {str, SessionEndedError}
+        assert [new.get(str(number)) == 1 for number in range(10)] == [isinstance(end, str) for end in ends]
+        assert not await store.load(old)
+
+
 async def test_logout_wins_over_a_running_move(store: SessionStore, redis: Redis) -> None:
     old = await made(store, "ann")
 
@@ -89,7 +112,7 @@ async def test_logout_wins_over_a_running_move(store: SessionStore, redis: Redis
     before(store, "_move", logout)
     with pytest.raises(SessionEndedError):
         await store.save(session)
-    assert [key for key in await redis.keys() if b"user" not in key] == []
+    assert await only_marks_of_a_minute(redis)
     assert await store.sessions_of("ann") == []
 
 
@@ -161,7 +184,7 @@ async def test_outage_during_a_move_keeps_the_old_id(store: SessionStore) -> Non
 
 
 def test_move_without_cookie_raises(store: SessionStore) -> None:
-    session = Session(Record("id", "name", {}), store._update)
+    session = Session(Record("id", "name", {}), store._swap)
     session._record.too_late = "the websocket is accepted"
     with pytest.raises(RuntimeError, match="cannot move to a new id: the websocket is accepted"):
         session.regenerate()

@@ -218,6 +218,7 @@ async def test_value_of_64_mib_leaves_others_served(redis: Any) -> None:
 
 async def test_full_queue_raises_and_sends_nothing(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "MAX_WAITING", 100)
+    redis._manager._find_room()
     answers = await asyncio.gather(*(redis.incr("n") for _ in range(150)), return_exceptions=True)
     assert answers[:100] == list(range(1, 101))
     assert all(isinstance(answer, QueueFullError) for answer in answers[100:])

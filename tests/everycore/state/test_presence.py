@@ -34,7 +34,7 @@ async def test_member_that_is_not_announced_again_expires(redis: Redis) -> None:
             await asyncio.sleep(0.01)
     await short.announce("empty", "Bob", "1")
     async with asyncio.timeout(DEADLINE):
-        while await redis.exists("present:{empty}"):
+        while await redis.exists("present:empty"):
             await asyncio.sleep(0.01)
 
 
@@ -43,4 +43,4 @@ async def test_short_announcement_does_not_end_a_longer_one(redis: Redis) -> Non
     short, long = Presence(redis, ttl=1.0), Presence(redis)
     await long.announce("lobby", "Ada", "1")
     await short.announce("lobby", "Bob", "1")
-    assert await redis.pttl("present:{lobby}") > 20_000
+    assert await redis.pttl("present:lobby") > 20_000

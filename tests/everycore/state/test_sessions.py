@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from everycore.state.client.connect import connect
-from everycore.state.sessions.session import Record, SessionEndedError
+from everycore.state.sessions.session import SessionEndedError
 from everycore.state.sessions.store import Lifetimes, SessionStore, SessionTooLargeError
+from test_moving import only_marks_of_a_minute
 
 pytestmark = pytest.mark.anyio
 
@@ -101,8 +102,42 @@ async def test_logout_wins_over_a_running_request(store: SessionStore, redis: Re
     running["page"] = 2
     with pytest.raises(SessionEndedError):
         await store.save(running)
-    assert await redis.dbsize() == 0
+    assert await only_marks_of_a_minute(redis)
     assert not await store.load(cookie)
+
+
+@pytest.mark.parametrize("key", ["page", "user_name"])
+async def test_save_brings_no_vanished_session_back(store: SessionStore, redis: Redis, key: str) -> None:
+    """Evicted, or deleted by an operator: Redis has no mark that stops a HSET of a known or of a new key."""
+    running = await store.load(await made(store, page=1))
+    await redis.flushdb()
+    running[key] = 2
+    with pytest.raises(SessionEndedError):
+        await store.save(running)
+    assert await redis.dbsize() == 0
+
+
+async def test_late_save_of_a_vanished_session_is_refused(store: SessionStore, redis: Redis) -> None:
+    """Two websockets that end an hour after the session: the mark has expired."""
+    cookie = await made(store, page=1)
+    late = [await store.load(cookie) for _ in range(2)]
+    await redis.flushdb()
+    for session in late:
+        session._record.read_at -= 3600
+        session["page"] = 2
+    ends = await asyncio.gather(*(store.save(session) for session in late), return_exceptions=True)
+    assert [type(end) for end in ends] == [SessionEndedError] * 2
+    assert await redis.dbsize() == 0
+
+
+async def test_write_beside_a_deletion_of_the_same_key_is_kept(store: SessionStore) -> None:
+    cookie = await made(store, page=1, other=1)
+    deleting, writing = await store.load(cookie), await store.load(cookie)
+    del deleting["page"]
+    await store.save(deleting)
+    writing["page"] = 2
+    await store.save(writing)
+    assert dict(await store.load(cookie)) == {"page": 2, "other": 1}
 
 
 async def test_concurrent_updates_of_one_key_lose_none(store: SessionStore) -> None:
@@ -290,10 +325,8 @@ def test_session_grows_up_to_its_limit(stored: dict[bytes, bytes], after: dict[b
     written = {name: raw for name, raw in after.items() if stored.get(name) != raw}
     deleted = [name for name in stored if name not in after]
     before, size = (sum(map(len, (*each, *each.values()))) for each in (stored, after))
-    record = Record(None, "", {})
-    record.stored = stored
     with pytest.raises(SessionTooLargeError) if limit < size > before else nullcontext():
-        store._check_size(record, written, deleted)
+        store._check_size(stored, written, deleted)
 
 
 async def test_session_value_not_json_is_refused(store: SessionStore) -> None:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from everycore.state.client.connect import connect
 from everycore.state.sessions.session import SessionEndedError
 from everycore.state.sessions.store import Lifetimes, SessionStore
-from test_moving import before, made, saved
+from test_moving import before, made, only_marks_of_a_minute, saved
 
 pytestmark = pytest.mark.anyio
 
@@ -77,14 +77,14 @@ async def test_end_all_ends_a_login_being_saved(store: SessionStore, moves: bool
 
 
 async def test_two_ends_of_a_login_being_saved_end_it(store: SessionStore, redis: Any) -> None:
-    """The second one must not remove the tombstone of the first."""
+    """The second one must not remove the mark of the first."""
     session = await store.load(None)
     session.user_id = "ann"
 
     async def both() -> None:
-        (listed,) = await store._users.sessions("ann")
+        (listed,) = await store._users.names("ann")
         assert await store.end_all("ann") == 0
-        await store._users.register("ann", listed, 60_000)  # as the other `end_all` has read it before
+        await store._users.add("ann", listed, 60_000)  # as the other `end_all` has read it before
         assert await store.end_all("ann") == 0
 
     before(store, "_create", both)
@@ -102,7 +102,7 @@ async def test_random_logins_and_ends_lose_no_session(store: SessionStore, redis
 
     for _ in range(10):
         await asyncio.gather(*(store.end_all("ann") if number % 3 == 0 else login() for number in range(15)))
-        living = [key for key in await redis.keys("session:" + "?" * 64) if await redis.hexists(key, "created")]
+        living = [key for key in await redis.keys("session:" + "?" * 64) if await redis.type(key) == b"hash"]
         listed = [record.hashed_id for record in await store.sessions_of("ann")]
         assert sorted(key.decode().removeprefix("session:") for key in living) == sorted(listed)
     await store.end_all("ann")
@@ -140,11 +140,12 @@ async def test_end_all_spares_the_session_of_another_user(store: SessionStore) -
     assert not await store.load(cookie)
 
 
-async def test_logout_leaves_nothing_behind(store: SessionStore, redis: Redis) -> None:
+async def test_logout_leaves_a_mark_for_a_minute(store: SessionStore, redis: Redis) -> None:
     session = await store.load(await made(store, "ann"))
     session.destroy()
     await store.save(session)
-    assert await redis.keys() == []
+    assert await redis.dbsize() == 1
+    assert await only_marks_of_a_minute(redis)
 
 
 async def test_expired_session_drops_out_of_the_index(redis: Redis) -> None:

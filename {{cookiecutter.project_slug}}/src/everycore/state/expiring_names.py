@@ -28,26 +28,28 @@ LIST = f"{CLOCK} return redis.call('ZRANGE', KEYS[1], 0, -1)"
 
 
 class ExpiringNames:
-    """The sets. Every method raises RedisError while Redis is unavailable.
+    """The sets, under `<prefix><set>`. Every method raises RedisError while Redis is unavailable.
 
     Args:
         redis: The worker's client.
+        prefix: First part of the keys, the client's prefix included.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis = redis
+        self._prefix = prefix
         self._add = Script(redis, ADD)
         self._list = Script(redis, LIST)
 
-    async def add(self, key: str, name: str, life_ms: int) -> None:
+    async def add(self, set: str, name: str, life_ms: int) -> None:
         """Add a name for `life_ms` milliseconds from now, or renew it."""
-        await self._add(key, name, life_ms)
+        await self._add(self._prefix + set, name, life_ms)
 
-    async def names(self, key: str) -> list[str]:
+    async def names(self, set: str) -> list[str]:
         """Return the names that have not expired, the one that expires first in front."""
-        return [name.decode() for name in cast("list[bytes]", await self._list(key))]
+        return [name.decode() for name in cast("list[bytes]", await self._list(self._prefix + set))]
 
-    async def remove(self, key: str, *names: str) -> None:
+    async def remove(self, set: str, *names: str) -> None:
         """Remove names. Without a name nothing is sent."""
         if names:
-            await self._redis.zrem(key, *names)
+            await self._redis.zrem(self._prefix + set, *names)

@@ -13,7 +13,7 @@ SEPARATOR = "\0"  # between a name and its connection, because a name may have s
 
 
 class Presence:
-    """The names at each place, under the keys `present:{<place>}`.
+    """The names at each place, under the keys `present:<place>`.
 
     Args:
         redis: The worker's client.
@@ -22,20 +22,16 @@ class Presence:
 
     def __init__(self, redis: Redis, ttl: float = TTL) -> None:
         self.ttl = ttl
-        self._redis = redis
-        self._connections = ExpiringNames(redis)
+        self._connections = ExpiringNames(redis, prefixed(redis, "present:"))
 
     async def announce(self, place: str, name: str, connection: str) -> None:
         """Announce `name`. Repeat this within `ttl` seconds. Raises RedisError."""
-        await self._connections.add(self._key(place), f"{name}{SEPARATOR}{connection}", int(self.ttl * 1000))
+        await self._connections.add(place, f"{name}{SEPARATOR}{connection}", int(self.ttl * 1000))
 
     async def leave(self, place: str, name: str, connection: str) -> None:
         """Remove one connection of `name`. Raises RedisError."""
-        await self._connections.remove(self._key(place), f"{name}{SEPARATOR}{connection}")
+        await self._connections.remove(place, f"{name}{SEPARATOR}{connection}")
 
     async def members(self, place: str) -> list[str]:
         """Return the names that are present, sorted, each once. Raises RedisError."""
-        return sorted({each.rpartition(SEPARATOR)[0] for each in await self._connections.names(self._key(place))})
-
-    def _key(self, place: str) -> str:
-        return prefixed(self._redis, f"present:{{{place}}}")
+        return sorted({each.rpartition(SEPARATOR)[0] for each in await self._connections.names(place)})

@@ -76,6 +76,7 @@ class ConnectionManager:
         self._make_connection = make_connection
         self._timeout = timeout
         self._queue: list[Command] = []
+        self._room = 0  # commands that `_queue` may have, at least
         self._connection: MultiplexedConnection | None = None
         self._retired: set[MultiplexedConnection] = set()
         self._apart: set[MultiplexedConnection] = set()
@@ -121,7 +122,7 @@ class ConnectionManager:
         if self._refusal is not None:
             self.errors += 1
             raise ConnectionError(self._refusal)
-        if self._waiting() >= MAX_WAITING:
+        if len(self._queue) >= self._room and len(self._queue) >= self._find_room():
             self.errors += 1
             raise QueueFullError(f"the queue to Redis is full: {MAX_WAITING} commands wait for their replies")
         loop = asyncio.get_running_loop()
@@ -138,7 +139,7 @@ class ConnectionManager:
         return Stats(
             commands=self._commands,
             writes=self._writes,
-            waiting=self._waiting(),
+            waiting=len(self._queue) + MAX_WAITING - self._find_room(),
             connections=self._opened,
             errors=self.errors,
             latency=connection.latency if connection else 0.0,
@@ -181,6 +182,7 @@ class ConnectionManager:
             pass  # the switch to a new connection takes a few milliseconds and flushes at its end
         elif self._connection is not None and self._connection.writable:
             self._queue.clear()
+            self._room -= len(batch)
             if self._bulky_commands:
                 batch = self._send_bulky_apart(batch)
             if batch:
@@ -221,8 +223,9 @@ class ConnectionManager:
     def _all_connections(self) -> list[MultiplexedConnection]:
         return [*((self._connection,) if self._connection else ()), *self._retired, *self._apart]
 
-    def _waiting(self) -> int:
-        return len(self._queue) + sum(len(connection.in_flight) for connection in self._all_connections())
+    def _find_room(self) -> int:
+        self._room = MAX_WAITING - sum(len(connection.in_flight) for connection in self._all_connections())
+        return self._room
 
     def _outage_seconds(self) -> float:
         return 0.0 if self._unavailable_since is None else monotonic() - self._unavailable_since

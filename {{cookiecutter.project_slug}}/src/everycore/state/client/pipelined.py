@@ -53,8 +53,8 @@ pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 
 
 @lru_cache(maxsize=1024)
-def classify(name: str | bytes) -> tuple[frozenset[str] | None, tuple[str, ...]]:
-    """Return BLOCKING, STATEFUL or None for a command, and the words of its name.
+def classify(name: str | bytes) -> tuple[frozenset[str] | None, tuple[str, ...], str]:
+    """Return BLOCKING, STATEFUL or None for a command, the words of its name, and the name in capitals.
 
     redis-py passes `CONFIG GET` as one name; Redis expects two words.
     """
@@ -62,9 +62,9 @@ def classify(name: str | bytes) -> tuple[frozenset[str] | None, tuple[str, ...]]
     parts = tuple(text.split())
     capitals = text.upper()
     if capitals in SHARED_EXCEPTIONS:
-        return None, parts
+        return None, parts, capitals
     family = capitals.partition(" ")[0]
-    return next((each for each in (BLOCKING, STATEFUL) if family in each), None), parts
+    return next((each for each in (BLOCKING, STATEFUL) if family in each), None), parts, capitals
 
 
 class PipelinedRedis(Redis):
@@ -95,6 +95,7 @@ class PipelinedRedis(Redis):
                 "all callers. Decode the values that you read instead."
             )
         self._manager = ConnectionManager(connection_pool.make_connection, timeout)
+        self._callbacks: Any = self.response_callbacks  # a dict, whose own `get` capitalizes each name
         self._oom_logged_at = float("-inf")
         if is_observed():
             shared: Any = _SharedConnection(connection_pool)
@@ -146,16 +147,24 @@ class PipelinedRedis(Redis):
             RedisError: Redis replied with an error, or the connection failed.
             Exception: Whatever `on_reply` raised.
         """
-        needs, name = classify(args[0])
+        needs, words, name = classify(args[0])
         if needs is None and NEVER_DECODE not in options:
-            answer = await self._manager.send(self._pack(args if len(name) == 1 else (*name, *args[1:])), on_reply)
+            answer = await self._manager.send(self._pack(args if len(words) == 1 else (*words, *args[1:])), on_reply)
         elif on_reply is not None:
             raise ValueError(f"{args[0]} is not sent on the shared connection, so on_reply= would have no order")
         elif needs is BLOCKING:
             answer = await keep_cancels(self._execute_blocking(args))
         else:
             return await keep_cancels(self._execute_on_pool(args, options))
-        parsed = self._parse_reply(args[0], answer, options)
+        if isinstance(answer, Exception):
+            return self._raise(answer, options)
+        # What redis-py's `parse_response` does, which would make a command a quarter more expensive.
+        callback = dict.get(self._callbacks, name)
+        if callback is None:
+            return answer
+        options.pop(EMPTY_RESPONSE, None)
+        options.pop("keys", None)  # of redis-py's synchronous cache
+        parsed = callback(answer, **options)
         return await parsed if iscoroutine(parsed) else parsed
 
     def client(self) -> Redis:
@@ -189,21 +198,13 @@ class PipelinedRedis(Redis):
         finally:
             await pool.release(connection)
 
-    def _parse_reply(self, name: str, answer: Any, options: dict[str, Any]) -> Any:
-        """Do what redis-py's `parse_response` does, which would make a command a quarter more expensive."""
-        if isinstance(answer, Exception):
-            if EMPTY_RESPONSE in options and isinstance(answer, ResponseError):
-                return options[EMPTY_RESPONSE]
-            self._manager.errors += 1
-            if isinstance(answer, OutOfMemoryError) or OOM_MESSAGE in str(answer):
-                raise self._out_of_memory(answer)
-            raise answer
-        callback = self.response_callbacks.get(name)
-        if callback is None:
-            return answer
-        options.pop(EMPTY_RESPONSE, None)
-        options.pop("keys", None)  # of redis-py's synchronous cache
-        return callback(answer, **options)
+    def _raise(self, error: Exception, options: dict[str, Any]) -> Any:
+        if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
+            return options[EMPTY_RESPONSE]
+        self._manager.errors += 1
+        if isinstance(error, OutOfMemoryError) or OOM_MESSAGE in str(error):
+            raise self._out_of_memory(error)
+        raise error
 
     def _out_of_memory(self, error: Exception) -> OutOfMemoryError:
         """Log at most once in LOG_INTERVAL that Redis is out of memory; return the error, also for a script's."""

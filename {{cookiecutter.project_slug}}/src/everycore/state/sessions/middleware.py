@@ -77,7 +77,7 @@ class SessionMiddleware:
             if message["type"] == "http.response.start":
                 headers = message.get("headers", ())
                 try:
-                    fields = await _save(store, session)
+                    fields = await _save(store, session) if store.needs_save(session) else []
                 except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:
                     lost = True
                     await _failed(error)(scope, receive, send)

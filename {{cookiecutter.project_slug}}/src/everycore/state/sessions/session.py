@@ -45,11 +45,13 @@ class Record:
         moving: The session is to move to a new id.
         superseded: The presented id was left for another one, whose cookie is on its way to the browser. A cookie of
             a new session would replace that one, so nothing is saved unless a user logs in.
+        read_at: When the fields were read from Redis; Unix time.
         too_late: Why no cookie can be set any more.
         closed: Whether no change can be saved any more either.
     """
 
     sealed = ended = moving = superseded = closed = False
+    read_at = 0.0
     too_late: str | None = None
 
     def __init__(self, id: str | None, name: str, stored: dict[bytes, bytes]) -> None:
@@ -97,7 +99,7 @@ class Session(starlette_sessions.Session):
     _swap: Any
 
     def __init__(
-        self, record: Record, swap: Callable[["Session", str, Callable[[Any], Any]], Awaitable[Any]] | None = None
+        self, record: Record, swap: Callable[[Record, str, Callable[[Any], Any]], Awaitable[bytes]] | None = None
     ) -> None:
         dict.__init__(self, record.loaded)
         attributes = self.__dict__
@@ -190,8 +192,20 @@ class Session(starlette_sessions.Session):
             SessionEndedError: The session was ended meanwhile (second form).
         """
         if len(args) == 2:  # noqa: PLR2004 - a key and a function
-            return self._swap(self, *args)
+            return self._update_stored(*args)
         return super().update(*args, **values)
+
+    async def _update_stored(self, key: str, fn: Callable[[Any], Any]) -> Any:
+        record = self._record
+        if key == USER_ID:
+            raise ValueError("user_id cannot be updated by a function; assign session.user_id instead")
+        if record.id is None or record.ended:
+            self[key] = fn(self.get(key))
+            return self[key]
+        raw = record.stored[field(key)] = await self._swap(record, key, fn)
+        value = record.loaded[key] = self._decoded(key, raw)
+        dict.__setitem__(self, key, value)
+        return value
 
     def close(self, reason: str) -> None:
         """Refuse all later changes, because they could not be saved."""
@@ -231,18 +245,6 @@ class Session(starlette_sessions.Session):
             if raw != before:
                 written[name] = raw
         return written, [name for key in loaded if key not in self and (name := field(key)) in stored]
-
-    def replace(self, key: str, raw: bytes | None) -> Any:
-        """Record what Redis has under a key now, as JSON or None; return its value."""
-        record = self._record
-        if raw is None:
-            record.stored.pop(field(key), None)
-            record.loaded.pop(key, None)
-            return dict.pop(self, key, None)
-        record.stored[field(key)] = raw
-        value = record.loaded[key] = self._decoded(key, raw)
-        dict.__setitem__(self, key, value)
-        return value
 
     def _decoded(self, key: str, raw: bytes) -> Any:
         value = decode(raw)

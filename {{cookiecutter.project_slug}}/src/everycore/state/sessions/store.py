@@ -12,12 +12,14 @@ from itertools import chain
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from everycore.state.client.script import Script
+from everycore.state.expiring_names import ExpiringNames
 from everycore.state.gathering import gather_all
 from everycore.state.prefix import prefixed
 from everycore.state.sessions.cookie import CookieSigner, SessionCookie, hash_id
-from everycore.state.sessions.scripts import CREATE, END, ENDED, LEFT_ALONE, MOVE, SAVE, SWAP
+from everycore.state.sessions.scripts import CHECK, CREATE, END, ENDED, LEFT_ALONE, MOVE, SAVE, SWAP
 from everycore.state.sessions.session import (
     CREATED,
     TOUCHED,
@@ -31,11 +33,11 @@ from everycore.state.sessions.session import (
     field,
     user_name,
 )
-from everycore.state.sessions.user_index import UserIndex
 
 MOVED = b"moved"
 ENDED_MEANWHILE = "the session was ended while this request ran, so its changes are not saved"
-TOMBSTONE_TTL_MS = 60_000  # how long Redis knows that an id has moved or ended: longer than any request
+MARK_S = 60  # how long Redis knows that an id has moved or ended
+USER_MARGIN_MS = 60_000  # an id outlives its session in its user's set, whichever of the two commands is delayed
 
 
 class SessionTooLargeError(ValueError):
@@ -96,15 +98,18 @@ class SessionStore:
         cookie: SessionCookie | None = None,
     ) -> None:
         self._redis = redis
+        self._send: Any = redis.execute_command
         self.cookie = cookie or SessionCookie()
         self.plain_http_logged = False  # by the middleware, once in a worker
         self._signer = CookieSigner(secret_keys)
         self._prefix = prefixed(redis, prefix)
-        self._users = UserIndex(redis, f"{self._prefix}user:")
+        # An id is added before its session is written and removed after the session is deleted. A worker that dies in
+        # between leaves an id without a session, never a session that cannot be found.
+        self._users = ExpiringNames(redis, f"{self._prefix}user:")
         self.lifetimes = lifetimes or Lifetimes()
         self._max_bytes = max_bytes
-        self._save, self._create = Script(redis, SAVE), Script(redis, CREATE)
-        self._swap, self._move, self._end = Script(redis, SWAP), Script(redis, MOVE), Script(redis, END)
+        self._save, self._create, self._check = Script(redis, SAVE), Script(redis, CREATE), Script(redis, CHECK)
+        self._compare, self._move, self._end = Script(redis, SWAP), Script(redis, MOVE), Script(redis, END)
 
     def sign(self, id: str) -> str:
         """Return the value of the cookie for a session id."""
@@ -114,16 +119,22 @@ class SessionStore:
         """Return the session of a cookie's value; an empty one for no or a forged cookie, or an unknown id."""
         known = self._signer.verify(cookie)
         if known is None:
-            return Session(Record(None, "", {}), self._update)
+            return Session(Record(None, "", {}), self._swap)
         id, name = known
         stored = await self._fields(name)
         if CREATED in stored:
             record = Record(id, name, stored)
-            if record.created + self.lifetimes.absolute > time.time():
-                return Session(record, self._update)
+            record.read_at = time.time()
+            if record.created + self.lifetimes.absolute > record.read_at:
+                return Session(record, self._swap)
         record = Record(None, "", {})
         record.superseded = MOVED in stored
-        return Session(record, self._update)
+        return Session(record, self._swap)
+
+    def needs_save(self, session: Session) -> bool:
+        """Whether `save` may have something to do: not after a request that only read, and no list or dict."""
+        record = session._record
+        return bool(session.modified or record.nested or record.moving or record.ended or self._is_renewal_due(record))
 
     async def save(self, session: Session) -> str | None:
         """Write what changed.
@@ -141,8 +152,7 @@ class SessionStore:
             await self._destroy(record)
             record = session.start_new()
         written, deleted = session.changes()
-        now = time.time()
-        renewal_due = now - record.touched > self.lifetimes.idle / 2
+        renewal_due, now = self._is_renewal_due(record), time.time()
         if not (written or deleted or renewal_due or record.moving):
             return record.id
         if record.id is None and not written:
@@ -156,7 +166,7 @@ class SessionStore:
         moving = record.id is not None and (record.moving or (user is not None and user != previous))
         if record.superseded and user is None:
             raise SessionEndedError("the session moved to a new id while this request was on its way")
-        self._check_size(record, written, deleted)
+        self._check_size(record.stored, written, deleted)
         life_ms = 0  # keep the TTL
         if renewal_due or moving or record.id is None:
             life = min(self.lifetimes.idle, record.created + self.lifetimes.absolute - now)
@@ -168,13 +178,13 @@ class SessionStore:
         if renewal_due:
             written[TOUCHED] = b"%.3f" % now
         if user is not None and renewal_due:
-            await self._users.register(user, record.name, life_ms)
-        if not await self._write(self._save, record.name, written, deleted, life_ms):
+            await self._users.add(user, record.name, life_ms + USER_MARGIN_MS)
+        if not await self._write_if_there(record, written, deleted, life_ms, now):
             if deleted or any(name != TOUCHED for name in written):
                 raise SessionEndedError(ENDED_MEANWHILE)
             return None
         if previous is not None and user is None:
-            await self._users.forget(previous, record.name)
+            await self._users.remove(previous, record.name)
         record.saved(written, deleted, values)
         return record.id
 
@@ -185,7 +195,7 @@ class SessionStore:
 
     async def sessions_of(self, user: str | int) -> list[SessionRecord]:
         """Return the user's sessions, the oldest first."""
-        names = await self._users.sessions(str(user))
+        names = await self._users.names(str(user))
         found = await gather_all(*map(self._fields, names))
         records = [
             SessionRecord(name, float(stored[CREATED]), float(stored[TOUCHED]))
@@ -206,10 +216,10 @@ class SessionStore:
         """
         user = str(user)
         kept = keep._record.name if keep is not None else None
-        names = [name for name in await self._users.sessions(user) if name != kept]
+        names = [name for name in await self._users.names(user) if name != kept]
         whose = as_json(USER_ID, user), user
-        ends = await gather_all(*(self._end(self._prefix + name, *whose, TOMBSTONE_TTL_MS) for name in names))
-        await self._users.forget(user, *(name for name, end in zip(names, ends, strict=True) if end != LEFT_ALONE))
+        ends = await gather_all(*(self._end(self._prefix + name, *whose, MARK_S * 1000) for name in names))
+        await self._users.remove(user, *(name for name, end in zip(names, ends, strict=True) if end != LEFT_ALONE))
         return ends.count(ENDED)
 
     async def _save_as_new(
@@ -232,7 +242,7 @@ class SessionStore:
         fields = {**kept, **written, CREATED: b"%.3f" % record.created, TOUCHED: b"%.3f" % time.time()}
         user = user_name(values.get(USER_ID))
         if user is not None:
-            await self._users.register(user, name, life_ms)
+            await self._users.add(user, name, life_ms + USER_MARGIN_MS)
         if not await self._write(self._create, name, fields, [], life_ms):
             raise SessionEndedError(ENDED_MEANWHILE)
         if old:
@@ -242,17 +252,17 @@ class SessionStore:
                 raise SessionEndedError(ENDED_MEANWHILE)
             await self._copy_late_changes(record, name, found, written, life_ms)
             if record.user is not None:
-                await self._users.forget(record.user, old)
+                await self._users.remove(record.user, old)
         record.id, record.name, record.moving, record.superseded = id, name, False, False
         record.saved(fields, deleted, values)
         return id
 
     async def _leave_old_id(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
         """Leave the old id for the new one; return the fields found there, or None if the session has ended."""
-        answer = await self._move(self._prefix + old, new, TOMBSTONE_TTL_MS)
-        found = dict(zip(answer[::2], answer[1::2], strict=True))
-        if CREATED in found:
-            return found
+        answer = await self._move(self._prefix + old, new, MARK_S * 1000)
+        if answer:
+            return dict(zip(answer[::2], answer[1::2], strict=True))
+        found = await self._fields(old)
         while MOVED in found:  # another request moved it first, with its fields
             found = await self._fields(found[MOVED].decode())
         return record.stored if CREATED in found else None
@@ -267,37 +277,64 @@ class SessionStore:
         }
         deleted_meanwhile = [key for key in before if key not in found and key not in written]
         if USER in changed_meanwhile and (user := user_name(decode(changed_meanwhile[USER]))) is not None:
-            await self._users.register(user, name, life_ms)
+            await self._users.add(user, name, life_ms + USER_MARGIN_MS)
         if changed_meanwhile or deleted_meanwhile:
             await self._write(self._save, name, changed_meanwhile, deleted_meanwhile, 0)
 
-    async def _update(self, session: Session, key: str, fn: Callable[[Any], Any]) -> Any:
-        record = session._record
-        if key == USER_ID:
-            raise ValueError("user_id cannot be updated by a function; assign session.user_id instead")
-        if record.id is None or record.ended:
-            session[key] = fn(session.get(key))
-            return session[key]
-        before = record.stored.get(field(key))
-        value = session.replace(key, before)
+    async def _swap(self, record: Record, key: str, fn: Callable[[Any], Any]) -> bytes:
+        """Write `fn(stored value or None)` under a key of a stored session; return it as JSON."""
+        name, stored = field(key), dict(record.stored)
         while True:
-            raw = as_json(key, fn(value))
-            self._check_size(record, {field(key): raw}, [])
-            answer = await self._swap(self._prefix + record.name, field(key), before or b"", raw)
+            before = stored.get(name)
+            raw = as_json(key, fn(None if before is None else decode(before)))
+            self._check_size(stored, {name: raw}, [])
+            answer = await self._compare(self._prefix + record.name, name, before or b"", raw)
             if answer == 1:
-                return session.replace(key, raw)
+                return raw
             if answer == 0:
                 raise SessionEndedError(ENDED_MEANWHILE)
-            before = answer[0]
-            value = session.replace(key, before)
+            stored.pop(name, None)
+            if answer[0] is not None:
+                stored[name] = answer[0]
 
     async def _destroy(self, record: Record) -> None:
-        await self._redis.delete(self._prefix + record.name)
+        await self._redis.set(self._prefix + record.name, b"", ex=MARK_S)
         if record.user is not None:
-            await self._users.forget(record.user, record.name)
+            await self._users.remove(record.user, record.name)
 
-    def _fields(self, name: str) -> Awaitable[dict[bytes, bytes]]:
-        return cast("Awaitable[dict[bytes, bytes]]", self._redis.hgetall(self._prefix + name))
+    async def _fields(self, name: str) -> dict[bytes, bytes]:
+        """Return the fields of a session; or, under MOVED, the name to which it has moved."""
+        try:
+            return cast("dict[bytes, bytes]", await self._send("HGETALL", self._prefix + name))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            mark = await self._redis.get(self._prefix + name)
+            return {MOVED: cast("bytes", mark)} if mark else {}
+
+    async def _write_if_there(
+        self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int, now: float
+    ) -> bool:
+        """Write to a session, unless it has ended or moved meanwhile; return whether it was written."""
+        # HSET takes half of the script's time in Redis. It is safe while the session cannot expire, and while Redis has
+        # the mark of every session that ended or moved after this request read it.
+        expires = min(record.touched + self.lifetimes.idle, record.created + self.lifetimes.absolute)
+        if deleted or life_ms or now - record.read_at > MARK_S / 2 or expires - now < MARK_S / 2:
+            return bool(await self._write(self._save, record.name, written, deleted, life_ms))
+        new = sum(name not in record.stored for name in written)
+        # Redis counts the fields that are new to it. With one that was there, the count tells whether the session was.
+        fields = written if new < len(written) else {**written, TOUCHED: record.stored[TOUCHED]}
+        key = self._prefix + record.name
+        try:
+            made = await self._send("HSET", key, *chain.from_iterable(fields.items()))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return False
+        return bool(made == new or await self._check(key))
+
+    def _is_renewal_due(self, record: Record) -> bool:
+        return time.time() - record.touched > self.lifetimes.idle / 2
 
     def _write(
         self, script: Script, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
@@ -305,8 +342,10 @@ class SessionStore:
         fields = chain.from_iterable(written.items())
         return script(self._prefix + name, life_ms, 2 * len(written), *fields, *deleted)
 
-    def _check_size(self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes]) -> None:
-        stored, growth = record.stored, 0
+    def _check_size(
+        self, stored: Mapping[bytes, bytes], written: Mapping[bytes, bytes], deleted: Sequence[bytes]
+    ) -> None:
+        growth = 0
         for name, raw in written.items():
             growth += len(raw) - len(stored[name]) if name in stored else len(name) + len(raw)
         for name in deleted:
