@@ -100,7 +100,7 @@ def test_text_has_the_same_fields(logged: Any) -> None:
     lines = logged(LOG_FORMAT="text")
     paid = next(line for line in lines if "paid" in line)
     assert " INFO    worker=0 gen=1 pid=" in paid
-    assert paid.endswith(f"  paid  logger=shop request_id=one order=17")
+    assert paid.endswith("  paid  logger=shop request_id=one order=17")
     assert any(line == "    ValueError: no stock" for line in lines)
 
 
