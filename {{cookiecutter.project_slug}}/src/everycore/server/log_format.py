@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
+from everycore.server.request_ids import request_id
+
 # Characters that a terminal could interpret as a command or as the end of a line: Unicode's categories Cc, Zl and Zp,
 # and those that change the direction of text. Tab and newline are not included, because tracebacks contain them.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -64,7 +66,8 @@ class LineFormat:
             details["stack"] = record.stack_info
         extra = {name: value for name, value in vars(record).items() if name not in USUAL}
         details = {name: text for name, text in details.items() if text}
-        return self.line(record.created, record.levelname, record.name, _message(record), extra=extra, details=details)
+        known = (record.created, record.levelname, record.name, _message(record))
+        return self.line(*known, request=request_id(), extra=extra, details=details)
 
     def line(
         self,
@@ -73,6 +76,7 @@ class LineFormat:
         logger: str,
         message: str,
         *,
+        request: str | None = None,
         extra: Mapping[str, Any] | None = None,
         details: Mapping[str, str] | None = None,
     ) -> str:
@@ -83,10 +87,12 @@ class LineFormat:
             level: Such as "INFO".
             logger: Name of the logger.
             message: For people.
+            request: Id of the request that the line is about.
             extra: More fields, by name.
             details: Texts of several lines, by name.
         """
-        fields = {f"extra.{name}" if name in OWN else str(name): value for name, value in (extra or {}).items()}
+        fields: dict[str, Any] = {"request_id": request} if request else {}
+        fields |= {f"extra.{name}" if name in OWN else str(name): value for name, value in (extra or {}).items()}
         if not self.is_json:
             return self._text(when, level, message, {"logger": logger, **fields}, details or {})
         head = {"time": _utc(when), "level": level.lower(), "logger": logger, "message": message}

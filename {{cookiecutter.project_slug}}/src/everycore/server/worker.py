@@ -27,7 +27,7 @@ from everycore.server.children import State
 from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
 from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
-from everycore.server.logging import flush_streams, set_process, set_uvicorn_level
+from everycore.server.logging import flush_streams, keep_loggers, set_process, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
 from everycore.server.process import ResidentMemory, Title, enable_stack_dumps, max_connections
 from everycore.server.request_timeouts import RequestTimeouts
@@ -145,6 +145,7 @@ class Worker(uvicorn.Server):
         self.view = ClusterView(self.context.board, self.context.row, self.context.metrics)
         self.lifespan.state["cluster"] = self.view
         await self.startup(sockets=[])
+        keep_loggers()  # the lifespan may have configured logging
         # During the startup there is nothing to drain, and SIGTERM must end a long one. So the handlers are set now.
         self._handle_signals()
         self.acceptor = Acceptor(
