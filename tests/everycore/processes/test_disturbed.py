@@ -87,6 +87,19 @@ def test_reload_requested_during_a_load_is_not_forgotten(
     clean_stop(changing.cluster)
 
 
+def test_reloads_requested_faster_than_the_import_complete(
+    changing: Changing, eventually: Any, clean_stop: Any
+) -> None:
+    changing.path.write_text("import time\ntime.sleep(0.5)\n" + SERVES)
+
+    def complete() -> bool:
+        changing.cluster.process.send_signal(signal.SIGHUP)
+        return changing.said("reload: complete", times=2)
+
+    eventually(complete)
+    clean_stop(changing.cluster)
+
+
 @pytest.mark.parametrize("changing", [{"GRACEFUL_TIMEOUT": "5", "LINGER": "2"}], indirect=True, ids=["patient"])
 @pytest.mark.parametrize("code", [NEVER_STARTS, FAILS_TO_START], ids=["never starts", "fails to start"])
 def test_workers_that_do_not_start_leave_the_old_ones_serving(
