@@ -58,7 +58,7 @@ def changing(puppets: Any, ready: Any, eventually: Any, templates: Any, tmp_path
 
 
 def test_a_stop_while_new_workers_start_is_clean(changing: Changing, clean_stop: Any) -> None:
-    changing.reload_into(NEVER_STARTS, "generation 2 starting")
+    changing.reload_into(NEVER_STARTS, "reload: generation 2")
     clean_stop(changing.cluster)
 
 
@@ -82,8 +82,21 @@ def test_reload_requested_during_a_load_is_not_forgotten(
     loading = changing.loading()
     changing.reload(SERVES + "version = 2\n")
     os.kill(loading, signal.SIGKILL)
-    eventually(lambda: changing.said("generation 2 starting"))
+    eventually(lambda: changing.said("reload: generation 2"))
     eventually(lambda: tell(changing.cluster, "import changing; answer = changing.version") == "2")
+    clean_stop(changing.cluster)
+
+
+def test_reloads_requested_faster_than_the_import_complete(
+    changing: Changing, eventually: Any, clean_stop: Any
+) -> None:
+    changing.path.write_text("import time\ntime.sleep(0.5)\n" + SERVES)
+
+    def complete() -> bool:
+        changing.cluster.process.send_signal(signal.SIGHUP)
+        return changing.said("reload: complete", times=2)
+
+    eventually(complete)
     clean_stop(changing.cluster)
 
 
@@ -95,7 +108,7 @@ def test_workers_that_do_not_start_leave_the_old_ones_serving(
     cluster = changing.cluster
     old = set(ready(cluster))
     fires = [load(cluster.url, "/", clients=2, keep_alive=keep_alive) for keep_alive in (True, False)]
-    changing.reload_into(code, "generation 2 starting")
+    changing.reload_into(code, "reload: generation 2")
     if code is FAILS_TO_START:
         eventually(lambda: changing.said("gen=2", times=4))
     assert all(Path(f"/proc/{pid}").exists() for pid in old)
@@ -121,7 +134,7 @@ def test_a_new_worker_killed_while_it_starts_is_replaced(
     )
     cluster = changing.cluster
     old = ready(cluster)
-    changing.reload_into(waits, "generation 2 starting")
+    changing.reload_into(waits, "reload: generation 2")
 
     def starting() -> set[int]:
         return {row.pid for row in snapshot(cluster).workers if row.state == "starting"}

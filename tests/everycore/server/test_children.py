@@ -63,6 +63,15 @@ def test_old_generation_serves_until_the_new_one_is_ready() -> None:
     assert [child.pid for child in children.surplus_children()] == [100]
 
 
+def test_worker_of_an_old_generation_that_starts_is_surplus() -> None:
+    children = full(1)
+    children.generation += 1
+    slow = started(children, 0, State.STARTING)
+    children.generation += 1
+    assert children.surplus_children() == [slow]
+    assert children.missing_slots() == [0]
+
+
 def test_retiring_worker_serves_until_it_is_replaced() -> None:
     children = full(1)
     children.retiring(100)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from everycore.environ import SettingsError
 from everycore.server.import_errors import LoadError
 from everycore.server.loading import load
 
@@ -41,6 +42,14 @@ def test_load_failing_module_is_named_with_its_line(write: str) -> None:
 def test_load_module_that_exits_is_a_load_error(write: str) -> None:
     """The primary does not exit with it."""
     with pytest.raises(LoadError, match="SystemExit"):
+        load(f"{write}:app")
+
+
+@pytest.mark.parametrize(
+    "write", ["from everycore.environ import SettingsError\nraise SettingsError('SHOP must be open')\n"], indirect=True
+)
+def test_load_module_that_refuses_a_setting_is_a_usage_error(write: str) -> None:
+    with pytest.raises(SettingsError, match="SHOP must be open"):
         load(f"{write}:app")
 
 

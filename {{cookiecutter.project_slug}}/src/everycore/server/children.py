@@ -135,13 +135,17 @@ class Children:
         return [slot for slot in range(self.wanted) if slot not in held]
 
     def surplus_children(self) -> list[Child]:
-        """Return the workers to drain now: their slot was removed, or their replacement is ready."""
+        """Return the workers to drain now: their slot was removed, or their replacement is ready.
+
+        A worker of an older generation that is not ready yet serves nobody, so it waits for no replacement.
+        """
         served = self.ready_slots()
         return [
             child
             for child in self
             if child.state is not State.DRAINING
-            and (child.slot >= self.wanted or (child.slot in served and not self.is_current(child)))
+            and not self.is_current(child)
+            and (child.slot >= self.wanted or child.slot in served or child.state is State.STARTING)
         ]
 
     def free_row(self, rows: int, reserved: Collection[int]) -> int:

@@ -4,33 +4,35 @@ A thread waits for it, because a blocked event loop would not notice. On Linux t
 because code that holds the interpreter's lock, such as one long regular expression, blocks that thread too.
 """
 
+import _thread
 import ctypes
 import os
 import select
 import signal
 import sys
-import threading
 from time import sleep
 
 EXIT_GRACE = 1.0  # seconds for the requests in flight
+INHERIT_POLL_MS = 2
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _libc = ctypes.CDLL(None)
 
 
-def drain_when_primary_dies(primary: int, pipe: int) -> None:
+def drain_when_primary_dies(primary: int, pipe: int, inherited: bool) -> None:
     """In a worker: exit within EXIT_GRACE after the primary has exited.
 
     Args:
         primary: Process id of the primary.
         pipe: Read end of a pipe whose write end only the primary has.
+        inherited: Whether the primary is, or becomes, the parent of this process.
     """
-    threading.Thread(target=_exit_with_primary, args=(pipe,), daemon=True).start()
-    if sys.platform == "linux" and os.getppid() == primary:  # the kernel reports the exit of a parent only
-        # The handler of SIGQUIT is alarm(2) itself, and the signal's number, 3, is its argument. So SIGALRM ends the
-        # process 3 seconds later, without running a line of Python.
+    # The handler of SIGQUIT is alarm(2) itself, and the signal's number, 3, is its argument. So SIGALRM ends the
+    # process 3 seconds later, without running a line of Python.
+    if inherited:
         _libc.signal(signal.SIGQUIT, _libc.alarm)
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
+    # threading.Thread.start() would wait until the thread runs, which delays the start of the worker.
+    _thread.start_new_thread(_exit_with_primary, (primary, pipe, inherited))
 
 
 def die_with_parent(parent: int) -> None:
@@ -45,10 +47,14 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _exit_with_primary(pipe: int) -> None:
+def _exit_with_primary(primary: int, pipe: int, inherited: bool) -> None:
     # poll() and not read(): an app can make this pipe non-blocking for all workers, and read() would return at once.
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
+    while inherited and os.getppid() != primary and not poller.poll(INHERIT_POLL_MS):
+        pass  # the process that forked this one is about to exit
+    if inherited:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)  # the kernel reports the exit of a parent only
     poller.poll()
     os.kill(os.getpid(), signal.SIGTERM)
     sleep(EXIT_GRACE)

@@ -20,6 +20,7 @@ from everycore.server.revision import describe_revision
 from everycore.server.scoreboard import RELOAD, STATE, Reload, Scoreboard
 from everycore.server.template import Failed, Loaded, Template, Templates
 
+START_WAIT = 5.0  # seconds; a reload waits for the workers of the last one, but not if these hang
 RETRY = 1.0  # seconds until a template process that died, or could not load the app, is replaced
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Reloader:
         self._aborted = False  # the load took too long
         self._requested_again = False
         self._starting = False  # the workers of the new generation are not all ready yet
+        self._wait_until = 0.0  # no later than this, the next reload waits for them, in monotonic seconds
         self._failed_drain = ""  # how a worker of the old generation failed
         self._last_failure = ""
         self._revision = ""  # of the code that new workers run
@@ -82,10 +84,13 @@ class Reloader:
         self._load(reloading=True)
 
     def request(self) -> None:
-        """Load the code that is in place now. If another load is running, load again after it."""
+        """Load the code that is in place now, or later, if another reload has not yet replaced the workers.
+
+        So each reload completes, also if the next one is requested before.
+        """
         self._board.set_reload_status(Reload.LOADING)
-        if self._templates.next is not None:
-            self._requested_again = True
+        self._requested_again = self._templates.next is not None or monotonic() < self._wait_until
+        if self._requested_again:
             return
         logger.info("reload: loading the new code")
         if changed := self._files.changed():
@@ -99,6 +104,7 @@ class Reloader:
     def stop(self) -> None:
         """End the load and start no other one, because the server stops."""
         self._retry_at = NEVER
+        self._requested_again = False
         self._templates.stop()
 
     # Events
@@ -110,7 +116,7 @@ class Reloader:
             loaded: The event. It is ignored if its process was given up.
         """
         template = loaded.template
-        if template is not self._templates.next or self._load_again():
+        if template is not self._templates.next:
             return
         if template.imports and self._must_not_fork(loaded.shared):
             self._templates.drop_next()
@@ -172,6 +178,7 @@ class Reloader:
         if self._starting and child.generation == self._children.generation and self._templates.next is None:
             reason = f"{child} {how}; the old generation keeps running"
             self._board.set_reload_status(Reload.STARTING, reason)
+            self._wait_until = 0.0
 
     def on_drain_failure(self, child: Child, how: str) -> None:
         """Show in `status` and `reload` that a worker of an older generation died before its drain was complete.
@@ -191,10 +198,11 @@ class Reloader:
     def due(self) -> float:
         """When to call `enforce_deadlines`, in monotonic seconds."""
         retry = NEVER if self._templates.next else self._retry_at
-        return min(self._load_deadline(), retry, self._templates.due(self._policy.boot_timeout))
+        again = self._wait_until if self._requested_again and not self._templates.next else NEVER
+        return min(self._load_deadline(), retry, again, self._templates.due(self._policy.boot_timeout))
 
     def enforce_deadlines(self, now: float) -> None:
-        """Abort a load or a fork that takes too long, and replace a template process that died.
+        """Abort a load or a fork that takes too long. Start the load that replaces a template process, or that waited.
 
         Args:
             now: Monotonic seconds.
@@ -208,6 +216,8 @@ class Reloader:
         if now >= self._retry_at and self._templates.next is None:
             self._retry_at = NEVER
             self._load(reloading=False)
+        if now >= self._wait_until and self._templates.next is None:
+            self._load_again()
 
     def complete_if_done(self) -> None:
         """Complete the reload when the new generation is ready in every slot and no older worker accepts."""
@@ -217,8 +227,8 @@ class Reloader:
             and not self._old_ones_accept()
         ):
             logger.info("reload: complete, generation %d", self._children.generation)
-            self._starting = False
-            if self._board.header[RELOAD] == Reload.STARTING:  # no other reload was requested
+            self._starting, self._wait_until = False, 0.0
+            if self._board.header[RELOAD] == Reload.STARTING and not self._requested_again:
                 self._board.set_reload_status(Reload.DONE, self._failed_drain)
 
     def _load_deadline(self) -> float:
@@ -265,6 +275,7 @@ class Reloader:
         self._starting = self._board.header[RELOAD] == Reload.LOADING
         if self._starting:
             self._board.set_reload_status(Reload.STARTING)
+            self._wait_until = monotonic() + START_WAIT
         if children.generation == 1:
             shown = f", revision {self._revision}" if self._revision else ""
             logger.info("%s with %s%s", self._banner, counted(children.wanted, "worker"), shown)

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import sleep
 from typing import Any, NoReturn
 
 import uvicorn
@@ -38,8 +37,6 @@ from everycore.server.resources import Resources
 from everycore.server.revision import find_revision
 from everycore.server.signals import reset_signals, signals_blocked
 from everycore.server.worker import WorkerContext
-
-POLL_INTERVAL = 0.0005  # seconds between two checks of a new worker's parent
 
 logger = logging.getLogger(__name__)
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -72,7 +69,7 @@ class Assignment:
     def worker_context(self, order: Message) -> WorkerContext:
         """Return what a worker is given."""
         given = self.resources
-        shared = (self.primary, given.board, given.listeners, self.policy, self.title)
+        shared = (self.primary, self.inherits, given.board, given.listeners, self.policy, self.title)
         files = (given.parent_pipe[0], given.run_dir.metrics, given.wakeup_pipe[1])
         own = (order["asked"]["slot"], order["generation"], order["row"], order["again"])
         return WorkerContext(*shared, *files, *own)
@@ -225,7 +222,7 @@ class _Inherited:
             ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
-                    self.fork_worker(order, inherited_from=os.getpid())
+                    self.fork_worker(order)
                     os._exit(0)
                 finally:
                     os._exit(1)
@@ -234,13 +231,8 @@ class _Inherited:
         elif status := os.waitpid(between, 0)[1]:
             raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
-    def fork_worker(self, order: Message, inherited_from: int | None = None) -> None:
-        """Fork the worker and report its pid. All signals but SIGABRT are blocked.
-
-        Args:
-            order: The order of the primary.
-            inherited_from: The pid of this process, if the worker is to wait until it has another parent.
-        """
+    def fork_worker(self, order: Message) -> None:
+        """Fork the worker and report its pid. All signals but SIGABRT are blocked."""
         self._forks.worker = asked = order["asked"]
         try:
             pid = os.fork()
@@ -250,14 +242,12 @@ class _Inherited:
         finally:
             self._forks.worker = None
         if pid == 0:
-            self.become_worker(order, inherited_from)
+            self.become_worker(order)
         self._channel.send(**asked, pid=pid)
 
-    def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
+    def become_worker(self, order: Message) -> NoReturn:
         self._channel.close()
         self._owner_pipe.leave()
-        while os.getppid() == inherited_from:
-            sleep(POLL_INTERVAL)
         fork_safety.reseed()
         worker.live(self._load, self._assignment.worker_context(order))
 
@@ -290,11 +280,11 @@ class _Parent(_Inherited):
         with signals_blocked(but=[signal.SIGABRT]):
             self.fork_worker(order)
 
-    def become_worker(self, order: Message, inherited_from: int | None) -> NoReturn:
+    def become_worker(self, order: Message) -> NoReturn:
         signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()
-        super().become_worker(order, inherited_from)
+        super().become_worker(order)
 
     def _report_exits(self, wait: bool = False) -> None:
         """Report the workers that have exited.

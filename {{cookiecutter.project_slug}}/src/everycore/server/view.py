@@ -17,6 +17,7 @@ from everycore.server.scoreboard import (
     FIRST_APP_CELL,
     GAUGES,
     MAX_CELL,
+    PRIMARY,
     ROW_GENERATION,
     SLOT,
     Scoreboard,
@@ -51,7 +52,7 @@ class ClusterView:
         self._cells = cells = board.row(row)
         self.host = socket.gethostname()
         self.pid = os.getpid()
-        self.primary = os.getppid()
+        self.primary: int = board.cells[PRIMARY]
         self.slot: int = cells[SLOT]
         self.generation: int = cells[ROW_GENERATION]
 

@@ -51,6 +51,7 @@ class WorkerContext:
     """What a worker is given. The last four differ for each worker, and come with the order to fork it."""
 
     primary: int  # pid
+    inherited: bool  # whether the primary is, or becomes, the parent of the worker
     board: Scoreboard
     listeners: Sequence[socket.socket]
     policy: Policy
@@ -100,7 +101,7 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
     context.title.set(f"worker {context.slot}", context.generation)
     os.environ["WORKER_SLOT"] = str(context.slot)
     enable_stack_dumps()
-    parent_death.drain_when_primary_dies(context.primary, context.parent_pipe)
+    parent_death.drain_when_primary_dies(context.primary, context.parent_pipe, context.inherited)
     set_uvicorn_level(context.again)  # the last worker's traceback is in the log, and one per retry would hide the rest
     app_forks = AppForks(lambda: [listener.fileno() for listener in context.listeners])  # the import may fork, too
     app_metrics.open_files(context.metrics, context.row)  # the import may count, too
