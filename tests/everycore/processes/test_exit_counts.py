@@ -10,9 +10,7 @@ import pytest
 from everycore.cli.control import ControlError
 
 
-def test_exits_are_counted_by_cause(
-    puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any
-) -> None:
+def test_exits_are_counted_by_cause(puppets: Any, tell: Any, ready: Any, snapshot: Any, eventually: Any) -> None:
     cluster = puppets(HANG_TIMEOUT="1", GRACEFUL_TIMEOUT="1")
 
     def count(cause: str, at_least: int = 1) -> None:

@@ -20,7 +20,7 @@ def figures(text: str) -> dict[str, float]:
 
 
 def totals(text: str) -> dict[str, float]:
-    return {name: value for name, value in figures(text).items() if name.endswith("_total")}
+    return {name: value for name, value in figures(text).items() if "_total" in name}
 
 
 @pytest.fixture

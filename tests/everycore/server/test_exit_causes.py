@@ -1,7 +1,9 @@
 """Why a worker ended: its last state and its exit status decide."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +30,8 @@ EXIT_3 = 3 << 8
         (State.DRAINING, 0, {"slot": 2}, ExitCause.SCALED),
     ],
 )
-def test_exit_cause(state: State, status: int | None, differs: dict[str, int], cause: ExitCause) -> None:
-    child = Child(**{"pid": 7, "slot": 0, "generation": 2, "row": 0, "since": 0.0, "state": state, **differs})
+def test_exit_cause(state: State, status: int | None, differs: dict[str, Any], cause: ExitCause) -> None:
+    child = replace(Child(7, slot=0, generation=2, row=0, since=0.0, state=state), **differs)
     children = Children(wanted=2, generation=2)
     assert exit_cause(child, status, children, False, lambda: False) is cause
 
