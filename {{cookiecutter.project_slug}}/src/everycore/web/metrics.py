@@ -155,8 +155,8 @@ class SnapshotCollector(Collector):
         yield GaugeMetricFamily("cluster_accept_queue", "Connections that no worker has accepted yet.", queued)
         yield _by_label("cluster_worker_exits", "Workers that have ended, by cause.", "cause", host.exits)
         yield _by_label("cluster_reloads", "Reloads by outcome.", "outcome", host.reloads)
-        away = host.counters[Counter.REDIS_UNAVAILABLE_MS] / 1000
-        yield CounterMetricFamily("cluster_redis_unavailable_seconds", "Time without Redis, of all workers.", away)
+        without = host.counters[Counter.REDIS_UNAVAILABLE_MS] / 1000
+        yield CounterMetricFamily("cluster_redis_unavailable_seconds", "Time without Redis, of all workers.", without)
         yield _counts("cluster_workers", "Workers by state.", "state", STATES, [row.state for row in workers])
         outcome = "1 for the outcome of the last reload."
         yield _counts("cluster_last_reload", outcome, "outcome", RELOADS, [_label(host.reload)])
