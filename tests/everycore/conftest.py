@@ -96,7 +96,7 @@ def snapshot() -> Callable[[LocalServer], Snapshot]:
         try:
             return Scoreboard.read(RunDir(server.run_dir).board).snapshot()
         except (OSError, ScoreboardError):
-            return Snapshot(0, 0.0, 0, 0, False, 0, 0, "none", 0.0, "", "", [], [])
+            return Snapshot(0, 0.0, 0, 0, False, 0, 0, "none", 0.0, "", "", {}, {}, [], [])
 
     return read
 

@@ -1,9 +1,8 @@
-"""The code in this repository's README and in docs/first-week.md, word for word, on a real Redis."""
+"""The code in this repository's README, word for word, on a real Redis."""
 
 import re
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families as parse
 from redis import Redis
 from starlette.testclient import TestClient
 
@@ -49,18 +48,3 @@ def test_readme_code_gives_the_same_answers_in_two_workers(redis_url: str) -> No
     assert first.json() == {"visits": 1, "rates": {"EUR": 1.0, "USD": 1.08}, "first_visit": 1}
     assert second == first.json() | {"visits": 2}
     assert computed == ["rates"]
-
-
-def test_metric_of_first_week_is_that_of_all_workers(redis_url: str) -> None:
-    page = (TEMPLATE / "docs" / "first-week.md").read_text()
-    (code,) = re.findall(r"^## A metric of your own\n.*?```py\n(.*?)```", page, re.S | re.M)
-    names: dict[str, Any] = {}
-    exec(APP.format(code=code), names)
-    settings = AppSettings.from_environ({"APP_ENV": "development", "REDIS_URL": redis_url})
-    with Redis.from_url(redis_url) as database, TestClient(names["create_app"](settings)) as client:
-        database.flushall()
-        database.set(f"{settings.key_prefix}:counter:orders", 3)  # as any worker does
-        answer = client.get("/figures").text
-    assert [(family.name, family.type, family.samples[0].value) for family in parse(answer)] == [
-        ("shop_orders", "counter", 3.0)
-    ]

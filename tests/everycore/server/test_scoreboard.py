@@ -6,6 +6,7 @@ import pytest
 
 from everycore.server import scoreboard
 from everycore.server.children import State
+from everycore.server.exit_causes import ExitCause
 from everycore.server.scoreboard import Reload, Scoreboard, ScoreboardError
 
 
@@ -29,7 +30,7 @@ def test_snapshot_has_what_workers_wrote(tmp_path: Path) -> None:
 def test_totals_keep_a_dead_workers_counts(tmp_path: Path) -> None:
     board = Scoreboard.create(tmp_path / "board")
     write(board, 0, pid=11, requests=5)
-    board.absorb_dead_row(0)
+    board.absorb_dead_row(0, ExitCause.SIGNAL)
     snapshot = board.snapshot()
     assert (snapshot.requests, snapshot.deaths, snapshot.workers) == (5, 1, [])
 
@@ -54,7 +55,7 @@ def test_snapshot_never_sees_half_an_absorbed_row(tmp_path: Path) -> None:
                 seen.append(reader.snapshot().requests)
 
     board.cells = Watched(board.cells)  # type: ignore[assignment]
-    board.absorb_dead_row(0)
+    board.absorb_dead_row(0, ExitCause.SIGNAL)
     board.write_header()
     assert set(seen) == {5}
 
@@ -100,8 +101,8 @@ def test_corrupt_row_is_readable(tmp_path: Path) -> None:
     for cell in range(scoreboard.ROW_CELLS):
         board.row(0)[cell] = 2**64 - 1
     assert board.snapshot().workers[0].state == "unknown"
-    board.absorb_dead_row(0)
-    board.absorb_dead_row(0)
+    board.absorb_dead_row(0, ExitCause.SIGNAL)
+    board.absorb_dead_row(0, ExitCause.SIGNAL)
     assert board.snapshot().deaths == 2
 
 
@@ -127,13 +128,13 @@ def test_corrupt_scoreboard_is_restored_by_the_primary(tmp_path: Path, value: in
     board = Scoreboard.create(tmp_path / "board")
     for row in range(3):
         write(board, row, pid=row + 1, requests=5)
-    board.absorb_dead_row(1)
+    board.absorb_dead_row(1, ExitCause.SIGNAL)
     corrupt(board, value)
     board.snapshot()
     board.total_connections()
     for _ in range(2):
         corrupt(board, value)
-        board.absorb_dead_row(0)
+        board.absorb_dead_row(0, ExitCause.SIGNAL)
     board.clear_unused_rows({2})
     board.write_header()
     write(board, 2, pid=3)

@@ -18,6 +18,7 @@ def row(pid: int, state: str = "ready", heartbeat_age_s: float = 0.0) -> WorkerR
         requests=0,
         rss_bytes=0,
         lag_ms=0.0,
+        queued=0,
         counters=[],
         gauges=[],
     )

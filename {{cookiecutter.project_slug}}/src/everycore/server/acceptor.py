@@ -82,6 +82,10 @@ class Acceptor:
         for task in self.accepting.values():
             task.cancel()
 
+    def queued(self) -> int:
+        """Return how many connections wait to be accepted, by any worker. 0 where the kernel does not report it."""
+        return sum(max(0, _read_queue_length(listener)) for listener in self._listeners)
+
     def _watch(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:  # stop() may have closed it during a pause
             self._loop.add_reader(listener.fileno(), self._on_readable, listener)

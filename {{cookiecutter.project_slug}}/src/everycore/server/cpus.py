@@ -28,14 +28,14 @@ def available_cpus(cgroup: Path = CGROUP, own_cgroup: Path = OWN_CGROUP) -> tupl
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen), f"PYTHON_CPU_COUNT is {chosen}"
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [_read_quota(folder) for folder in (cgroup, *_own_folders(cgroup, own_cgroup))]
+    quotas = [_read_quota(folder) for folder in (cgroup, *own_folders(cgroup, own_cgroup))]
     quota = min((each for each in quotas if each is not None), default=None)
     if quota is not None and quota < affinity:
         return max(1, math.ceil(quota)), f"the cgroup allows {counted(quota, 'CPU')}"
     return affinity, f"{counted(affinity, 'CPU')} available"
 
 
-def _own_folders(cgroup: Path, own_cgroup: Path) -> list[Path]:
+def own_folders(cgroup: Path, own_cgroup: Path) -> list[Path]:
     """Return this process's folder in the v2 hierarchy and its parents. A service manager sets its limits there."""
     try:
         line = next(line for line in own_cgroup.read_text().splitlines() if line.startswith("0::/"))

@@ -25,6 +25,7 @@ from everycore.server.children import (
     describe_exit,
     exited_as_requested,
 )
+from everycore.server.exit_causes import OutOfMemory, exit_cause
 from everycore.server.import_errors import WORKER_BOOT_ERROR
 from everycore.server.logging import counted
 from everycore.server.policy import DeathLog, Policy, SpawnSchedule
@@ -78,6 +79,7 @@ class Primary:
         self.boot_failures = 0
         self.exit_code = 0
         self.hang_detector = HangDetector(policy)
+        self.out_of_memory = OutOfMemory()
         self.signals = signals
         self.templates = templates
         self.reloader = reloader
@@ -215,7 +217,8 @@ class Primary:
         self.read_worker_states()  # the dead worker may have become ready since they were last read
         if child := self.children.reap(pid):
             self.handle_worker_exit(child, status, now)
-            self.board.absorb_dead_row(child.row)  # last: a reader that finds no row also finds the outcome
+            cause = exit_cause(child, status, self.children, self.stopping, self.out_of_memory.has_grown)
+            self.board.absorb_dead_row(child.row, cause)  # last: a reader that finds no row also finds the outcome
 
     def handle_worker_exit(self, child: Child, status: int | None, now: float) -> None:
         """Log how a worker exited, record a boot failure, and stop the server if no worker can become ready.

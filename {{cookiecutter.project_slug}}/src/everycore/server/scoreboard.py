@@ -18,23 +18,26 @@ from time import monotonic_ns
 from typing import Self
 
 from everycore.server.children import ACCEPTING, State
+from everycore.server.exit_causes import ExitCause
 from everycore.server.revision import MAX_REVISION
 
-VERSION = 5  # of this layout; a change needs a new number
+VERSION = 6  # of this layout; a change needs a new number
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # maximum number of live workers, including the old ones during a reload
 
 # The cells of the header.
-FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS, DEATHS = range(10)
-RELOAD, RELOAD_AT = range(10, 12)
-PAST_COUNTERS = 12  # the first of COUNTERS
-HEADER_CELLS = 24
+FORMAT, SEQUENCE, PRIMARY, STARTED, GENERATION, WANTED, DRAINING, USED_ROWS, PAST_REQUESTS = range(9)
+RELOAD, RELOAD_AT = range(9, 11)
+EXITS = 11  # the first of 12, one for each cause
+RELOADS = 23  # the first of 6, one for each state of a reload
+PAST_COUNTERS = 29  # the first of COUNTERS
+HEADER_CELLS = 48
 
 # The cells of a row. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
-PID, SLOT, ROW_GENERATION, STATE, SINCE, HEARTBEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG = range(11)
-FIRST_APP_CELL = 11  # counters, which only grow, and then gauges. The app defines their meaning
-COUNTERS, GAUGES = 8, 4
-ROW_CELLS = 24
+PID, SLOT, ROW_GENERATION, STATE, SINCE, HEARTBEAT, CONNECTIONS, IN_FLIGHT, REQUESTS, RSS, LAG, QUEUED = range(12)
+FIRST_APP_CELL = 12  # counters, which only grow, and then gauges. The app defines their meaning
+COUNTERS, GAUGES = 12, 6
+ROW_CELLS = 32
 
 MAX_CELL = 2**64 - 1
 MAX_COUNT = 2**48  # a plausible count of one worker; 30,000 a second reach it after 300 years
@@ -83,6 +86,7 @@ class WorkerRow:
     requests: int
     rss_bytes: int
     lag_ms: float
+    queued: int
     counters: list[int]
     gauges: list[int]
 
@@ -94,7 +98,11 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole scoreboard at one moment. `requests` and `counters` include dead workers', so they never decrease."""
+    """The whole scoreboard at one moment. `requests` and `counters` include dead workers', so they never decrease.
+
+    `exits` has the number of dead workers by cause, and `deaths` their sum. `reloads` has the number of reloads by
+    outcome.
+    """
 
     primary: int
     age_s: float
@@ -107,6 +115,8 @@ class Snapshot:
     reload_age_s: float
     reload_reason: str
     revision: str
+    exits: dict[str, int]
+    reloads: dict[str, int]
     counters: list[int]
     workers: list[WorkerRow]
 
@@ -186,8 +196,13 @@ class Scoreboard:
             if index not in rows:
                 self._clear(index)
 
-    def absorb_dead_row(self, index: int) -> None:
-        """In the primary: add a dead worker's counts to the header and clear its row. Readers see both or neither."""
+    def absorb_dead_row(self, index: int, cause: ExitCause) -> None:
+        """In the primary: add a dead worker's counts to the header and clear its row. Readers see both or neither.
+
+        Args:
+            index: Index of the row.
+            cause: Why the worker ended.
+        """
         row = self.row(index)
         counts = [(PAST_REQUESTS, row[REQUESTS])]
         counts += [(PAST_COUNTERS + number, row[FIRST_APP_CELL + number]) for number in range(COUNTERS)]
@@ -195,7 +210,7 @@ class Scoreboard:
             for past, count in counts:
                 if count <= MAX_COUNT:
                     self.header[past] += count
-            self.header[DEATHS] += 1
+            self.header[EXITS + cause] += 1
             self._clear(index)
 
     def set_reload_status(self, state: Reload, reason: str = "") -> None:
@@ -206,6 +221,7 @@ class Scoreboard:
             reason: Why it is in that state. Only the first REASON_BYTES bytes are kept.
         """
         with self._seqlock_write():
+            self.header[RELOADS + state] += state != self.header[RELOAD]
             self.header[RELOAD], self.header[RELOAD_AT] = state, monotonic_ns()
             text = reason.encode(errors="backslashreplace")[:REASON_BYTES].ljust(REASON_BYTES, b"\0")
             self._bytes[REASON_AT:REVISION_AT] = text
@@ -252,11 +268,13 @@ class Scoreboard:
                 requests=row[REQUESTS],
                 rss_bytes=row[RSS],
                 lag_ms=row[LAG] / 1e6,
+                queued=row[QUEUED],
                 counters=list(row[FIRST_APP_CELL : FIRST_APP_CELL + COUNTERS]),
                 gauges=list(row[FIRST_APP_CELL + COUNTERS : FIRST_APP_CELL + COUNTERS + GAUGES]),
             )
             for row in live
         ]
+        exits = {cause.name.lower(): cells[EXITS + cause] for cause in ExitCause}
         return Snapshot(
             primary=cells[PRIMARY],
             age_s=_seconds_since(cells[STARTED], now),
@@ -264,11 +282,13 @@ class Scoreboard:
             wanted=cells[WANTED],
             draining=bool(cells[DRAINING]),
             requests=cells[PAST_REQUESTS] + sum(worker.requests for worker in workers),
-            deaths=cells[DEATHS],
+            deaths=sum(exits.values()),
             reload=RELOAD_NAMES.get(cells[RELOAD], "unknown"),
             reload_age_s=_seconds_since(cells[RELOAD_AT], now),
             reload_reason=copy[REASON_AT:REVISION_AT].rstrip(b"\0").decode(errors="replace"),
             revision=copy[REVISION_AT:SIZE].rstrip(b"\0").decode(errors="replace"),
+            exits=exits,
+            reloads={RELOAD_NAMES[outcome]: cells[RELOADS + outcome] for outcome in (Reload.DONE, *REFUSALS)},
             counters=[
                 cells[PAST_COUNTERS + number] + sum(worker.counters[number] for worker in workers)
                 for number in range(COUNTERS)

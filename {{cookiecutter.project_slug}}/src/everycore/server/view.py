@@ -77,9 +77,9 @@ class ClusterView:
         """Write metrics of this worker's app to the scoreboard, where their order identifies them.
 
         Args:
-            counters: Up to 8 integers that only grow. `Snapshot.counters` has their sums over all workers, including
+            counters: Up to 12 integers that only grow. `Snapshot.counters` has their sums over all workers, including
                 dead ones.
-            gauges: Up to 4 integers. They disappear with their worker.
+            gauges: Up to 6 integers. They disappear with their worker.
 
         Raises:
             ValueError: The scoreboard has no room for this number.

@@ -256,6 +256,7 @@ class Worker(uvicorn.Server):
         self._write_identity()
         self._connections()
         row[scoreboard.IN_FLIGHT] = len(self.server_state.tasks)
+        row[scoreboard.QUEUED] = self.acceptor.queued()
         row[scoreboard.REQUESTS] = self.server_state.total_requests
         row[scoreboard.HEARTBEAT] = now
 

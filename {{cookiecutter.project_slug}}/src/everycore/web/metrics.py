@@ -5,7 +5,7 @@ have its slot as their label, not its pid, so its replacement continues the seri
 workers for a moment: their values are added, and of two times the longer one is shown.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -21,7 +21,9 @@ import everycore
 from everycore.server import ClusterView, Reload, Snapshot, State, WorkerRow
 from everycore.state.cache.cache import Cache
 from everycore.state.client.pipelined import PipelinedRedis
+from everycore.state.rate_limit import RateLimiter
 from everycore.web.operator_auth import require_ops_token
+from everycore.web.redis_answers import last_answer
 from everycore.web.settings import AppSettings
 
 ENGINE = Path(everycore.__file__).with_name("VERSION").read_text(encoding="utf-8").strip()
@@ -38,6 +40,9 @@ class Counter(IntEnum):
     CACHE_REDIS_HITS = 5
     CACHE_MISSES = 6
     CACHE_COMPUTES = 7
+    REDIS_UNAVAILABLE_MS = 8
+    RATE_LIMIT_REFUSED = 9
+    RATE_LIMIT_FAILED_OPEN = 10
 
 
 class Gauge(IntEnum):
@@ -47,14 +52,18 @@ class Gauge(IntEnum):
     REDIS_LATENCY_NS = 1
     CACHE_ENTRIES = 2
     CACHE_BYTES = 3
+    REDIS_ANSWERED_NS = 4  # monotonic time of the last answer to a question of this worker, 0 before the first one
 
 
-def collect_metrics(redis: Redis | RedisCluster, cache: Cache) -> tuple[list[int], list[int]]:
+def collect_metrics(
+    redis: Redis | RedisCluster, cache: Cache, limits: RateLimiter | None
+) -> tuple[list[int], list[int]]:
     """Return the counters and the gauges of this worker, each at its position.
 
     Args:
         redis: The worker's client. Only a `PipelinedRedis` counts; for any other client the Redis metrics are 0.
         cache: The worker's cache.
+        limits: The worker's rate limiter.
     """
     counters, gauges = [0] * len(Counter), [0] * len(Gauge)
     if isinstance(redis, PipelinedRedis):
@@ -62,6 +71,11 @@ def collect_metrics(redis: Redis | RedisCluster, cache: Cache) -> tuple[list[int
         counters[Counter.REDIS_COMMANDS], counters[Counter.REDIS_WRITES] = client.commands, client.writes
         counters[Counter.REDIS_CONNECTIONS], counters[Counter.REDIS_ERRORS] = client.connections, client.errors
         gauges[Gauge.REDIS_WAITING], gauges[Gauge.REDIS_LATENCY_NS] = client.waiting, int(client.latency * 1e9)
+        counters[Counter.REDIS_UNAVAILABLE_MS] = int(client.unavailable_seconds * 1000)
+    gauges[Gauge.REDIS_ANSWERED_NS] = last_answer(redis)
+    if limits is not None:
+        counters[Counter.RATE_LIMIT_REFUSED] = limits.stats.refused
+        counters[Counter.RATE_LIMIT_FAILED_OPEN] = limits.stats.failed_open
     cached = cache.stats
     counters[Counter.CACHE_NEAR_HITS], counters[Counter.CACHE_REDIS_HITS] = cached.near_hits, cached.redis_hits
     counters[Counter.CACHE_MISSES], counters[Counter.CACHE_COMPUTES] = cached.misses, cached.computes
@@ -82,6 +96,8 @@ COUNTERS = (
     ("cache_redis_hits", Counter.CACHE_REDIS_HITS, "Cached values read from Redis."),
     ("cache_misses", Counter.CACHE_MISSES, "Reads of the cache that had to compute the value, or wait for it."),
     ("cache_computes", Counter.CACHE_COMPUTES, "Computations started for the cache, refreshes included."),
+    ("rate_limit_refused", Counter.RATE_LIMIT_REFUSED, "Requests that were over a rate limit."),
+    ("rate_limit_failed_open", Counter.RATE_LIMIT_FAILED_OPEN, "Requests allowed because Redis was unavailable."),
 )
 
 # Name of each gauge, function that combines the workers of one slot, value of one worker, and help text.
@@ -135,10 +151,15 @@ class SnapshotCollector(Collector):
         yield GaugeMetricFamily("cluster_draining", "1 after the server was asked to stop.", host.draining)
         yield GaugeMetricFamily("cluster_workers_wanted", "Number of workers that should run.", host.wanted)
         yield CounterMetricFamily("cluster_requests", "Requests handled, dead workers included.", host.requests)
-        yield CounterMetricFamily("cluster_workers_gone", "Workers that have ended, for any reason.", host.deaths)
+        queued = max((row.queued for row in workers), default=0)
+        yield GaugeMetricFamily("cluster_accept_queue", "Connections that no worker has accepted yet.", queued)
+        yield _by_label("cluster_worker_exits", "Workers that have ended, by cause.", "cause", host.exits)
+        yield _by_label("cluster_reloads", "Reloads by outcome.", "outcome", host.reloads)
+        without = host.counters[Counter.REDIS_UNAVAILABLE_MS] / 1000
+        yield CounterMetricFamily("cluster_redis_unavailable_seconds", "Time without Redis, of all workers.", without)
         yield _counts("cluster_workers", "Workers by state.", "state", STATES, [row.state for row in workers])
         outcome = "1 for the outcome of the last reload."
-        yield _counts("cluster_last_reload", outcome, "outcome", RELOADS, [host.reload])
+        yield _counts("cluster_last_reload", outcome, "outcome", RELOADS, [_label(host.reload)])
         for name, position, text in COUNTERS:
             yield CounterMetricFamily(f"cluster_{name}", text, host.counters[position])
         for name, combine, value, text in GAUGES:
@@ -157,6 +178,18 @@ class AppCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of all workers, added up."""
         return self._cluster.app_metrics()
+
+
+def _by_label(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
+    """Return a counter that has a value for each label value."""
+    family = CounterMetricFamily(name, text, labels=[label])
+    for each, count in counts.items():
+        family.add_metric([_label(each)], count)
+    return family
+
+
+def _label(words: str) -> str:
+    return words.replace(" ", "_")
 
 
 def _counts(name: str, text: str, label: str, known: tuple[str, ...], found: list[str]) -> Metric:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from everycore.server import ClusterView, WorkerRow
 from everycore.state.hosts import HostRegistry
 from everycore.web.metrics import collect_metrics
+from everycore.web.redis_answers import record_answer
 
 INTERVAL = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 2.0  # seconds without a heartbeat, after which the next worker publishes for the host
@@ -67,11 +68,12 @@ async def _report(state: dict[str, Any], stopping: asyncio.Event) -> None:
     cluster: ClusterView = state["cluster"]
     hosts = HostRegistry(state["redis"])
     while not stopping.is_set():
-        cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"]))
+        cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"], state.get("limits")))
         snapshot = cluster.snapshot()
         if reporter_pid(snapshot.workers) == cluster.pid:
             try:
                 await hosts.announce(host_id(cluster), json.dumps(asdict(snapshot)))
+                record_answer(state["redis"])
             except RedisError:
                 pass  # the client has logged that Redis is unavailable
             except Exception:  # any error: if this task ended, the worker's metrics would stand still
@@ -79,7 +81,7 @@ async def _report(state: dict[str, Any], stopping: asyncio.Event) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(INTERVAL):
                 await stopping.wait()
-    cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"]))
+    cluster.publish_metrics(*collect_metrics(state["redis"], state["cache"], state.get("limits")))
 
 
 def reporter_pid(workers: Sequence[WorkerRow]) -> int | None:
