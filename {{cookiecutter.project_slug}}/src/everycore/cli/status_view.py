@@ -34,7 +34,7 @@ def watch(snapshot: Callable[[], Snapshot], has_ended: Callable[[], bool], headl
             if console.is_terminal:
                 live.update(drawn, refresh=True)
             else:
-                console.print(drawn)
+                console.print(drawn, soft_wrap=True)  # a pipe has no width
             before, taken = current, now
             time.sleep(INTERVAL)
 
