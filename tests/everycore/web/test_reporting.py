@@ -19,6 +19,8 @@ def row(pid: int, state: str = "ready", heartbeat_age_s: float = 0.0) -> WorkerR
         rss_bytes=0,
         lag_ms=0.0,
         queued=0,
+        busy=0.0,
+        streams=0,
         counters=[],
         gauges=[],
     )

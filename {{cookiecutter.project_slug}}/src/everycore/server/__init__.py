@@ -14,6 +14,7 @@ from everycore.server.import_errors import LoadError
 from everycore.server.listeners import BindError
 from everycore.server.policy import Policy
 from everycore.server.request_ids import request_id
+from everycore.server.request_stats import HttpTotals
 from everycore.server.run_dir import RunDirError
 from everycore.server.scoreboard import Reload, Snapshot, WorkerRow
 from everycore.server.serve import serve
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BindError",
     "ClusterView",
+    "HttpTotals",
     "LoadError",
     "Policy",
     "Reload",

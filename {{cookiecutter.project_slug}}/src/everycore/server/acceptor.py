@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 FAIRNESS_DELAY = 0.005  # seconds
 # struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
-UNACKED_AT, UNACKED_END = 24, 28
+UNACKED_AT = 24
+LAST_ACK_AT = 56  # of tcpi_last_ack_recv
 ASSUMED_QUEUE = 4  # connections, where the kernel does not report the length of the queue
 NOT_REPORTED = -1
 OUT_OF_FILES_PAUSE = 0.1  # seconds
@@ -162,10 +163,23 @@ class Acceptor:
 
 def _read_queue_length(listener: socket.socket) -> int:
     """Return the length of the accept queue as the kernel reports it, or NOT_REPORTED."""
-    if sys.platform != "linux" or listener.family == socket.AF_UNIX:
+    return _read_tcp_info(listener, UNACKED_AT)
+
+
+def read_wait(connection: socket.socket) -> int | None:
+    """Return the nanoseconds that a new connection was queued, in whole milliseconds. None if it is not reported.
+
+    It is the time since the client's last packet. That packet completes the connection, or has the request.
+    """
+    waited = _read_tcp_info(connection, LAST_ACK_AT)
+    return None if waited == NOT_REPORTED else waited * 1_000_000
+
+
+def _read_tcp_info(of: socket.socket, at: int) -> int:
+    if sys.platform != "linux" or of.family == socket.AF_UNIX:
         return NOT_REPORTED
     try:
-        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED_END)
+        info = of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 4)
     except OSError:  # ENOPROTOOPT under qemu-user
         return NOT_REPORTED
-    return int(struct.unpack_from("I", info, UNACKED_AT)[0]) if len(info) == UNACKED_END else NOT_REPORTED
+    return int(struct.unpack_from("I", info, at)[0]) if len(info) == at + 4 else NOT_REPORTED

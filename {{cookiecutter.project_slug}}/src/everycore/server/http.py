@@ -6,7 +6,7 @@ scope here. A middleware for each would add a call to every request.
 
 import asyncio
 from collections.abc import Collection, Sequence
-from time import monotonic_ns
+from time import monotonic_ns, time
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -15,15 +15,16 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from everycore.server.logging import write_access_line
-from everycore.server.proxies import LOCAL, ForwardedHeaders, add_root_path
+from everycore.server.proxies import LOCAL, ForwardedHeaders, add_root_path, read_wait
 from everycore.server.request_ids import HEADER as REQUEST_ID
 from everycore.server.request_ids import choose_request_id, set_request_id
 from everycore.server.request_protocol import RequestProtocol
+from everycore.server.request_stats import PROXY_QUEUE, RequestStats
 from everycore.server.response_cycle import ResponseCycle
 
 FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
-EXPECT = b"expect"
-NOTED = frozenset((EXPECT, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
+EXPECT, QUEUED_SINCE = b"expect", b"x-request-start"
+NOTED = frozenset((EXPECT, QUEUED_SINCE, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
 
 
 class HttpConfig(uvicorn.Config):
@@ -65,6 +66,8 @@ class HttpConfig(uvicorn.Config):
         self.forwarded = ForwardedHeaders(forwarded_allow_ips)
         self.prefix = root_path
         self.probes = {*probe_paths, *(root_path + path for path in probe_paths)}
+        self.stats = RequestStats()
+        self.streams = 0  # event streams that are open
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
 
@@ -140,6 +143,10 @@ class HttpProtocol(RequestProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         self._complete(scope)
+        if self._is_proxy and QUEUED_SINCE in self._noted:
+            waited = read_wait(self._noted[QUEUED_SINCE], time())
+            if waited is not None:
+                self.shared.stats.count_wait(PROXY_QUEUE, waited)
         earlier = self.cycle
         self.cycle = cycle = cast("Any", ResponseCycle)(
             self,
@@ -160,8 +167,9 @@ class HttpProtocol(RequestProtocol):
         self.tasks.add(task)
 
     def on_cycle_end(self, cycle: ResponseCycle) -> None:
-        """Log a request whose response is complete, or whose client is gone."""
-        scope = cycle.scope
+        """Count and log a request whose response is complete, or whose client is gone."""
+        scope, elapsed = cycle.scope, monotonic_ns() - cycle.began
+        self.shared.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
         if self.shared.logs_requests and scope["path"] not in self.shared.probes:
             agents = [value for name, value in scope["headers"] if name == b"user-agent"]
             client = scope["client"]
@@ -169,7 +177,7 @@ class HttpProtocol(RequestProtocol):
                 method=scope["method"],
                 path=scope["path"],
                 status=cycle.status,
-                ms=(monotonic_ns() - cycle.began) / 1e6,
+                ms=elapsed / 1e6,
                 client=client[0] if client else "-",
                 request_id=cycle.request_id,
                 sent=cycle.sent,
@@ -193,7 +201,7 @@ class HttpProtocol(RequestProtocol):
         if self.shared.prefix:
             add_root_path(scope, self.shared.prefix)
         noted = self._noted
-        if self._is_proxy and (FORWARDED[0] in noted or FORWARDED[1] in noted):
+        if self._is_proxy and not noted.keys().isdisjoint(FORWARDED):
             self.shared.forwarded.apply(scope)
         scope["state"]["request_id"] = choose_request_id(noted.get(REQUEST_ID))
 

@@ -20,6 +20,8 @@ SCHEMES = {b"http": ("http", "ws"), b"https": ("https", "wss"), b"ws": ("http", 
 # An item of X-Forwarded-For: 1.2.3.4 or ::1, also with a port, which some proxies add. A zone could contain any text.
 ITEM = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|([0-9.]+)(?::(\d{1,5}))?|([0-9A-Fa-f:.]+)", re.ASCII)
 MAX_PORT = 65535
+REQUEST_START = re.compile(rb"(?:t=)?(\d{9,19}(?:\.\d{1,9})?)")
+MAX_WAIT = 3600.0  # seconds; a larger difference is one of clocks
 MAX_CACHED_PEERS = 1024
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -110,6 +112,23 @@ def add_root_path(scope: "WWWScope", root_path: str) -> None:
     if not f"{scope['path']}/".startswith(f"{root_path}/"):
         scope["path"] = root_path + scope["path"]
         scope["raw_path"] = root_path.encode() + scope["raw_path"]
+
+
+def read_wait(value: bytes, now: float) -> int | None:
+    """Return the nanoseconds since the time in X-Request-Start, or None if it is not such a time.
+
+    Args:
+        value: Seconds, milliseconds, microseconds or nanoseconds since 1970, also as "t=...": proxies differ.
+        now: Seconds since 1970.
+    """
+    match = REQUEST_START.fullmatch(value)
+    if match is None:
+        return None
+    since = float(match[1])
+    for unit in (1.0, 1e3, 1e6, 1e9):
+        if abs(now - since / unit) < MAX_WAIT:
+            return max(0, round((now - since / unit) * 1e9))  # less than 0: the clock of another host is ahead
+    return None
 
 
 def _parse(item: str) -> tuple[Address, int] | None:

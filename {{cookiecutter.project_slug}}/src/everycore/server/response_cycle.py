@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_JOINED = 65536  # bytes of a body that is copied behind its head. A copy of more costs more than a system call
 MAX_LINES, MAX_LINE = 1024, 512  # numbers of lines that are kept, and bytes of one
+EVENT_STREAM = b"text/event-stream"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # Lines of the heads of responses by name and value, which were checked. A few dozen fields are in nearly all responses.
@@ -51,6 +52,7 @@ class ResponseCycle:
         "scope",
         "sent",
         "status",
+        "time_to_stream",
         "transport",
         "waiting_for_100_continue",
     )
@@ -78,6 +80,7 @@ class ResponseCycle:
         self.disconnected = self.response_started = self.response_complete = self.is_reported = False
         self.status = 0  # until the app starts the response
         self.sent = 0  # bytes of the body of the response, without the framing of chunks
+        self.time_to_stream = 0  # nanoseconds until an event stream started. 0 if the response is none
         self.is_chunked: bool | None = None  # until the head says it
         self._head = b""  # a head that has not been sent, at most until the end of this tick
         self._left = 0  # bytes of the Content-Length that the app has not sent
@@ -107,6 +110,9 @@ class ResponseCycle:
             else:
                 logger.error("ASGI callable returned without starting response.")
                 await self._send_500()
+        finally:
+            if self.time_to_stream:
+                self.protocol.shared.streams -= 1
 
     async def receive(self) -> dict[str, Any]:
         """Return what has been received of the body, or wait for more. ASGI's `receive`."""
@@ -193,6 +199,10 @@ class ResponseCycle:
                 self.keep_alive, self._has_close = False, True
         elif name == REQUEST_ID:
             return b""
+        elif name == b"content-type" and value.startswith(EVENT_STREAM):
+            if not self.time_to_stream:
+                self.time_to_stream = monotonic_ns() - self.began
+                self.protocol.shared.streams += 1
         elif name != b"set-cookie" and len(line) <= MAX_LINE:
             if len(_lines) >= MAX_LINES:
                 _lines.clear()

@@ -17,11 +17,13 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Self
 
+from everycore.server import request_stats
 from everycore.server.children import ACCEPTING, State
 from everycore.server.exit_causes import ExitCause
+from everycore.server.request_stats import HttpTotals
 from everycore.server.revision import MAX_REVISION
 
-VERSION = 6  # of this layout; a change needs a new number
+VERSION = 7  # of this layout; a change needs a new number
 MAGIC = int.from_bytes(b"board-%d" % VERSION, "little")
 ROWS = 256  # maximum number of live workers, including the old ones during a reload
 
@@ -31,6 +33,7 @@ RELOAD, RELOAD_AT = range(9, 11)
 EXITS = 11  # the first of 12, one for each cause
 RELOADS = 23  # the first of 6, one for each state of a reload
 PAST_COUNTERS = 29  # the first of COUNTERS
+SEEN_ROWS = 41  # the largest USED_ROWS so far, because the counts of requests outlive their worker
 HEADER_CELLS = 48
 
 # The cells of a row. Times are nanoseconds of the monotonic clock, which all processes of one machine share.
@@ -49,7 +52,9 @@ REASON_AT = 8 * (HEADER_CELLS + ROWS * ROW_CELLS)  # the reason for the state of
 REASON_BYTES = 512
 REVISION_AT = REASON_AT + REASON_BYTES  # the revision of the code, in ASCII
 REVISION_BYTES = MAX_REVISION
-SIZE = REVISION_AT + REVISION_BYTES
+SIZE = REVISION_AT + REVISION_BYTES  # of what `snapshot` copies
+REQUESTS_AT = SIZE + -SIZE % 8  # the rows of request_stats.py. A page that is never written takes no memory
+MAPPED = REQUESTS_AT + 8 * ROWS * request_stats.ROW_CELLS
 
 
 class Reload(IntEnum):
@@ -73,7 +78,11 @@ class ScoreboardError(Exception):
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """One worker as of its last heartbeat. A suffix of a name is its unit: seconds, milliseconds or bytes."""
+    """One worker as of its last heartbeat. A suffix of a name is its unit: seconds, milliseconds or bytes.
+
+    `busy` is the share of the last second in which the thread of the event loop used a CPU. `streams` is the number of
+    its open event streams.
+    """
 
     pid: int
     slot: int
@@ -87,6 +96,8 @@ class WorkerRow:
     rss_bytes: int
     lag_ms: float
     queued: int
+    busy: float
+    streams: int
     counters: list[int]
     gauges: list[int]
 
@@ -134,11 +145,11 @@ class Scoreboard:
         Raises:
             ScoreboardError: The file is too small.
         """
-        if (size := os.fstat(fd).st_size) < SIZE:  # a larger one is accepted: an app may have written after the end
-            raise ScoreboardError(f"it has {size} bytes, expected {SIZE}")
+        if (size := os.fstat(fd).st_size) < MAPPED:  # a larger one is accepted: an app may have written after the end
+            raise ScoreboardError(f"it has {size} bytes, expected {MAPPED}")
         self.fd = fd
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        self._bytes = memoryview(mmap.mmap(fd, SIZE, access=access))
+        self._bytes = memoryview(mmap.mmap(fd, MAPPED, access=access))
         self.cells = self._bytes.cast("Q")
         self.header = [0] * HEADER_CELLS  # the primary's own copy, which `write_header` writes to the scoreboard
 
@@ -147,7 +158,7 @@ class Scoreboard:
         """Create a new file, because workers of a dead primary may still have the old one mapped."""
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.ftruncate(fd, SIZE)
+        os.ftruncate(fd, MAPPED)
         board = cls(fd)
         board.header[FORMAT] = MAGIC
         board.header[STARTED] = monotonic_ns()
@@ -171,6 +182,16 @@ class Scoreboard:
         start = HEADER_CELLS + index * ROW_CELLS
         return self.cells[start : start + ROW_CELLS]
 
+    def requests_row(self, index: int) -> memoryview:
+        """Return the cells of `request_stats` of one row, for the one worker that writes it."""
+        start = REQUESTS_AT // 8 + index * request_stats.ROW_CELLS
+        return self.cells[start : start + request_stats.ROW_CELLS]
+
+    def http_totals(self) -> HttpTotals:
+        """Add up the requests of all workers, dead ones included."""
+        rows = map(self.requests_row, range(min(self.cells[SEEN_ROWS], ROWS)))
+        return request_stats.read_totals(row for row in rows if row[request_stats.USED])
+
     @property
     def draining(self) -> bool:
         """Whether the whole server is stopping."""
@@ -192,6 +213,7 @@ class Scoreboard:
     def clear_unused_rows(self, rows: Collection[int]) -> None:
         """In the primary: clear the rows that have no worker. `rows` are those that have one."""
         used = self.header[USED_ROWS] = max(rows, default=-1) + 1
+        self.header[SEEN_ROWS] = max(used, self.header[SEEN_ROWS])
         for index in range(used):
             if index not in rows:
                 self._clear(index)
@@ -249,12 +271,16 @@ class Scoreboard:
         """Read the whole scoreboard at one moment."""
         for _ in range(MAX_SNAPSHOT_TRIES):
             before = self.cells[SEQUENCE]
-            copy = bytes(self._bytes)
+            copy = bytes(self._bytes[:SIZE])
             if before % 2 == 0 and self.cells[SEQUENCE] == before:
                 break
         cells = memoryview(copy).cast("Q")
         now = monotonic_ns()
-        live = [cells[start : start + ROW_CELLS] for start in _row_starts(cells) if cells[start + PID]]
+        live = [
+            (cells[start : start + ROW_CELLS], self.requests_row((start - HEADER_CELLS) // ROW_CELLS))
+            for start in _row_starts(cells)
+            if cells[start + PID]
+        ]
         workers = [
             WorkerRow(
                 pid=row[PID],
@@ -269,10 +295,12 @@ class Scoreboard:
                 rss_bytes=row[RSS],
                 lag_ms=row[LAG] / 1e6,
                 queued=row[QUEUED],
+                busy=requests[request_stats.BUSY] / 1000,
+                streams=requests[request_stats.STREAMS],
                 counters=list(row[FIRST_APP_CELL : FIRST_APP_CELL + COUNTERS]),
                 gauges=list(row[FIRST_APP_CELL + COUNTERS : FIRST_APP_CELL + COUNTERS + GAUGES]),
             )
-            for row in live
+            for row, requests in live
         ]
         exits = {cause.name.lower(): cells[EXITS + cause] for cause in ExitCause}
         return Snapshot(

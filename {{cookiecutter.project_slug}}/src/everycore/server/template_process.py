@@ -19,12 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import uvicorn
-
 from everycore.environ import SettingsError
 from everycore.server import app_metrics, fork_safety, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.children import describe_exit
+from everycore.server.http import HttpConfig
 from everycore.server.import_errors import LoadError
 from everycore.server.loaded_files import LoadedFiles
 from everycore.server.loading import load
@@ -118,7 +117,7 @@ def run(channel: Channel, assignment: Assignment, generation: int, imports: bool
         os._exit(code)
 
 
-def _import_app(channel: Channel, assignment: Assignment) -> uvicorn.Config | None:
+def _import_app(channel: Channel, assignment: Assignment) -> HttpConfig | None:
     """Import the app, or report why that fails."""
     try:
         return _load_app(assignment)
@@ -129,7 +128,7 @@ def _import_app(channel: Channel, assignment: Assignment) -> uvicorn.Config | No
     return None
 
 
-def _load_app(assignment: Assignment) -> uvicorn.Config:
+def _load_app(assignment: Assignment) -> HttpConfig:
     """Import the app as a new process would, and undo what the import has changed in this process for the server."""
     try:
         _follow_release(assignment.files)
@@ -192,7 +191,7 @@ class _Inherited:
         self,
         channel: Channel,
         assignment: Assignment,
-        config: uvicorn.Config | None,
+        config: HttpConfig | None,
         owner_pipe: OwnerPipe,
         forks: _Forks,
     ) -> None:
@@ -251,7 +250,7 @@ class _Inherited:
         fork_safety.reseed()
         worker.live(self._load, self._assignment.worker_context(order))
 
-    def _load(self) -> uvicorn.Config:
+    def _load(self) -> HttpConfig:
         return _load_app(self._assignment) if self._config is None else self._config
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from everycore.server import app_metrics
+from everycore.server.request_stats import HttpTotals
 from everycore.server.scoreboard import (
     COUNTERS,
     FIRST_APP_CELL,
@@ -64,6 +65,10 @@ class ClusterView:
     def snapshot(self) -> Snapshot:
         """Read the whole scoreboard. Every worker reads the same."""
         return self._board.snapshot()
+
+    def http_totals(self) -> HttpTotals:
+        """Return the requests of all workers by route, dead workers included. Every worker returns the same."""
+        return self._board.http_totals()
 
     def app_metrics(self) -> Iterable[Metric]:
         """Return the metrics that the app has made with prometheus_client, added up over all workers.

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, thread_time_ns
 from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from everycore.environ import SettingsError
-from everycore.server import app_metrics, parent_death, scoreboard
-from everycore.server.acceptor import Acceptor
+from everycore.server import app_metrics, parent_death, request_stats, scoreboard
+from everycore.server.acceptor import Acceptor, read_wait
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
 from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
 from everycore.server.ending import CANCEL_GRACE, Ending
+from everycore.server.http import HttpConfig
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.logging import flush_streams, keep_loggers, set_process, set_uvicorn_level
 from everycore.server.policy import Policy, Recycling
@@ -65,7 +66,7 @@ class WorkerContext:
     again: bool  # whether the last worker of this slot died before it was ready
 
 
-def live(load: Callable[[], uvicorn.Config], context: WorkerContext) -> NoReturn:
+def live(load: Callable[[], HttpConfig], context: WorkerContext) -> NoReturn:
     """In a forked child with blocked signals: run the worker and exit. The caller's code never continues.
 
     Args:
@@ -87,7 +88,7 @@ def live(load: Callable[[], uvicorn.Config], context: WorkerContext) -> NoReturn
         os._exit(code & 0xFF)  # as sys.exit does; an OverflowError here would make the child continue its parent's code
 
 
-def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
+def run(load: Callable[[], HttpConfig], context: WorkerContext) -> int:
     """In the forked child, with signals unblocked: serve until SIGTERM.
 
     Args:
@@ -115,7 +116,7 @@ def run(load: Callable[[], uvicorn.Config], context: WorkerContext) -> int:
 class Worker(uvicorn.Server):
     """A uvicorn server that gets its connections from an `Acceptor` and reports its state on the scoreboard."""
 
-    def __init__(self, config: uvicorn.Config, context: WorkerContext, app_forks: AppForks) -> None:
+    def __init__(self, config: HttpConfig, context: WorkerContext, app_forks: AppForks) -> None:
         """Write the first heartbeat, with the state STARTING.
 
         Args:
@@ -126,6 +127,8 @@ class Worker(uvicorn.Server):
         super().__init__(config)
         self.context = context
         self.row = context.board.row(context.row)
+        self.shared = config
+        config.stats.open(context.board.requests_row(context.row))
         self.accepting: set[object] = set()  # protocols being attached, of which uvicorn counts some already
         self.request_timeouts = RequestTimeouts(
             context.policy.header_timeout, context.policy.body_timeout, context.policy.write_timeout
@@ -137,6 +140,7 @@ class Worker(uvicorn.Server):
         self.ending = Ending()
         self.memory = ResidentMemory()
         self._ticked = 0
+        self._busy_ns = self._busy_at = 0
         self._since = self.row[scoreboard.HEARTBEAT] = monotonic_ns()
         self._set_state(State.STARTING)
 
@@ -213,6 +217,8 @@ class Worker(uvicorn.Server):
         row[scoreboard.PID] = os.getpid()
 
     async def _attach(self, connection: socket.socket) -> None:
+        if (waited := read_wait(connection)) is not None:
+            self.shared.stats.count_wait(request_stats.LISTEN_QUEUE, waited)
         protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
@@ -243,6 +249,7 @@ class Worker(uvicorn.Server):
         self._write_heartbeat()
         if counter % TICKS_A_SECOND == 0:
             self._sample_memory()
+            self._sample_load()
             self._retire_when_due()
             self.request_timeouts.enforce(self.server_state.connections, monotonic())
         return await super().on_tick(counter)
@@ -259,9 +266,19 @@ class Worker(uvicorn.Server):
         row[scoreboard.QUEUED] = self.acceptor.queued()
         row[scoreboard.REQUESTS] = self.server_state.total_requests
         row[scoreboard.HEARTBEAT] = now
+        self.shared.stats.set_gauge(request_stats.STREAMS, self.shared.streams)
+        self.shared.stats.publish()
 
     def _sample_memory(self) -> None:
         self.row[scoreboard.RSS] = self.memory.read()
+
+    def _sample_load(self) -> None:
+        """Measure for how much of the last second the thread of the event loop used a CPU."""
+        used, now = thread_time_ns(), monotonic_ns()
+        if self._busy_at:
+            share = (used - self._busy_ns) * 1000 // (now - self._busy_at)
+            self.shared.stats.set_gauge(request_stats.BUSY, min(share, 1000))
+        self._busy_ns, self._busy_at = used, now
 
     def _retire_when_due(self) -> None:
         """Ask to be replaced when a limit is reached, and keep serving until the replacement is ready."""

@@ -22,6 +22,7 @@ from everycore.server import ClusterView, Reload, Snapshot, State, WorkerRow
 from everycore.state.cache.cache import Cache
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.rate_limit import RateLimiter
+from everycore.web.http_metrics import HttpCollector
 from everycore.web.operator_auth import require_ops_token
 from everycore.web.redis_answers import last_answer
 from everycore.web.settings import AppSettings
@@ -105,6 +106,8 @@ GAUGES: tuple[tuple[str, Callable[[Iterable[float]], float], Callable[[WorkerRow
     ("connections", sum, lambda row: row.connections, "Open connections."),
     ("requests_in_flight", sum, lambda row: row.in_flight, "Requests that are being handled."),
     ("resident_memory_bytes", sum, lambda row: row.rss_bytes, "Resident memory, shared pages included."),
+    ("busy_ratio", max, lambda row: row.busy, "Share of the last second in which the event loop's thread used a CPU."),
+    ("event_streams", sum, lambda row: row.streams, "Open event streams."),
     ("loop_lag_seconds", max, lambda row: row.lag_ms / 1000, "Delay of the event loop's last tick."),
     ("heartbeat_age_seconds", max, lambda row: row.heartbeat_age_s, "Time since the worker's last heartbeat."),
     ("redis_waiting", sum, lambda row: row.gauges[Gauge.REDIS_WAITING], "Commands that await a response of Redis."),
@@ -130,6 +133,7 @@ async def metrics(request: Request) -> Response:
     cluster: ClusterView | None = getattr(request.state, "cluster", None)
     if cluster is not None:
         registry.register(SnapshotCollector(cluster.snapshot()))
+        registry.register(HttpCollector(cluster.http_totals()))
         registry.register(AppCollector(cluster))
     headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}
     return Response(generate_latest(registry), headers=headers)
