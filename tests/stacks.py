@@ -134,7 +134,7 @@ class Stack:
 
     def __init__(self, compose: list[str], folder: Path, name: str, *files: str, **environ: str) -> None:
         self._compose = [*compose, "-p", name, *(word for file in files for word in ("-f", file))]
-        self.folder, self.name, self.environ = folder, name, {"PORT": "0", **environ}
+        self.folder, self.name, self.environ = folder, name, {"WEB_PORT": "0", **environ}
 
     def compose(self, *arguments: str, **environ: str) -> str:
         return run(*self._compose, *arguments, cwd=self.folder, **{**self.environ, **environ})

@@ -206,6 +206,7 @@ def test_no_file_of_python_is_long(bake):
 
 LIKE_A_PATH = re.compile(r"^(src|docs|deploy|tests|examples)/|\.(py|md|ya?ml|env|html|css)$")
 NOT_YET = {
+    ".env",
     "jobs.py",
     "routes/about.py",
     "routes/orders.py",

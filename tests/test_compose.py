@@ -118,7 +118,7 @@ def test_the_docker_commands_of_its_readme_work_word_for_word(docker_project, tm
     docker_compose = shlex.join(COMPOSES["v2"]())
     environ = {
         "COMPOSE_PROJECT_NAME": f"readme{os.getpid()}",
-        "PORT": "0",
+        "WEB_PORT": "0",
         "BALANCER_PORT": "0",
         "DOCKER_BUILDKIT": "0",
     }

@@ -63,7 +63,7 @@ def test_the_service_is_locked_up_well(bake, analyze, tmp_path):
 
 def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):
     project = bake()
-    settings = dict(re.findall(r"^([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
+    settings = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.M))
     unit = dict(re.findall(r"^([A-Za-z]+)=(.*)$", (project / "deploy/systemd/cluster-app.service").read_text(), re.M))
     stop = float(settings["DRAIN_DELAY"]) + drain_limit(project, settings)
     assert float(unit["TimeoutStopSec"]) > stop + 10
@@ -122,7 +122,17 @@ def test_containers_take_every_setting_and_wait_as_long(bake):
     assert int(grace) > int(delay) + drain_limit(project, example)
     passed = yaml.safe_load(text)["x-settings"]
     # What the container itself decides: its address, its proxies, its files.
-    own = {"APP_ENV", "BIND", "FORWARDED_ALLOW_IPS", "REDIS_URL", "RUN_DIR", "SECRET_KEY_FILE", "TLS_CERT", "TLS_KEY"}
+    own = {
+        "APP_ENV",
+        "BIND",
+        "PORT",
+        "FORWARDED_ALLOW_IPS",
+        "REDIS_URL",
+        "RUN_DIR",
+        "SECRET_KEY_FILE",
+        "TLS_CERT",
+        "TLS_KEY",
+    }
     assert passed.keys() == example.keys() - own
     assert set(passed.values()) == {None}  # from the shell or .env, or else the app's own default
 

@@ -118,7 +118,7 @@ def test_page_is_served_once_it_is_saved(project, about):
 
 def test_setting_reaches_every_file_and_the_app(project, about):
     _, words, _ = recipe(project, "Add a setting")
-    _, _, public, command, name, _, read, run, secret, imported, _ = words
+    _, _, public, command, name, _, read, line, env_file, _, secret, imported, _ = words
     settings = package(project) / "settings.py"
     edit(settings, ('    greeting: str = "Hello"\n', f'    greeting: str = "Hello"\n    {public}\n    {secret}\n'))
     edit(settings, ("from everycore.web import AppSettings", f"from everycore.web import AppSettings, {imported}"))
@@ -136,9 +136,11 @@ def test_setting_reaches_every_file_and_the_app(project, about):
     assert "API_KEY" not in base.read_text()
     assert "key: API_KEY" in (base.parents[1] / "overlays/production/secrets.yaml").read_text()
     edit(about, ("request.app.state.settings.greeting", read))
-    value = re.fullmatch(rf"{name}=(\S+) make run", run)[1]
-    with running(project, **{name: value}) as get:
+    value = re.fullmatch(rf"{name}=(\S+)", line)[1]
+    (project / env_file).write_text(f"{line}\n")
+    with running(project) as get:
         assert value in eventually(lambda: get("/about"))
+    (project / env_file).unlink()
     edit(about, (read, "request.app.state.settings.greeting"))
 
 

@@ -34,7 +34,7 @@ class Stack:
         secret.write_text("of-this-test-and-of-no-other-purpose")
         folder.chmod(0o755)
         name = f"{NAME}-test-{os.getpid()}"
-        settings = {"COMPOSE_PROJECT_NAME": name, "PORT": "0", "SECRET_KEY_PATH": str(secret)}
+        settings = {"COMPOSE_PROJECT_NAME": name, "WEB_PORT": "0", "SECRET_KEY_PATH": str(secret)}
         self._environ = {**os.environ, **settings}
 
     def compose(self, *arguments: str) -> str:

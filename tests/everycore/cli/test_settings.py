@@ -100,6 +100,9 @@ def test_read_collects_every_fault() -> None:
         ("APP_ENV", "staging"),
         ("WEB_CONCURRENCY", "0"),
         ("WEB_CONCURRENCY", "many"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "http"),
         ("GRACEFUL_TIMEOUT", "-1"),
         ("GRACEFUL_TIMEOUT", "nan"),
         ("REDIS_TIMEOUT", "inf"),
@@ -152,6 +155,19 @@ def test_empty_value_is_the_default() -> None:
 def test_linger_follows_keep_alive_within_a_drain(environ: dict[str, str], linger: float) -> None:
     """An idle connection stays open as long as KEEP_ALIVE, but at most for half of the drain."""
     assert read({"SECRET_KEY": KEY, **environ}).linger == linger
+
+
+@pytest.mark.parametrize(
+    ("environ", "bind"),
+    [
+        ({}, "127.0.0.1:8000"),
+        ({"PORT": "5000"}, "0.0.0.0:5000"),
+        ({"PORT": "5000", "BIND": "unix:/run/app.sock"}, "unix:/run/app.sock"),
+        ({"PORT": "5000", "BIND": ""}, "0.0.0.0:5000"),
+    ],
+)
+def test_port_counts_where_bind_is_not_set(environ: dict[str, str], bind: str) -> None:
+    assert read({"SECRET_KEY": KEY, **environ}).bind == (bind,)
 
 
 def test_secrets_are_not_in_the_repr() -> None:

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from dev_servers import dev, project  # noqa: F401 - fixtures
+
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 
 # An app that runs the Python it is sent, awaits `later` if that is set, and says `answer`, by default its pid.

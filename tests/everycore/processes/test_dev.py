@@ -1,10 +1,9 @@
 """`dev`, as somebody who works on the app runs it; and apps that know nothing of the cluster."""
 
-import contextlib
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from everycore.server.run_dir import RunDir
-from everycore.server.scoreboard import Scoreboard, Snapshot
-from places import ENGINE, SAMPLE, TEMPLATE, importable
+from dev_servers import board
+from places import ENGINE, TEMPLATE
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
@@ -28,134 +26,137 @@ def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [os.kill, os.killpg], ids=["own pid", "group"])
-def test_dev_reloads_on_change_and_ends_with_sigint(
-    get: Any, eventually: Any, tmp_path: Path, interrupt: Callable[[int, int], None]
+def test_dev_ends_with_sigint(dev: Any, get: Any, tmp_path: Path, interrupt: Callable[[int, int], None]) -> None:
+    server = dev(RUN_DIR=str(tmp_path / "run"))
+    assert (tmp_path / "run" / "board").exists()  # what the user sets holds in dev, too
+    assert get(server.url, "/")[0] == 200
+    interrupt(server.process.pid, signal.SIGINT)
+    assert server.process.wait(20) == 0
+    assert not (tmp_path / "run").exists()  # the server has ended, too
+    assert '"message"' not in server.log  # text, although this is no terminal
+    assert re.search(r'ACCESS +worker=\d gen=1 pid=\d+  GET "/" 200 ', server.log)
+    assert "2 workers" in server.log
+
+
+@pytest.mark.parametrize("name", ["app.py", "home.html", "static/style.css"])
+def test_dev_reloads_when_a_file_changes(dev: Any, project: Any, get: Any, eventually: Any, name: str) -> None:
+    server = dev()
+    changed = project.package / name
+    changed.parent.mkdir(exist_ok=True)
+    with changed.open("a") as file:
+        file.write("\n")
+    eventually(lambda: "reload: complete, generation 2" in server.log)
+    assert "changed: shop/" in server.log
+    assert get(server.url, "/")[0] == 200
+
+
+def test_dev_shows_a_traceback_and_reloads_broken_code_later(dev: Any, project: Any, ask: Any, eventually: Any) -> None:
+    server = dev()
+    shown = ask(server.url, "/broken", {"Accept": "text/html"})
+    assert shown.status == 500
+    assert "Traceback" in shown.text
+    assert "this handler is broken" in shown.text
+    assert "content-security-policy" not in shown.headers  # it would block the style of the page
+    app = project.package / "app.py"
+    before = app.read_text()
+    app.write_text("this is no Python")
+    eventually(lambda: "reload refused" in server.log)
+    assert ask(server.url, "/").status == 200
+    app.write_text(before)
+    eventually(lambda: "reload: complete, generation 2" in server.log)
+
+
+def test_dev_says_run_make_setup_when_pyproject_changed(dev: Any, project: Any, eventually: Any) -> None:
+    server = dev()
+    with (project.folder / "pyproject.toml").open("a") as file:
+        file.write("dependencies = []\n")
+    eventually(lambda: "reload: complete, generation 2" in server.log)
+    assert "changed: pyproject.toml. If its dependencies changed, run make setup" in server.log
+
+
+def test_dev_takes_the_named_redis_and_reloads_at_a_hup(redis_url: str, dev: Any, get: Any, eventually: Any) -> None:
+    server = dev(REDIS_URL=redis_url)
+    assert get(server.url, "/readyz")[0] == 200
+    assert "Redis: " not in server.log  # it would name the one that it brought
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "reload: complete, generation 2" in server.log)
+
+
+def test_dev_second_sigint_ends_a_draining_server(
+    dev: Any, get: Any, eventually: Any, project: Any, tmp_path: Path
 ) -> None:
-    started = tmp_path / "log"
-    with contextlib.closing(_free_port()) as free:
-        port = free.getsockname()[1]
-    process = _dev(port, started, tmp_path)
-    touched = SAMPLE / "app.py"
-    before = touched.stat()
-    try:
-        eventually(lambda: "ready after" in started.read_text())
-        assert (tmp_path / "run" / "board").exists()  # what the user sets holds in dev, too
-        assert get(f"http://127.0.0.1:{port}", "/")[0] == 200
-        eventually(lambda: "Watching " in started.read_text())
-        os.utime(touched)
-        eventually(lambda: "generation 2 starting" in started.read_text())
-        eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
-        interrupt(process.pid, signal.SIGINT)
-        assert process.wait(20) == 0
-        assert not (tmp_path / "run").exists()  # the server has ended, too
-    finally:
-        os.utime(touched, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with (project.package / "app.py").open("a") as app:
+        app.write("import asyncio\n\nasync def pause(request):\n    await asyncio.sleep(60)\n")
+    server = dev(GRACEFUL_TIMEOUT="100", RUN_DIR=str(tmp_path / "run"))
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(get, server.url, "/pause")
+        eventually(lambda: any(row.in_flight for row in board(tmp_path / "run").workers))
+        server.process.send_signal(signal.SIGINT)
+        eventually(lambda: board(tmp_path / "run").draining)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(20)
+        assert slow.exception() is not None
 
 
-def test_dev_takes_the_named_redis_and_reloads_at_a_hup(
-    redis_url: str, get: Any, eventually: Any, tmp_path: Path
-) -> None:
-    started = tmp_path / "log"
-    with contextlib.closing(_free_port()) as free:
-        port = free.getsockname()[1]
-    process = _dev(port, started, tmp_path, REDIS_URL=redis_url)
-    try:
-        eventually(lambda: "ready after" in started.read_text())
-        assert get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200
-        assert "Redis: " not in started.read_text()  # it would name the one that it brought
-        process.send_signal(signal.SIGHUP)
-        eventually(lambda: "reload: complete, generation 2" in started.read_text())
-        process.terminate()
-        assert process.wait(20) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_dev_second_sigint_ends_a_draining_server(get: Any, eventually: Any, tmp_path: Path) -> None:
-    started = tmp_path / "log"
-    with contextlib.closing(_free_port()) as free:
-        port = free.getsockname()[1]
-    process = _dev(port, started, tmp_path, GRACEFUL_TIMEOUT="100", LINGER="0")
-    url = f"http://127.0.0.1:{port}"
-    try:
-        eventually(lambda: get(url, "/readyz")[0] == 200)
-        with ThreadPoolExecutor(1) as threads:
-            slow = threads.submit(get, url, "/demo/slow?ms=60000")
-            eventually(lambda: any(row.in_flight for row in board(tmp_path / "run").workers))
-            process.send_signal(signal.SIGINT)
-            eventually(lambda: board(tmp_path / "run").draining)
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
-            assert slow.exception() is not None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_dev_starts_again_when_the_engine_changed(get: Any, eventually: Any, tmp_path: Path) -> None:
+def test_dev_starts_again_when_the_engine_changed(dev: Any, project: Any, get: Any, eventually: Any) -> None:
     """A reload cannot replace the code of the primary, nor that of `dev` itself."""
-    source, log = tmp_path / "src", tmp_path / "log"
-    for package in (ENGINE, ENGINE.with_name("everycore_demo"), SAMPLE):
-        shutil.copytree(package, source / package.name)
-    with contextlib.closing(_free_port()) as free:
-        port = free.getsockname()[1]
-    process = _dev(port, log, tmp_path, PYTHONPATH=str(source))
-    try:
-        eventually(lambda: "ready after" in log.read_text() and "Watching " in log.read_text())
-        with (source / "everycore" / "server" / "policy.py").open("a") as engine:
-            engine.write("NEW = True\n")
-        eventually(lambda: log.read_text().count("serving sample.app:create_app") == 2)
-        eventually(lambda: get(f"http://127.0.0.1:{port}", "/readyz")[0] == 200)
-        assert "dev starts again" in log.read_text()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    shutil.copytree(ENGINE, project.folder / "src" / "everycore")
+    server = dev()
+    with (project.folder / "src" / "everycore" / "server" / "policy.py").open("a") as engine:
+        engine.write("NEW = True\n")
+    eventually(lambda: server.log.count("serving shop.app:create_app") == 2)
+    eventually(lambda: get(server.url, "/readyz")[0] == 200)
+    assert "dev starts again" in server.log
 
 
-def _free_port() -> socket.socket:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    return listener
+def test_dev_with_a_taken_port_says_so_and_exits(dev: Any, project: Any) -> None:
+    server = dev()
+    again = project.run("dev", "--bind", f"127.0.0.1:{server.port}")
+    assert again.returncode == 1
+    assert again.stderr.count("\n") == 1
+    assert re.search(r"error: a server of this folder runs already on 127.0.0.1:\d+ \(primary \d+\)", again.stderr)
+    other = project.run("dev", "--bind", f"127.0.0.1:{server.port}", RUN_DIR=str(project.folder / "run"))
+    assert other.returncode == 1
+    assert re.search(rf"^error: 127.0.0.1:{server.port} is in use by another process\. .+--bind", other.stderr, re.M)
 
 
-def _dev(port: int, log: Path, run_dir: Path, **environ: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sample", "dev", "--bind", f"127.0.0.1:{port}"]
-    env = {**os.environ, "RUN_DIR": str(run_dir / "run"), **environ}
-    with log.open("wb") as stderr:
-        return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)
+def test_commands_find_the_dev_of_their_folder(dev: Any, project: Any) -> None:
+    first = dev()
+    assert project.run("scale", "1").returncode == 0
+    assert project.run("reload").returncode == 0
+    assert project.run("status").stdout.startswith("primary ")
+    second = dev()
+    shown = project.run("status")
+    assert shown.returncode == 1
+    assert "2 dev servers of this folder are running. Choose one of them: set RUN_DIR=" in shown.stderr
+    assert "keeps nothing, because another dev uses" in second.log
+    named = str(shown.stderr).split("RUN_DIR=")[1].split()[0]
+    assert project.run("status", RUN_DIR=named).stdout.startswith("primary ")
+    assert first.stop() == 0
+    assert project.run("stop").returncode == 0  # the only one that is left
+    assert second.process.wait(20) == 0
+    assert "no primary is running" in project.run("stop").stderr
 
 
-def board(run_dir: Path) -> Snapshot:
-    return Scoreboard.read(RunDir(run_dir).board).snapshot()
-
-
-CHECKOUT = "from everycore.cli.dev import dev_run_dir; print(dev_run_dir('shop.app:create_app'))"
+CHECKOUT = """
+from everycore.cli.checkout import Checkout
+print(Checkout("shop.app:create_app").run_dir("127.0.0.1:8000"))
+print(Checkout("shop.app:create_app").run_dir("127.0.0.1:8001"))
+"""
 
 
 def test_dev_of_two_checkouts_do_not_meet(tmp_path: Path) -> None:
-    """The run directory depends on where the app is; `status` and the like find the one of their checkout."""
+    """The run directory depends on where the app is, and on the port."""
     folders = []
     for name in ("one", "two"):
         checkout = tmp_path / name / "shop"
         checkout.mkdir(parents=True)
         (checkout / "__init__.py").touch()
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / name), os.environ["PYTHONPATH"]])}
         shown = subprocess.run(
-            [sys.executable, "-c", CHECKOUT],
-            env={**os.environ, "PYTHONPATH": importable(str(tmp_path / name))},
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-c", CHECKOUT], env=environ, capture_output=True, text=True, check=True
         )
-        folders.append(shown.stdout.strip())
-    assert len(set(folders)) == 2
-    assert all(Path(folder).name.startswith("shop-") for folder in folders)
+        folders += shown.stdout.split()
+    assert len(set(folders)) == 4
+    assert all(re.fullmatch(r"shop-[0-9a-f]{8}-800[01]-\d+", Path(folder).name) for folder in folders)

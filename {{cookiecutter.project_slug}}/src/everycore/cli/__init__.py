@@ -1,4 +1,4 @@
-"""The command line for any ASGI app: `serve`, `dev`, `check`, `status`, `reload`, `scale` and `stop`."""
+"""The command line for any ASGI app: `serve`, `dev`, `check`, `status`, `reload`, `scale`, `stop`, `shell`."""
 
 from everycore.cli.commands import commands, fail
 from everycore.cli.control import ClusterControl, ControlError

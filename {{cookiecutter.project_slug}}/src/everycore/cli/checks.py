@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from everycore import manifest
+from everycore.cli.checkout import Checkout
 from everycore.environ import DEVELOPMENT, SettingsError
 from everycore.server import fork_safety, listeners, proxies
 from everycore.server.address_owner import listens
@@ -57,6 +58,8 @@ def find(target: str, settings: ServerSettings, run_dir: Path, own: bool) -> Ite
         own: Whether the app is the project's own, which needs its Redis.
     """
     yield Finding(manifest.describe(), kind="note")
+    if (env_file := Checkout(target).env_file).exists():
+        yield Finding(f"{env_file} was not read: only dev and Compose read it, serve and check do not.", kind="note")
     yield from on_python(sys.version_info[:3])
     yield from on_tls(settings.tls_cert, settings.tls_key)
     without_tls = {name: value for name, value in settings.uvicorn_options().items() if not name.startswith("ssl_")}

@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 import click
 
 from everycore.cli import start_check
+from everycore.cli.checkout import Checkout
 from everycore.cli.control import ClusterControl, ControlError, headline, table
-from everycore.cli.dev import dev_run_dir
+from everycore.cli.env_file import EnvFileError
 from everycore.environ import DEVELOPMENT, SettingsError
 from everycore.server import cpus, import_errors, proxies
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
 from everycore.server.listeners import BindError, BindUsageError
 from everycore.server.logging import configure, counted, release_streams
-from everycore.server.run_dir import RunDir, RunDirError
+from everycore.server.run_dir import RunDirError
 from everycore.server.serve import serve as serve_cluster
 from everycore.server.settings import MAX_WORKERS, ServerSettings, default_run_dir
 
@@ -48,11 +49,16 @@ def run_dir(settings: ServerSettings, app: str | None) -> Path:
 
 
 def run_dir_in_use(settings: ServerSettings, app: str | None) -> Path:
-    """Return the run directory of the primary that a command is for: that of this checkout's `dev`, if it runs."""
-    if settings.run_dir is None and app is not None:
-        of_dev = dev_run_dir(app)
-        if RunDir(of_dev).owner() is not None:
-            return of_dev
+    """Return the run directory of the primary that a command is for: that of this folder's `dev`, if it runs.
+
+    Raises:
+        ControlError: Several run.
+    """
+    if settings.run_dir is None and app is not None and (found := Checkout(app).running()):
+        if len(found) > 1:
+            names = " or ".join(f"RUN_DIR={path}" for path in found)
+            raise ControlError(f"{len(found)} dev servers of this folder are running. Choose one of them: set {names}")
+        return found[0]
     return run_dir(settings, app)
 
 
@@ -110,10 +116,12 @@ class Commands(click.Group):
 @app_option
 @click.option(
     "--bind",
-    help="HOST:PORT, unix:PATH[?mode=660] or fd://N. Separate several with commas.  [default: 127.0.0.1:8000]",
+    help="HOST:PORT, unix:PATH[?mode=660] or fd://N. Separate several with commas.  "
+    "[default: 127.0.0.1:8000, or 0.0.0.0:$PORT]",
 )
 @click.option("--workers", help="Number of workers, or auto for one per available CPU.  [default: auto]")
-def serve(target: str, bind: str | None, workers: str | None) -> None:
+@click.option("--dev", "under_dev", is_flag=True, hidden=True)  # what `dev` runs: pages load themselves again
+def serve(target: str, bind: str | None, workers: str | None, under_dev: bool) -> None:
     """Run the server in the foreground."""
     for name, value in (("BIND", bind), ("WEB_CONCURRENCY", workers)):
         if value is not None:
@@ -130,9 +138,15 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
         for text, _ in found:
             logging.getLogger(__name__).warning("%s", text)
     count, reason = (settings.workers, "as configured") if settings.workers else cpus.available_cpus()
-    logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
+    if not under_dev:  # two, as nobody asked
+        logging.getLogger(__name__).info("%s: %s", counted(count, "worker"), reason)
     for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
         logging.getLogger(__name__).warning("%s", sentence)
+    options = settings.uvicorn_options()
+    if under_dev:
+        from everycore.cli.browser_reload import PATHS, TARGET
+
+        options |= {"wrapper": TARGET, "probe_paths": (*settings.probe_paths, *PATHS)}
     try:
         code = serve_cluster(
             target,
@@ -140,7 +154,7 @@ def serve(target: str, bind: str | None, workers: str | None) -> None:
             settings.workers,
             settings.policy(),
             run_dir(settings, target),
-            **settings.uvicorn_options(),
+            **options,
         )
     except SettingsError as error:
         refuse(error)
@@ -166,6 +180,8 @@ def check(target: str) -> None:
     try:
         settings = ServerSettings.from_environ()
         findings = checks.find(target, settings, run_dir_in_use(settings, target), target == own_app())
+    except ControlError as error:
+        fail(str(error))
     except SettingsError as error:
         findings = checks.settings_faults(target, error)
     code = 0
@@ -179,20 +195,21 @@ def check(target: str) -> None:
 
 @click.command()
 @app_option
-@click.option("--bind", default="127.0.0.1:8000", show_default=True, help="HOST:PORT, unix:PATH or fd://N.")
-@click.option("--workers", default="2", show_default=True, help="Number of workers.")
-def dev(target: str, bind: str, workers: str) -> None:
+@click.option("--bind", help="HOST:PORT or unix:PATH.  [default: 127.0.0.1:8000, or 127.0.0.1:$PORT]")
+@click.option("--workers", help="Number of workers.  [default: 2]")
+def dev(target: str, bind: str | None, workers: str | None) -> None:
     """Run for development: reload on changes, start a Redis.
 
-    Without REDIS_URL it starts a private Redis that ends with it.
+    It reads .env; a variable of the environment wins. Without REDIS_URL it starts a Redis that ends with it, and keeps
+    its data in the folder .dev.
     """
     from everycore.cli.dev import DevError
     from everycore.cli.dev import dev as run_dev
     from everycore.cli.dev_redis import RedisServerError
 
     try:
-        sys.exit(run_dev(target, ["--bind", bind, "--workers", workers]))
-    except (DevError, RedisServerError) as error:
+        sys.exit(run_dev(target, bind, workers))
+    except (DevError, EnvFileError, RedisServerError) as error:
         fail(str(error))
 
 
@@ -237,6 +254,28 @@ def stop() -> None:
         server.stop()
 
 
+@click.command()
+@app_option
+def shell(target: str) -> None:
+    """Open Python with the app's redis, sessions, cache and counters.
+
+    `await` works at the top level. The Redis is that of REDIS_URL, or that of this folder's `dev`. Code from a pipe or
+    a file runs without a prompt.
+    """
+    logging.getLogger("everycore.state").setLevel(logging.ERROR)  # the exception of an outage says it already
+    from everycore.cli.shell import ShellError
+    from everycore.cli.shell import shell as run_shell
+    from everycore.state.settings import StateSettings
+
+    try:
+        environ = dict(os.environ) if os.environ.get("REDIS_URL") else Checkout(target).environment_of_dev()
+        sys.exit(run_shell(StateSettings.for_app(target, environ)))
+    except SettingsError as error:
+        refuse(error)
+    except (EnvFileError, ShellError) as error:
+        fail(str(error))
+
+
 @contextmanager
 def running_server() -> Iterator[ClusterControl]:
     """Yield the running server of this app. Print a failure of its control as one line, and exit with 1."""
@@ -257,7 +296,7 @@ def commands(app: str | None = None) -> click.Group:
     """
     return Commands(
         "everycore",
-        {str(command.name): command for command in (serve, dev, check, status, reload, scale, stop)},
+        {str(command.name): command for command in (serve, dev, check, status, reload, scale, stop, shell)},
         help="Run this app, or any ASGI app, on every core.",
         context_settings={"help_option_names": ["-h", "--help"], "obj": app},
     )

@@ -1,78 +1,151 @@
-"""`dev`: a private Redis unless REDIS_URL names one, two workers, and a reload when a file of the app changes."""
+"""`dev`: a Redis of its own unless REDIS_URL names one, two workers, and a reload when a file of the app changes."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from everycore.cli.dev_redis import run_redis
-from everycore.cli.local_server import development, serve_command
+from everycore.cli import dev_redis
+from everycore.cli.checkout import DEFAULT_PORT, KEPT, Checkout
+from everycore.cli.env_file import EnvFileError
+from everycore.cli.local_server import serve_command
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError
-from everycore.server.settings import default_run_dir
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
 MAX_SHOWN = 5  # changed files that one line names
 
 
 class DevError(Exception):
-    """`dev` cannot run. The message says what to install."""
+    """`dev` cannot run. The message says what to do."""
 
 
-def dev(app: str, arguments: list[str]) -> int:
+def dev(app: str, bind: str | None, workers: str | None) -> int:
     """Run `serve` until it ends, and return its exit code.
 
-    SIGINT and SIGTERM are forwarded: the server drains and ends. A second one ends it at once. When the engine changed,
-    this process executes its own command again.
+    SIGINT and SIGTERM are forwarded: the server drains and ends. A second one ends it at once. When the engine or
+    `.env` changed, this process executes its own command again.
 
     Args:
         app: The app, as "module:attribute". A change of any file beside its package reloads it.
-        arguments: Arguments of `serve`.
+        bind: The address. None means BIND, or PORT of 127.0.0.1.
+        workers: The number of workers. None means WEB_CONCURRENCY, or two.
 
     Raises:
-        DevError: A library is missing.
+        DevError: A library is missing, or a server of this folder has the address.
+        EnvFileError: `.env` cannot be used.
         RedisServerError: REDIS_URL is not set, and no Redis could be started.
     """
-    try:
-        from watchfiles import watch
-    except ModuleNotFoundError:
-        raise DevError("dev needs watchfiles. Install the dev dependencies: make setup") from None
-    source = source_of(app)
-    given = os.environ.get("REDIS_URL")
-    with nullcontext(given) if given else run_redis() as redis_url:
-        if not given:
-            print(f"Redis: {redis_url}", file=sys.stderr)
-        # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
-        # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        environ = environment(app, redis_url)
-        process = subprocess.Popen(serve_command(app, *arguments), env=environ, start_new_session=True)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
-            signal.signal(number, lambda received, _: process.send_signal(received))
-        board = RunDir(Path(environ["RUN_DIR"])).board
-        watching = restarts = False
-        for changes in watch(source, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
-            if not watching:
-                print(f"Watching {source}", file=sys.stderr)
-                watching = True
-            if process.poll() is not None:
-                break
-            if changes:
-                names = sorted({os.path.relpath(path, source) for _, path in changes})
-                print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
-                process.send_signal(signal.SIGHUP)
-            if restarts := _needs_restart(board, process.pid):
-                print("The engine or a library that the primary uses changed: dev starts again", file=sys.stderr)
-                process.terminate()
-                break
-        code = process.wait()
+    checkout = Checkout(app)
+    keeps = checkout.keep()
+    environ = checkout.environment()
+    asked = {"BIND": bind, "WEB_CONCURRENCY": workers}
+    environ |= {name: value for name, value in asked.items() if value is not None}
+    environ["BIND"] = environ.get("BIND") or f"127.0.0.1:{environ.get('PORT') or DEFAULT_PORT}"
+    environ["RUN_DIR"] = environ.get("RUN_DIR") or str(checkout.run_dir(environ["BIND"]))
+    run_dir = RunDir(Path(environ["RUN_DIR"]))
+    if (primary := run_dir.owner()) is not None:
+        raise DevError(
+            f"a server of this folder runs already on {environ['BIND']} (primary {primary}). "
+            "Stop it with: stop. Or choose another port for this one: --bind 127.0.0.1:8001"
+        )
+    with ExitStack() as stack:
+        if not environ.get("REDIS_URL"):
+            environ["REDIS_URL"] = _start_redis(checkout.kept if keeps else None, stack)
+        code, restarts = _run_server(checkout, environ, run_dir.board)
     if restarts:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this same command, whose own code may have changed too
     return code
+
+
+def _start_redis(kept: Path | None, stack: ExitStack) -> str:
+    """Start a Redis that ends with the stack, print its URL, and return it."""
+    url, note = "", f", keeps nothing, because the folder {KEPT} cannot be written"
+    if kept is not None:
+        try:
+            url, note = stack.enter_context(dev_redis.run_lasting_redis(kept)), f", keeps its data in {kept}"
+        except dev_redis.DataInUseError:
+            note = f", keeps nothing, because another dev uses {kept}"
+    url = url or stack.enter_context(dev_redis.run_redis())
+    print(f"Redis: {url}{note}", file=sys.stderr)
+    return url
+
+
+def _run_server(checkout: Checkout, environ: dict[str, str], board: Path) -> tuple[int, bool]:
+    """Run `serve`, and reload it when a file changes.
+
+    Returns:
+        Its exit code, and whether it was stopped because it must be started again.
+    """
+    try:
+        from watchfiles import DefaultFilter, watch
+    except ModuleNotFoundError:
+        raise DevError("dev needs watchfiles. Install the dev dependencies: make setup") from None
+    source = checkout.source
+    settings, project = _File(checkout.env_file), _File(checkout.folder / "pyproject.toml")
+    # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
+    # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    process = subprocess.Popen(serve_command(checkout.app, "--dev"), env=environ, start_new_session=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
+        signal.signal(number, lambda received, _: process.send_signal(received))
+    watching = restarts = False
+    ignored = DefaultFilter(ignore_dirs=(*DefaultFilter.ignore_dirs, KEPT, ".ruff_cache"))
+    for changes in watch(source, watch_filter=ignored, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
+        if not watching:
+            print(f"Watching {source}", file=sys.stderr)
+            watching = True
+        if process.poll() is not None:
+            break
+        names = sorted({os.path.relpath(path, source) for _, path in changes})
+        if project.has_changed():
+            names = [*names, "pyproject.toml. If its dependencies changed, run make setup"]
+        if names:
+            print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
+            process.send_signal(signal.SIGHUP)
+        reason = ""
+        if settings.has_changed() and _is_usable(checkout):
+            reason = f"{checkout.env_file} changed"
+        elif _needs_restart(board, process.pid):
+            reason = "The engine or a library that the primary uses changed"
+        if reason:
+            print(f"{reason}: dev starts again", file=sys.stderr)
+            process.terminate()
+            restarts = True
+            break
+    return process.wait(), restarts
+
+
+class _File:
+    """A file whose changes are looked for. It may appear and disappear, which the watch of a folder does not cover."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._content = self._read()
+
+    def has_changed(self) -> bool:
+        """Return whether the content differs from that of the last call."""
+        before, self._content = self._content, self._read()
+        return self._content != before
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except OSError:
+            return None
+
+
+def _is_usable(checkout: Checkout) -> bool:
+    """Return whether `.env` can be used. If not, say why."""
+    try:
+        checkout.environment()
+    except EnvFileError as error:
+        print(f"error: {error} The server keeps the settings that it has.", file=sys.stderr)
+        return False
+    return True
 
 
 def _needs_restart(board: Path, primary: int) -> bool:
@@ -88,13 +161,6 @@ def _needs_restart(board: Path, primary: int) -> bool:
     return False
 
 
-def source_of(app: str) -> Path:
-    """Return the folder that contains the app's top-level package or module. The engine and the demo are in it, too."""
-    spec = importlib.util.find_spec(app.partition(":")[0].partition(".")[0])
-    where = Path(spec.origin or ".") if spec else Path.cwd()
-    return where.parent.parent if where.name == "__init__.py" else where.parent
-
-
 def has_terminal() -> bool:
     """Return whether this process has a terminal.
 
@@ -105,18 +171,3 @@ def has_terminal() -> bool:
     except OSError:  # ENXIO, tty(4)
         return False
     return True
-
-
-def dev_run_dir(app: str) -> Path:
-    """Return the run directory of the app's `dev` server. Each checkout has one of its own."""
-    return default_run_dir(app, source_of(app))
-
-
-def environment(app: str, redis_url: str) -> dict[str, str]:
-    """Return the environment of the server: the variables of this process, with those that make it `dev`.
-
-    HANG_TIMEOUT is off by default, because a worker that stops at a breakpoint looks like one that hangs.
-    """
-    own = development(redis_url)
-    spare = {"HANG_TIMEOUT": "0", "RUN_DIR": str(dev_run_dir(app))}
-    return {**own, **spare, **os.environ, "APP_ENV": own["APP_ENV"], "REDIS_URL": redis_url}

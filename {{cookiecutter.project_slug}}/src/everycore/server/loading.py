@@ -12,11 +12,12 @@ from everycore.server.http import HttpConfig
 from everycore.server.import_errors import LoadError, summarize
 
 
-def load(target: str, **options: Any) -> HttpConfig:
+def load(target: str, wrapper: str = "", **options: Any) -> HttpConfig:
     """Import the app and the parts of uvicorn that serve it.
 
     Args:
         target: "module:attribute" of an ASGI app, or of a factory that takes no arguments.
+        wrapper: "module:attribute" of ASGI middleware that is put around the app.
         options: Options of HttpConfig.
 
     Raises:
@@ -28,6 +29,8 @@ def load(target: str, **options: Any) -> HttpConfig:
         config.load()
     except OSError as error:  # the base class of ssl.SSLError
         raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
+    if wrapper:
+        config.loaded_app = find_app(wrapper)(config.loaded_app)
     return config
 
 

@@ -1,6 +1,5 @@
 """The settings of the server, which are the same for every ASGI app. An app's own settings are not here."""
 
-import hashlib
 import ipaddress
 import os
 import re
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everycore.environ import EnvironSettings, parse_items, parse_positive_seconds, setting
+from everycore.environ import EnvironSettings, parse_count, parse_items, parse_positive_seconds, setting
+from everycore.server.listeners import MAX_PORT
 from everycore.server.policy import Policy
 from everycore.server.proxies import ANYBODY, LOCAL, UNIX
 
@@ -29,6 +29,18 @@ def parse_workers(text: str) -> int | None:
     if not 1 <= count <= MAX_WORKERS:
         raise ValueError(text)
     return count
+
+
+def parse_port(text: str) -> int:
+    """Return the number of a port.
+
+    Raises:
+        ValueError: The text is not a number from 1 to 65535.
+    """
+    port = parse_count(text)
+    if not 1 <= port <= MAX_PORT:
+        raise ValueError(text)
+    return port
 
 
 def parse_log_level(text: str) -> str:
@@ -100,16 +112,13 @@ def parse_preload(text: str) -> str:
     return text.lower()
 
 
-def default_run_dir(app: str, checkout: Path | None = None) -> Path:
+def default_run_dir(app: str) -> Path:
     """Return the run directory of this user for an app.
 
     Args:
-        app: Its top-level package is part of the name: two apps do not meet there.
-        checkout: A folder that is part of the name too, so that two copies of one app do not meet: for `dev`.
+        app: Its top-level package is part of the name: two apps do not meet there. It may also be a name.
     """
     name = app.partition(":")[0].partition(".")[0]
-    if checkout is not None:
-        name += f"-{hashlib.sha256(os.fsencode(checkout)).hexdigest()[:8]}"
     shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}-{os.getuid()}"
 
@@ -119,6 +128,7 @@ class ServerSettings(EnvironSettings):
     """The settings of the server. All times are seconds. `.env.example` explains each setting."""
 
     bind: tuple[str, ...] = setting(("127.0.0.1:8000",), parse_items, "addresses with commas, such as 127.0.0.1:8000")
+    port: int | None = setting(None, parse_port, f"a number from 1 to {MAX_PORT}")
     workers: int | None = setting(
         None, parse_workers, f"auto, or a number of workers from 1 to {MAX_WORKERS}", name="WEB_CONCURRENCY"
     )
@@ -152,6 +162,9 @@ class ServerSettings(EnvironSettings):
         values = super()._values(environ, faults)
         if "tls_key" in values and "tls_cert" not in values:
             faults.append("TLS_KEY is set without TLS_CERT; it must be the key of that certificate.")
+        # A platform that chooses the port sets PORT alone, and its router is on another machine.
+        if "bind" not in values and "port" in values:
+            values["bind"] = (f"0.0.0.0:{values['port']}",)
         # With at least KEEP_ALIVE no idle connection is closed early. Half of the drain is left for the last requests.
         keep_alive = values.get("keep_alive", cls.keep_alive)
         graceful = values.get("graceful_timeout", cls.graceful_timeout)
