@@ -1,8 +1,8 @@
-"""Which websockets a drain closes at which time."""
+"""Which websockets a drain closes at which time, and the count of open connections."""
 
 from typing import Any
 
-from everycore.server.connections import WEBSOCKET_INTERVAL, WebSocketSpread
+from everycore.server.connections import WEBSOCKET_INTERVAL, CountedConnections, WebSocketSpread
 
 TICK = 0.02
 
@@ -43,3 +43,15 @@ def test_spread_of_many_websockets_is_even() -> None:
 def test_spread_of_no_time_closes_all_at_once() -> None:
     assert closings(100, 0.0) == [0.0] * 100
     assert closings(100, -1.0) == [0.0] * 100
+
+
+def test_counted_connections_report_each_change() -> None:
+    """uvicorn adds and discards HTTP connections, and removes websockets."""
+    counts: list[int] = []
+    connections = CountedConnections(lambda: counts.append(len(connections)))
+    connections.add("http")
+    connections.add("websocket")
+    connections.discard("http")
+    connections.discard("http")
+    connections.remove("websocket")
+    assert counts == [1, 2, 1, 1, 0]

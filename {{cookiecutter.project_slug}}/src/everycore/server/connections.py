@@ -1,9 +1,9 @@
-"""What a drain needs to know about uvicorn's connections, and how it shuts them down."""
+"""Counts uvicorn's connections, tells what a drain needs to know about them, and shuts them down."""
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,6 +21,33 @@ class Connection(Protocol):
 
     def shutdown(self) -> None:
         """Close the connection when its request is answered, or at once if it has none."""
+
+
+class CountedConnections(set[Any]):
+    """uvicorn's set of connections, which reports each change. Other workers accept according to their number.
+
+    Args:
+        on_change: Called after each change.
+    """
+
+    def __init__(self, on_change: Callable[[], object]) -> None:
+        super().__init__()
+        self._on_change = on_change
+
+    def add(self, connection: object) -> None:
+        """Add a connection."""
+        super().add(connection)
+        self._on_change()
+
+    def discard(self, connection: object) -> None:
+        """Remove a connection, if it is there."""
+        super().discard(connection)
+        self._on_change()
+
+    def remove(self, connection: object) -> None:
+        """Remove a connection. uvicorn does so with WebSockets."""
+        super().remove(connection)
+        self._on_change()
 
 
 class ShutDown:

@@ -24,7 +24,14 @@ from everycore.server import app_metrics, parent_death, request_stats, scoreboar
 from everycore.server.acceptor import Acceptor, read_wait
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
-from everycore.server.connections import ShutDown, WebSocketSpread, is_idle, is_in_handshake, is_websocket
+from everycore.server.connections import (
+    CountedConnections,
+    ShutDown,
+    WebSocketSpread,
+    is_idle,
+    is_in_handshake,
+    is_websocket,
+)
 from everycore.server.ending import CANCEL_GRACE, Ending
 from everycore.server.http import HttpConfig
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
@@ -160,6 +167,7 @@ class Worker(uvicorn.Server):
             self.context.board.total_connections,
             max_connections(),
         )
+        self.server_state.connections = CountedConnections(self._connections)
         self._write_heartbeat()
         self._sample_memory()
         self.recycling = Recycling(self.context.policy, self.row[scoreboard.RSS])
