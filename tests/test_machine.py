@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, captured
 
 SOURCES = ROOT / "{{cookiecutter.project_slug}}" / "src"
+IMPORTABLE = os.pathsep.join(map(str, (SOURCES, ROOT, ROOT / "tests", ROOT / "tests/everycore")))
 
 MISSING = """
 def test_a(missing): missing("no moon. Install it: apt install moon")
@@ -23,6 +24,11 @@ def test_a():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"True\\n"
 """
 
+# A Docker client that fails at one of its commands, as without an engine, or where no image can be pulled.
+DOCKER = """#!/bin/sh
+case "$1" in {fails}) exit 1;; esac
+"""
+
 
 @pytest.fixture
 def tests_of(tmp_path):
@@ -32,7 +38,7 @@ def tests_of(tmp_path):
         (tmp_path / "test_one.py").write_text(code)
         plugins = ["-p", "everycore.testing.machine", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *plugins, *options]
-        return captured(command, tmp_path, 60, PYTHONPATH=str(SOURCES), PYTHONDONTWRITEBYTECODE="1", **environ)
+        return captured(command, tmp_path, 60, PYTHONPATH=IMPORTABLE, PYTHONDONTWRITEBYTECODE="1", **environ)
 
     return run
 
@@ -48,6 +54,20 @@ def test_missing_part_with_ci_fails(tests_of):
     ended = tests_of(MISSING, CI="true")
     assert ended.returncode == 1
     assert "2 failed, 1 passed" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [("version", "no Docker engine answers."), ("image|pull", "no image python:3.13-slim, and it cannot be pulled.")],
+)
+def test_docker_without_engine_or_image_is_missing(tests_of, tmp_path, fails, reason):
+    docker = tmp_path / "docker"
+    docker.write_text(DOCKER.format(fails=fails))
+    docker.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ended = tests_of("from stacks import engine\ndef test_a(engine): pass", CI="", PATH=path)
+    assert ended.returncode == 0, ended.stdout
+    assert f"\n1 test: {reason}" in ended.stdout
 
 
 @pytest.mark.parametrize("processes", ["0", "1"])
