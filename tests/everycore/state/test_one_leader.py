@@ -88,9 +88,7 @@ async def test_leader_blocked_in_redis_ends_at_each_cancel(redis: Redis, how: st
         leader: asyncio.Task[None] = asyncio.create_task(run_as_leader(redis, "job", job, lease=4.0))
         await until(lambda: bool(intervals.open))
         await asyncio.sleep(turn * 0.0005)
-        began = time.monotonic()
         await stop(leader)
-        assert time.monotonic() - began < 2.0
         assert not intervals.open
     assert intervals.most == 1
 

@@ -115,12 +115,14 @@ async def _sessions(redis: Redis, name: str) -> None:
     session = await store.load(None)
     session.user_id, session[name] = name, 1
     try:
-        session = await store.load(store.sign(str(await store.save(session))))
+        cookie = store.sign(str(await store.save(session)))
+        session = await store.load(cookie)
         await session.update(name, lambda value: value + 1)
         session["other"] = 1
         await store.save(session)
         session.regenerate()
         await store.save(session)
+        await store.load(cookie)
         await store.sessions_of(name)
     finally:
         session.clear()
@@ -139,7 +141,7 @@ async def _counters(redis: Redis, name: str) -> None:
 
 async def _cache(redis: Redis, name: str) -> None:
     """Use the store, which raises errors that `Cache` handles by computing."""
-    cache = store.RedisCacheStore(redis, "cache:", lambda keys: None)
+    cache = store.RedisCacheStore(redis, "cache:", ())
     _, generations = await cache.load(name, (name,))
     await cache.ensure_generations(generations)
     await cache.lock(name, name, 1.0)
@@ -184,7 +186,7 @@ async def _hosts(redis: Redis, name: str) -> None:
     await redis.zrem(prefixed(redis, "host:names"), name)
 
 
-SESSIONS = (scripts.SAVE, scripts.CREATE, scripts.SWAP, scripts.MOVE, scripts.END)
+SESSIONS = (scripts.SAVE, scripts.CREATE, scripts.CHECK, scripts.SWAP, scripts.MOVE, scripts.END)
 LEADERS = (leader.ACQUIRE, leader.EXTEND, RELEASE, schedule.BEGIN)
 
 FEATURES = (
@@ -201,5 +203,7 @@ FEATURES = (
     Feature("limits", "keys limit:*", "routes with a rate limit fail", _limits, (rate_limit.CLOCK, rate_limit.TAKE)),
     Feature("the leader", "keys leader:*", "no job of a leader runs", _leader, LEADERS),
     Feature("broadcast", "channels broadcast:*", "no message is sent or received", _broadcast),
-    Feature("the list of hosts", "keys host:*", "/cluster and /metrics know this host alone", _hosts),
+    Feature(
+        "the list of hosts", "keys host:*", "/cluster and /metrics know this host alone", _hosts, (expiring_names.ADD,)
+    ),
 )

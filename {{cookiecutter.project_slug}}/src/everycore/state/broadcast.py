@@ -81,9 +81,8 @@ class Broadcast:
         self._prefix = prefixed(redis, prefix)
         self._channels: dict[bytes, _Channel] = {}
         self._unconfirmed: set[bytes] = set()
-        self._awaiting_reply: deque[bytes | None] = (
-            deque()
-        )  # what was sent and not answered; None for all but a SUBSCRIBE
+        # What was sent and not answered; None for all but a SUBSCRIBE.
+        self._awaiting_reply: deque[bytes | None] = deque()
         self._pubsub: PubSub | None = None  # while it is connected
         self._reader: asyncio.Task[None] | None = None
         self._failures = 0  # of the connection, in a row

@@ -202,10 +202,8 @@ class _Leadership:
 
     def _set_times(self, asked_at: float) -> None:
         # Counted from before the command was sent: Redis started the lease later, so it expires later.
-        self._cancel_at, self._renew_at = (
-            asked_at + self._lease * (1 - CANCEL_MARGIN),
-            asked_at + self._lease * RENEW_INTERVAL,
-        )
+        self._cancel_at = asked_at + self._lease * (1 - CANCEL_MARGIN)
+        self._renew_at = asked_at + self._lease * RENEW_INTERVAL
 
 
 @types.coroutine

@@ -79,7 +79,7 @@ class Cache:
     def __init__(self, redis: Redis, prefix: str = "cache:", max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._calls, self._refreshes = SingleFlight(), SingleFlight()
-        self._store = RedisCacheStore(redis, prefix, self._invalidated)
+        self._store = RedisCacheStore(redis, prefix, (self._calls, self._refreshes))
         self._near_hits = self._redis_hits = self._stale = self._misses = self._computes = 0
         self._silent_until: dict[str, float] = {}
 
@@ -165,10 +165,6 @@ class Cache:
         """Cancel running computations. Await it before the client is closed."""
         await self._refreshes.aclose()
         await self._calls.aclose()
-
-    def _invalidated(self, names: Any) -> None:
-        self._calls.invalidate(names)
-        self._refreshes.invalidate(names)
 
     def _start(self, calls: SingleFlight, request: _Request, work: Callable[[Call], Any]) -> None:
         names = self._store.names(request.key, request.tags)

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from everycore.state.cache.entry import Entry, unpack
+from everycore.state.cache.single_flight import SingleFlight
 from everycore.state.client.pipelined import PipelinedRedis
 from everycore.state.client.script import RELEASE, Script
 from everycore.state.gathering import gather_all
@@ -164,15 +165,15 @@ class RedisCacheStore:
     Args:
         redis: The client.
         prefix: First part of the keys, after the client's prefix.
-        on_invalidated: Called with the names of keys that changed, here or elsewhere, or with None for all.
+        flights: Computations that depend on keys; told which keys have changed, here or elsewhere.
     """
 
-    def __init__(self, redis: Redis, prefix: str, on_invalidated: Callable[[Iterable[str] | None], object]) -> None:
-        self.near = NearCache(on_invalidated)
+    def __init__(self, redis: Redis, prefix: str, flights: Iterable[SingleFlight]) -> None:
+        self._flights = flights
+        self.near = NearCache(self._invalidate)
         self._redis = redis
         self._send: Any = redis.execute_command
         self._prefix = prefix = prefixed(redis, prefix)
-        self._on_invalidated = on_invalidated
         self._load = Script(redis, LOAD)
         self._store = Script(redis, STORE, keys=2)
         self._release = Script(redis, RELEASE)
@@ -291,9 +292,13 @@ class RedisCacheStore:
     def _invalidate_on_reply(self, names: list[str]) -> Callable[[Any], None]:
         def on_reply(answer: Any) -> None:
             self.near.drop(names)
-            self._on_invalidated(names)
+            self._invalidate(names)
 
         return on_reply
+
+    def _invalidate(self, names: Iterable[str] | None) -> None:
+        for flight in self._flights:
+            flight.invalidate(names)
 
     async def _send_with_callback(
         self, on_reply: Callable[[Any], object], send: Callable[..., Awaitable[Any]], *args: Any

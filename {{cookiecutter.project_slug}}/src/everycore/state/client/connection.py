@@ -99,12 +99,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self.received = 0  # bytes
         self.latency = 0.0  # seconds from issue to reply of the command that was resolved last
         self.aborted = False
-        self._on_push, self._on_lost, self._on_writable, self._on_bulky_reply = (
-            on_push,
-            on_lost,
-            on_writable,
-            on_bulky_reply,
-        )
+        self._on_push, self._on_lost = on_push, on_lost
+        self._on_writable, self._on_bulky_reply = on_writable, on_bulky_reply
         self._partial, self._partial_since = 0, 0.0  # bytes of an incomplete reply, and when they began to come
         self._paused = False
         self._not_serving: Exception | None = None

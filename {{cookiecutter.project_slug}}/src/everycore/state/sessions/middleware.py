@@ -64,8 +64,8 @@ class SessionMiddleware:
         is_http = scope["type"] == "http"
         try:
             session = scope["session"] = await store.load(store.cookie.find(scope["headers"]))
-        except UNAVAILABLE_ERRORS:
-            await (_unavailable if is_http else _try_again_later)(scope, receive, send)
+        except UNAVAILABLE_ERRORS as error:
+            await (_refuse if is_http else _close)(error, scope, receive, send)
             return
         await (self._http if is_http else self._websocket)(scope, receive, send, store, session)
 
@@ -80,7 +80,7 @@ class SessionMiddleware:
                     fields = await _save(store, session) if store.needs_save(session) else []
                 except (*UNAVAILABLE_ERRORS, SessionEndedError) as error:
                     lost = True
-                    await _failed(error)(scope, receive, send)
+                    await _refuse(error, scope, receive, send)
                     return
                 started = True
                 if fields and store.cookie.secure and scope.get("scheme") == "http" and not store.plain_http_logged:
@@ -105,7 +105,7 @@ class SessionMiddleware:
             if started:
                 raise
             if not lost:
-                await _failed(error)(scope, receive, send)
+                await _refuse(error, scope, receive, send)
         if started and session._record.nested:
             _log_late_changes(session)
 
@@ -163,21 +163,15 @@ def _log_late_changes(session: Session) -> None:
         log.error("session[%r] was changed after the response had begun; the change is lost", key)
 
 
-def _failed(error: Exception) -> ASGIApp:
-    return _ended if isinstance(error, SessionEndedError) else _unavailable
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    if isinstance(error, SessionEndedError):
+        response = HTTPException(409, "The session was ended by another request. Please reload the page.")
+    else:
+        response = HTTPException(503, "Session store unavailable. Please retry.", {"Retry-After": RETRY_AFTER})
+    await send_error(response, scope, receive, send)
 
 
-async def _ended(scope: Scope, receive: Receive, send: Send) -> None:
-    error = HTTPException(409, "The session was ended by another request. Please reload the page.")
-    await send_error(error, scope, receive, send)
-
-
-async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    error = HTTPException(503, "Session store unavailable. Please retry.", {"Retry-After": RETRY_AFTER})
-    await send_error(error, scope, receive, send)
-
-
-async def _try_again_later(scope: Scope, receive: Receive, send: Send) -> None:
+async def _close(_: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     # Accept first: a browser hides the reason of a refused handshake from the page, and servers answer it with 403.
     await receive()
     await send({"type": "websocket.accept"})

@@ -4,7 +4,9 @@ A session is a hash with the field `created`. When it ends or moves, a string ta
 name to which the session moved. A HSET of a running request then fails, and so brings nothing back.
 """
 
-GUARD = "if redis.pcall('HEXISTS', KEYS[1], 'created') ~= 1 then return 0 end"
+GUARD = """
+if redis.call('TYPE', KEYS[1]).ok == 'string' or redis.call('HEXISTS', KEYS[1], 'created') == 0 then return 0 end
+"""
 
 # ARGV: new TTL in ms or 0, number of ARGV to set, field, value ..., then fields to delete.
 # In chunks, because Lua unpacks at most 8,000 values.
@@ -25,7 +27,7 @@ CREATE = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end" + WRITE
 # KEYS: a session that a HSET has written to. Returns 1 if it was there. If it was not (an eviction), deletes what the
 # HSET made and returns 0. A mark there is newer than the HSET, which would have failed.
 CHECK = """
-if redis.pcall('HEXISTS', KEYS[1], 'created') ~= 0 then return 1 end
+if redis.call('TYPE', KEYS[1]).ok == 'string' or redis.call('HEXISTS', KEYS[1], 'created') == 1 then return 1 end
 redis.call('DEL', KEYS[1])
 return 0
 """
