@@ -35,8 +35,8 @@ def create_app():
         note("worker_ready", worker.slot, worker.generation, worker.pid)
 
     @hooks.worker_ended
-    def forget(worker, reason):
-        note("worker_ended", worker.slot, worker.generation, worker.pid, reason)
+    def forget(worker, cause):
+        note("worker_ended", worker.slot, worker.generation, worker.pid, cause)
 
     @hooks.reload_ended
     def report(reload):

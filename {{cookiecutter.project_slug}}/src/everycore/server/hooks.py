@@ -3,7 +3,7 @@
     from everycore.server import hooks
 
     @hooks.worker_ended
-    def report(worker: hooks.Worker, reason: str) -> None: ...
+    def report(worker: hooks.Worker, cause: str) -> None: ...
 
 The app registers them at its import or in its factory. The primary never imports the app, so it runs none of them:
 
@@ -80,9 +80,9 @@ def worker_ready(function: Function) -> Function:
 
 
 def worker_ended(function: Function) -> Function:
-    """Have `function(worker, reason)` called after a worker has ended, but not at the stop of the whole server.
+    """Have `function(worker, cause)` called after a worker has ended, but not at the stop of the whole server.
 
-    `reason` is one of those of the metric `cluster_workers_ended_total`, such as "signal", "memory" or "reloaded".
+    `cause` is one of those of the metric `cluster_worker_exits_total`, such as "signal", "memory" or "reloaded".
     """
     return _register("worker_ended", function)
 
@@ -140,5 +140,5 @@ def run_in_time(events: Iterable[Sequence[Any]], load_timeout: float, load: Call
         if name == "reload_ended":
             run(name, Reload(*values))
         else:
-            slot, generation, pid, reason = values
-            run(name, Worker(slot, generation, pid), reason)
+            slot, generation, pid, cause = values
+            run(name, Worker(slot, generation, pid), cause)
