@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if sys.platform == "win32":
     raise ImportError("everycore forks its workers, which Windows cannot do. Use Docker, or WSL.")
 
+from everycore.server import hooks
 from everycore.server.children import State
 from everycore.server.import_errors import LoadError
 from everycore.server.listeners import BindError
@@ -35,6 +36,7 @@ __all__ = [
     "Snapshot",
     "State",
     "WorkerRow",
+    "hooks",
     "request_id",
     "serve",
 ]

@@ -14,6 +14,7 @@ from time import sleep
 
 EXIT_GRACE = 1.0  # seconds for the requests in flight
 INHERIT_POLL_MS = 2
+MAX_INHERIT_POLLS = 1000
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _libc = ctypes.CDLL(None)
@@ -45,6 +46,18 @@ def die_with_parent(parent: int) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_with_heir(heir: int) -> None:
+    """Have the kernel kill this process when the process `heir` exits, which becomes its parent soon.
+
+    This process exits if that takes longer than 2 seconds.
+    """
+    for _ in range(MAX_INHERIT_POLLS):
+        if os.getppid() == heir:
+            break
+        sleep(INHERIT_POLL_MS / 1000)
+    die_with_parent(heir)
 
 
 def _exit_with_primary(primary: int, pipe: int, inherited: bool) -> None:

@@ -105,6 +105,7 @@ class Primary:
             self.stop_when_due(now)
             self.spawn_missing_workers(now)
             self.drain_surplus_workers(now)
+            self.templates.send_events(now)  # later than the forks, which are urgent
             self.write_header()
             self.resources.restore_run_dir(now)
             self.service.update(now, self.stopping)
@@ -218,6 +219,7 @@ class Primary:
         if child := self.children.reap(pid):
             self.handle_worker_exit(child, status, now)
             cause = exit_cause(child, status, self.children, self.stopping, self.out_of_memory.has_grown)
+            self.templates.notify("worker_ended", child.slot, child.generation, child.pid, cause.name.lower())
             self.board.absorb_dead_row(child.row, cause)  # last: a reader that finds no row also finds the outcome
 
     def handle_worker_exit(self, child: Child, status: int | None, now: float) -> None:

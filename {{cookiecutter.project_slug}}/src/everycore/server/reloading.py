@@ -70,6 +70,7 @@ class Reloader:
         self._failed_drain = ""  # how a worker of the old generation failed
         self._last_failure = ""
         self._revision = ""  # of the code that new workers run
+        self._hooks: list[str] = []  # of the last process that has imported the app
         self._retry_at = NEVER
         self.scaled: int | None = None
 
@@ -118,13 +119,14 @@ class Reloader:
         template = loaded.template
         if template is not self._templates.next:
             return
+        self._hooks = loaded.hooks if template.imports else self._hooks
         if template.imports and self._must_not_fork(loaded.shared):
             self._templates.drop_next()
             self._load(self._reloading, imports=False)
             return
         self._last_failure = ""
         self._retry_at = NEVER
-        self._templates.switch()
+        self._templates.switch(self._hooks)
         before, self._revision = self._revision, loaded.revision
         self._board.set_revision(loaded.revision)
         if self._reloading:
@@ -230,6 +232,7 @@ class Reloader:
             self._starting, self._wait_until = False, 0.0
             if self._board.header[RELOAD] == Reload.STARTING and not self._requested_again:
                 self._board.set_reload_status(Reload.DONE, self._failed_drain)
+                self._templates.notify("reload_ended", "done", self._children.generation, self._revision, "")
 
     def _load_deadline(self) -> float:
         if self._templates.next is None:
@@ -306,6 +309,7 @@ class Reloader:
         details = f"\n{traceback}" if traceback else ""
         logger.error("reload refused: %s; generation %d keeps running%s", reason.rstrip("."), generation, details)
         self._board.set_reload_status(state, reason)
+        self._templates.notify("reload_ended", "refused", generation, self._revision, reason)
         self._retry_without_template()
 
     def _retry_without_template(self) -> None:

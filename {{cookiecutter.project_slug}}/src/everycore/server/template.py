@@ -7,6 +7,7 @@ exit.
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from selectors import EVENT_READ, BaseSelector
@@ -18,6 +19,9 @@ from everycore.server.children import NEVER, Child
 from everycore.server.import_errors import format_traceback, summarize
 from everycore.server.process import process_exists
 from everycore.server.signals import signals_blocked
+
+EVENTS_INTERVAL = 1.0  # seconds between two processes for hooks, so that there are few of them also if each hangs
+MAX_EVENTS = 256  # that are kept while no template process could run their hooks; then the oldest are dropped
 
 Run = Callable[[Channel, int, bool], NoReturn]
 
@@ -127,11 +131,13 @@ class Loaded:
         template: The process.
         shared: What its workers would share, see fork_safety.py.
         revision: Of the code, or empty.
+        hooks: The events for which the app has functions, see hooks.py. Empty if the process did not import the app.
     """
 
     template: Template
     shared: list[str]
     revision: str
+    hooks: list[str]
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,9 @@ class Templates:
         self._inherits = inherits
         self._former: list[Template] = []
         self._orphans: set[int] = set()  # workers whose parent was a template process that died
+        self._hooks: list[str] = []
+        self._events: deque[tuple[object, ...]] = deque(maxlen=MAX_EVENTS)
+        self._events_due = 0.0  # in monotonic seconds, if there are any
 
     def load(self, generation: int, imports: bool) -> None:
         """Start the next one.
@@ -191,8 +200,13 @@ class Templates:
         self.next = Template.start(self._run, generation, imports)
         self._selector.register(self.next.channel, EVENT_READ)
 
-    def switch(self) -> None:
-        """Let the next one fork workers from now on. The one before ends when it is no longer needed."""
+    def switch(self, hooks: list[str]) -> None:
+        """Let the next one fork workers from now on. The one before ends when it is no longer needed.
+
+        Args:
+            hooks: The events for which its app has functions.
+        """
+        self._hooks = hooks
         if self.current is not None:
             self._former.append(self.current)
         self.current, self.next = self.next, None
@@ -215,6 +229,23 @@ class Templates:
         self.current.forking[child.slot] = child
         asked = {"slot": child.slot, "since": child.since}
         self.current.channel.send(asked=asked, generation=child.generation, row=child.row, again=again)
+
+    def notify(self, event: str, *values: object) -> None:
+        """Have the functions of the app called that it has for an event, see hooks.py.
+
+        Args:
+            event: Such as "worker_ended".
+            values: Of the arguments, for JSON.
+        """
+        if event in self._hooks:
+            self._events.append((event, *values))
+
+    def send_events(self, now: float) -> None:
+        """Send the events to the current process, which forks one process for all of them."""
+        if self._events and self.current is not None and now >= self._events_due:
+            self.current.channel.send(events=list(self._events))
+            self._events.clear()
+            self._events_due = now + EVENTS_INTERVAL
 
     def reserved_rows(self) -> set[int]:
         """Return the rows of the scoreboard for the workers that are being forked."""
@@ -246,7 +277,7 @@ class Templates:
                     template.workers.discard(message["exited"])
                     yield Exited(message["exited"], message["status"])
                 elif "shared" in message:
-                    yield Loaded(template, message["shared"], message["revision"])
+                    yield Loaded(template, message["shared"], message["revision"], message["hooks"])
                 else:
                     yield Failed(template, message["reason"], message["traceback"], message["settings"])
             self._let_end(template)
@@ -274,13 +305,15 @@ class Templates:
         self.next = None if template is self.next else self.next
 
     def due(self, fork_timeout: float) -> float:
-        """Return when to call `enforce_deadlines` or `read` at the latest, in monotonic seconds.
+        """Return when to call `enforce_deadlines`, `read` or `send_events` at the latest, in monotonic seconds.
 
         Args:
             fork_timeout: That of `enforce_deadlines`.
         """
         oldest = min((child.since for template in self._all() for child in template.forking.values()), default=NEVER)
-        return min(oldest + fork_timeout, monotonic() + ORPHAN_POLL if self._orphans else NEVER)
+        orphans = monotonic() + ORPHAN_POLL if self._orphans else NEVER
+        events = self._events_due if self._events and self.current is not None else NEVER
+        return min(oldest + fork_timeout, orphans, events)
 
     def enforce_deadlines(self, now: float, fork_timeout: float) -> None:
         """Kill a process that does not fork.

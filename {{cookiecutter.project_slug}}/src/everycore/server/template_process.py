@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from everycore.environ import SettingsError
-from everycore.server import app_metrics, fork_safety, worker
+from everycore.server import app_metrics, fork_safety, hooks, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.children import describe_exit
 from everycore.server.http import HttpConfig
@@ -29,7 +29,7 @@ from everycore.server.loaded_files import LoadedFiles
 from everycore.server.loading import load
 from everycore.server.logging import flush_streams, keep_loggers, set_process
 from everycore.server.owner_pipe import OwnerPipe
-from everycore.server.parent_death import die_with_parent
+from everycore.server.parent_death import die_with_heir, die_with_parent
 from everycore.server.policy import Policy
 from everycore.server.process import Title, enable_stack_dumps, prefer_as_oom_victim
 from everycore.server.resources import Resources
@@ -98,6 +98,7 @@ def run(channel: Channel, assignment: Assignment, generation: int, imports: bool
         owner_pipe.tie_started_processes()
         app_metrics.keep_values_in_files()
         before = fork_safety.Before.take()
+        hooks.forget()  # the command line may have imported a part of the app
         os.environ.pop("WORKER_SLOT", None)  # another server may have started this one
         revision = find_revision(assignment.files.directory, os.environ)  # before the import, which may take seconds
         config = _import_app(channel, assignment) if imports else None
@@ -107,7 +108,8 @@ def run(channel: Channel, assignment: Assignment, generation: int, imports: bool
             gc.freeze()  # the garbage collector would write to, and so copy, memory that workers share
             flush_streams()
             owner_pipe.tie_no_more()
-            if channel.send(shared=shared, revision=revision):  # a child of the import may have come here, too
+            found = {"shared": shared, "revision": revision, "hooks": hooks.registered()}
+            if channel.send(**found):  # a child of the import may have come here, too
                 (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, owner_pipe, forks).work()
         code = 0
     except BaseException:
@@ -120,7 +122,7 @@ def run(channel: Channel, assignment: Assignment, generation: int, imports: bool
 def _import_app(channel: Channel, assignment: Assignment) -> HttpConfig | None:
     """Import the app, or report why that fails."""
     try:
-        return _load_app(assignment)
+        return _load_app(assignment, before_fork=True)
     except SettingsError as error:
         channel.send(reason=str(error.args[0]), traceback="", settings=list(error.args))
     except LoadError as error:
@@ -128,12 +130,20 @@ def _import_app(channel: Channel, assignment: Assignment) -> HttpConfig | None:
     return None
 
 
-def _load_app(assignment: Assignment) -> HttpConfig:
-    """Import the app as a new process would, and undo what the import has changed in this process for the server."""
+def _load_app(assignment: Assignment, before_fork: bool = False) -> HttpConfig:
+    """Import the app as a new process would, and undo what the import has changed in this process for the server.
+
+    Args:
+        assignment: What the template process is started with.
+        before_fork: Whether to run the hooks of this name.
+    """
     try:
         _follow_release(assignment.files)
         _forget_app(assignment.target)
-        return load(assignment.target, **assignment.options)
+        config = load(assignment.target, **assignment.options)
+        if before_fork:
+            hooks.run("before_fork")
+        return config
     finally:
         keep_loggers()
         reset_signals()
@@ -185,7 +195,7 @@ class _Forks:
 
 
 class _Inherited:
-    """Forks workers that the primary inherits."""
+    """Forks workers, and processes for hooks, that the primary inherits."""
 
     def __init__(
         self,
@@ -206,7 +216,7 @@ class _Inherited:
             self.fork(order)
 
     def fork(self, order: Message) -> None:
-        """Fork the process in between, which forks the worker and exits. It dies with this process if its fork hangs.
+        """Fork the process in between, which forks the child and exits. It dies with this process if its fork hangs.
 
         The C library forks it, so that functions which are registered for a child (os.register_at_fork) run only in
         the worker. Functions that take locks before a fork, and release them in the parent after it, run in both
@@ -221,34 +231,59 @@ class _Inherited:
             ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
-                    self.fork_worker(order)
+                    self.fork_child(order)
                     os._exit(0)
                 finally:
                     os._exit(1)
         if between < 0:
-            self._channel.send(**order["asked"], reason=os.strerror(ctypes.get_errno()))
+            self.report_failure(order, os.strerror(ctypes.get_errno()))
         elif status := os.waitpid(between, 0)[1]:
             raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
-    def fork_worker(self, order: Message) -> None:
-        """Fork the worker and report its pid. All signals but SIGABRT are blocked."""
-        self._forks.worker = asked = order["asked"]
+    def fork_child(self, order: Message) -> None:
+        """Fork the worker and report its pid, or fork the process for hooks. All signals but SIGABRT are blocked."""
+        self._forks.worker = asked = order.get("asked")
         try:
             pid = os.fork()
         except OSError as error:
-            self._channel.send(**asked, reason=error.strerror)
+            self.report_failure(order, str(error.strerror))
             return
         finally:
             self._forks.worker = None
         if pid == 0:
-            self.become_worker(order)
-        self._channel.send(**asked, pid=pid)
+            self.leave()
+            if asked is None:
+                self.run_hooks(order)
+            worker.live(self._load, self._assignment.worker_context(order))
+        if asked is not None:
+            self._channel.send(**asked, pid=pid)
 
-    def become_worker(self, order: Message) -> NoReturn:
+    def report_failure(self, order: Message, reason: str) -> None:
+        """Report that no process could be forked."""
+        if asked := order.get("asked"):
+            self._channel.send(**asked, reason=reason)
+        else:
+            logger.error("hooks did not run, because no process can be forked: %s", reason)
+
+    def leave(self) -> None:
+        """In the forked child: close what is the template process's."""
         self._channel.close()
         self._owner_pipe.leave()
         fork_safety.reseed()
-        worker.live(self._load, self._assignment.worker_context(order))
+
+    def run_hooks(self, order: Message) -> NoReturn:
+        try:
+            set_process("hooks")
+            self._assignment.title.set("hooks")
+            reset_signals()
+            die_with_heir(self._assignment.primary if self._assignment.inherits else os.getppid())
+            imports = self._config is None
+            hooks.run_in_time(order["events"], self._assignment.policy.boot_timeout if imports else 0.0, self._load)
+        except BaseException:
+            logger.exception("hooks did not run")
+        finally:
+            flush_streams()
+            os._exit(0)
 
     def _load(self) -> HttpConfig:
         return _load_app(self._assignment) if self._config is None else self._config
@@ -277,13 +312,13 @@ class _Parent(_Inherited):
 
     def fork(self, order: Message) -> None:
         with signals_blocked(but=[signal.SIGABRT]):
-            self.fork_worker(order)
+            self.fork_child(order)
 
-    def become_worker(self, order: Message) -> NoReturn:
+    def leave(self) -> None:
         signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()
-        super().become_worker(order)
+        super().leave()
 
     def _report_exits(self, wait: bool = False) -> None:
         """Report the workers that have exited.

@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from everycore.environ import SettingsError
-from everycore.server import app_metrics, parent_death, request_stats, scoreboard
+from everycore.server import app_metrics, hooks, parent_death, request_stats, scoreboard
 from everycore.server.acceptor import Acceptor, read_wait
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
@@ -174,6 +174,7 @@ class Worker(uvicorn.Server):
         set_uvicorn_level(False)
         self._set_state(State.READY)
         self.acceptor.start()
+        hooks.run_in_thread("worker_ready", hooks.Worker(self.context.slot, self.context.generation, os.getpid()))
         try:
             await self.main_loop()
         finally:
