@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 ENGINE = TEMPLATE / "src" / "everycore"
+MONITORING = TEMPLATE / "deploy" / "monitoring"
 SAMPLE = Path(__file__).parent / "sample"
 PYTHONPATH = (TEMPLATE / "src", SAMPLE.parent)
 KEPT = ROOT / "build" / "tests"  # what tests install stays here, so that a second run is quick

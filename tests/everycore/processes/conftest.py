@@ -1,8 +1,14 @@
 """Fixtures for the primary's worst days: an app whose workers do what they are told, and a stop that must be clean."""
 
 import http.client
+import json
+import re
+import shutil
 import socket
-from collections.abc import Callable, Collection
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from dev_servers import dev, project  # noqa: F401 - fixtures
+from everycore.testing.machine import missing
+from places import MONITORING
 
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 
@@ -132,3 +140,50 @@ def clean_stop(processes: Callable[[Any], set[int]], eventually: Any) -> Callabl
             again.bind((split.hostname, split.port))
 
     return stop
+
+
+@pytest.fixture
+def promtool() -> None:
+    """The test needs promtool and Prometheus."""
+    if not (shutil.which("promtool") and shutil.which("prometheus")):
+        missing("no promtool. On Debian: .ci/machine, or apt install prometheus")
+
+
+# A test cannot wait for an hour: the windows of the rules are seconds.
+QUICKER = {"15m": "30s", "1h": "30s", "5m": "30s", "2m": "5s", "1m": "5s"}
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path, promtool: None, free_port: Any, eventually: Any) -> Iterator[Any]:
+    """Start Prometheus, which looks at a server each second. It gives what answers a query."""
+    started = []
+
+    def start(cluster: Any) -> Callable[[str], list[Any]]:
+        rules = re.sub(r"^ +for: .*\n", "", (MONITORING / "alerts.yml").read_text(), flags=re.M)
+        rules = re.sub(r"\[(\w+)\]", lambda window: f"[{QUICKER[window[1]]}]", rules)
+        (tmp_path / "quicker.yml").write_text(rules)
+        targets = [{"targets": [cluster.url.removeprefix("http://")]}]
+        given = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["quicker.yml"],
+            "scrape_configs": [{"job_name": "app", "static_configs": targets}],
+        }
+        (tmp_path / "prometheus.yml").write_text(json.dumps(given))  # JSON is YAML
+        address = f"127.0.0.1:{free_port()}"
+        command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+        with (tmp_path / "prometheus.log").open("wb") as log:
+            command += [f"--web.listen-address={address}"]
+            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+        def ask(query: str) -> list[Any]:
+            url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return list(json.load(response)["data"]["result"])
+
+        eventually(lambda: ask("cluster_workers_wanted"))
+        return ask
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

@@ -3,11 +3,8 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from everycore.testing.machine import missing
-from places import TEMPLATE
+from places import MONITORING
 
-FOLDER = TEMPLATE / "deploy" / "monitoring"
 SAMPLE = re.compile(r"^([^#\s{]+)(\{.*\})? (\S+)$", re.M)
 MINUTES = 20  # of each look
 INSTANCE = 'job="app",instance="host"'
-
-
-@pytest.fixture(autouse=True)
-def tools() -> None:
-    if not (shutil.which("promtool") and shutil.which("prometheus")):
-        missing("no promtool. On Debian: .ci/machine, or apt install prometheus")
 
 
 def series(looks: list[str]) -> list[dict[str, str]]:
@@ -48,15 +37,15 @@ def series(looks: list[str]) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def firing(tmp_path: Path) -> Callable[[list[str]], set[str]]:
+def firing(tmp_path: Path, promtool: None) -> Callable[[list[str]], set[str]]:
     """The alerts that fire some minutes into the last of these looks at `/metrics`."""
-    names = re.findall(r"- alert: (\w+)", (FOLDER / "alerts.yml").read_text())
+    names = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text())
 
     def fires(name: str, looks: list[str]) -> bool:
         at = (len(looks) - 1) * MINUTES + 7
         expected = [{"eval_time": f"{at}m", "alertname": name, "exp_alerts": []}]
         group = {"interval": "1m", "input_series": series(looks), "alert_rule_test": expected}
-        given = {"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "30s", "tests": [group]}
+        given = {"rule_files": [str(MONITORING / "alerts.yml")], "evaluation_interval": "30s", "tests": [group]}
         (tmp_path / "rules.yml").write_text(json.dumps(given))  # JSON is YAML
         command = ["promtool", "test", "rules", str(tmp_path / "rules.yml")]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -105,48 +94,8 @@ def test_alerts_fire_at_what_has_happened_and_not_before(
     assert firing([*looks, "nothing 0\n"]) == {"ClusterNotSeen"}
 
 
-# A test cannot wait for an hour: the windows of the rules are seconds.
-QUICKER = {"15m": "30s", "1h": "30s", "5m": "30s", "2m": "5s", "1m": "5s"}
-
-
-@pytest.fixture
-def prometheus(tmp_path: Path, free_port: Any, eventually: Any) -> Iterator[Any]:
-    """Start Prometheus, which looks at a server each second. It gives what answers a query."""
-    started = []
-
-    def start(cluster: Any) -> Callable[[str], list[Any]]:
-        rules = re.sub(r"^ +for: .*\n", "", (FOLDER / "alerts.yml").read_text(), flags=re.M)
-        rules = re.sub(r"\[(\w+)\]", lambda window: f"[{QUICKER[window[1]]}]", rules)
-        (tmp_path / "quicker.yml").write_text(rules)
-        targets = [{"targets": [cluster.url.removeprefix("http://")]}]
-        given = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": ["quicker.yml"],
-            "scrape_configs": [{"job_name": "app", "static_configs": targets}],
-        }
-        (tmp_path / "prometheus.yml").write_text(json.dumps(given))  # JSON is YAML
-        address = f"127.0.0.1:{free_port()}"
-        command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-        with (tmp_path / "prometheus.log").open("wb") as log:
-            command += [f"--web.listen-address={address}"]
-            started.append(subprocess.Popen(command, stdout=log, stderr=log))
-
-        def ask(query: str) -> list[Any]:
-            url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-            with urllib.request.urlopen(url, timeout=5) as response:
-                return list(json.load(response)["data"]["result"])
-
-        eventually(lambda: ask("cluster_workers_wanted"))
-        return ask
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 def panels() -> Iterator[str]:
-    for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
         for target in panel["targets"]:
             query = target["expr"].replace("$__rate_interval", "30s").replace("$job", ".*").replace("$instance", ".*")
             yield re.sub(r"\[5m\]", "[30s]", query)
