@@ -28,6 +28,17 @@ if answers["demo"] == "no":
             kept = "".join(line for line in text.splitlines(keepends=True) if DEMO not in line)
             path.write_text(kept, encoding="utf-8")
 
+package = Path("src", answers["package_name"])
+app = package / "app.py"
+marked = app.read_text(encoding="utf-8").splitlines(keepends=True)
+if answers["jobs"] == "no":
+    marked = [line for line in marked if not line.endswith("  # jobs\n")]
+    work = ("deploy/kubernetes/base/work.yaml", f"deploy/systemd/{answers['project_slug']}-work.service")
+    for name in ("docs/jobs.md", "examples/jobs.py", "examples/test_jobs.py", "examples/templates/jobs.html", *work):
+        Path(name).unlink()
+    package.joinpath("jobs.py").unlink()
+app.write_text("".join(line.replace("  # jobs\n", "\n") for line in marked), encoding="utf-8")
+
 if answers["kubernetes"] == "no":
     shutil.rmtree(Path("deploy", "kubernetes"))
 

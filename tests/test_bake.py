@@ -172,15 +172,32 @@ def test_engine_has_the_same_bytes_in_every_bake(bake, tmp_path):
 
 
 def test_no_example_is_long(bake):
-    for path in (bake() / "examples").glob("*.py"):
+    for path in (bake(jobs="yes") / "examples").glob("*.py"):
         if not path.name.startswith("test_"):
             assert path.read_text().count("\n") <= EXAMPLE_LINES, path.name
             assert path.stem in ("__init__", "bare", "ordinary") or path.with_name(f"test_{path.name}").exists()
 
 
 def test_owner_has_few_lines_to_read(bake):
-    package = bake() / "src" / "cluster_app"
+    package = bake(jobs="yes") / "src" / "cluster_app"
     assert sum(content.count(b"\n") for content in files(package).values()) < OWNERS_LINES
+
+
+def test_jobs_not_chosen_leave_no_trace(bake, tmp_path):
+    without = owners(bake(kubernetes="no", into=tmp_path / "without"))
+    added = owners(bake(kubernetes="no", jobs="yes", into=tmp_path / "with"))
+    package, examples = Path("src/cluster_app"), Path("examples")
+    assert {path for path in added.keys() - without.keys()} == {
+        *(package / "jobs.py", examples / "jobs.py", examples / "test_jobs.py", examples / "templates/jobs.html"),
+        *(Path("docs/jobs.md"), Path("deploy/systemd/cluster-app-work.service")),
+    }
+    assert not without.keys() - added.keys()
+    assert not [path for path, text in without.items() if re.search(rb"docket|# jobs|add_jobs|everycore\.jobs", text)]
+    app = added[package / "app.py"].decode()
+    assert "add_jobs(app, settings, JOBS)\n    return app" in app
+    assert "# jobs" not in app
+    for name in ("docker-compose.yml", "docker-compose.production.yml", "docker-compose.override.yml"):
+        assert "work" in yaml.safe_load(added[Path(name)])["services"], name
 
 
 def test_demo_removed_by_hand_is_the_demo_not_chosen(bake, tmp_path):
@@ -196,7 +213,7 @@ def test_every_question_has_a_prompt_that_a_person_can_read():
     questions = json.loads((ROOT / "cookiecutter.json").read_text())
     asked = {name for name in questions if not name.startswith("_")}
     assert asked == set(questions["__prompts__"])
-    assert len(asked) <= 10
+    assert len(asked) <= 11
 
 
 def test_no_file_of_python_is_long(bake):
@@ -216,7 +233,9 @@ NOT_YET = {
 }  # what the pages let you write
 
 
-@pytest.mark.parametrize("answers", [{}, {"demo": "no", "kubernetes": "no"}], ids=["all", "least"])
+@pytest.mark.parametrize(
+    "answers", [{}, {"jobs": "yes"}, {"demo": "no", "kubernetes": "no"}], ids=["default", "jobs", "least"]
+)
 def test_documents_name_files_that_exist(bake, answers):
     """What stands between backticks, in a drawing or in a link, and looks like a path."""
     project = bake(**answers)
@@ -230,8 +249,9 @@ def test_documents_name_files_that_exist(bake, answers):
                 assert list(project.rglob(name.removesuffix("/"))), f"{page.relative_to(project)} names {name}"
 
 
-def test_agents_page_is_short(bake):
-    assert (bake() / "AGENTS.md").read_text().count("\n") <= 30
+@pytest.mark.parametrize("jobs", ["yes", "no"])
+def test_agents_page_is_short(bake, jobs):
+    assert (bake(jobs=jobs) / "AGENTS.md").read_text().count("\n") <= 30
 
 
 def test_first_commit_of_a_bake_tracks_no_secret_and_no_build(bake):

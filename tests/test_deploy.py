@@ -32,11 +32,11 @@ def analyze(tmp_path):
 
 def units(bake, folder, **answers):
     """Copies, by name, whose command is one that is on this machine, as verify wants it."""
-    project = bake(**answers)
+    project = bake(jobs="yes", **answers)
     copies = []
     for unit in sorted((project / "deploy" / "systemd").iterdir()):
         text, count = re.subn(r"^(Exec\w+=)\S+", rf"\1{sys.executable}", unit.read_text(), flags=re.M)
-        assert count == (2 if unit.suffix == ".service" else 0)
+        assert count == (0 if unit.suffix == ".socket" else 1 if unit.stem.endswith("-work") else 2)
         copies.append(folder / unit.name)
         copies[-1].write_text(text)
     return copies
@@ -50,15 +50,16 @@ def drain_limit(project, settings):
 
 @pytest.mark.parametrize("name", ["Cluster App", "100% Bücher \\"])
 def test_systemd_takes_the_units_without_a_complaint(bake, analyze, tmp_path, name):
-    service, socket = units(bake, tmp_path, project_name=name, project_slug="my-shop")
-    assert [service.name, socket.name] == ["my-shop.service", "my-shop.socket"]
-    analyze("--man=no", "verify", service.name, socket.name)
+    found = [unit.name for unit in units(bake, tmp_path, project_name=name, project_slug="my-shop")]
+    assert found == ["my-shop-work.service", "my-shop.service", "my-shop.socket"]
+    analyze("--man=no", "verify", *found)
 
 
 def test_the_service_is_locked_up_well(bake, analyze, tmp_path):
-    service, _ = units(bake, tmp_path)
-    # 0 is the best and 10 the worst; what is missing is its network.
-    analyze("security", "--offline=true", "--threshold=20", service.name)
+    work, service, _ = units(bake, tmp_path)
+    for unit in (work, service):
+        # 0 is the best and 10 the worst; what is missing is its network.
+        analyze("security", "--offline=true", "--threshold=20", unit.name)
 
 
 def test_the_units_wait_as_long_as_the_settings_do(bake, tmp_path):

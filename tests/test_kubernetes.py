@@ -45,7 +45,7 @@ def kubectl(tmp_path):
 
 @pytest.fixture
 def project(bake):
-    return bake()
+    return bake(jobs="yes")
 
 
 @pytest.fixture(params=["development", "production"])
@@ -55,7 +55,7 @@ def overlay(request):
 
 @pytest.fixture
 def objects(project, overlay, kubectl):
-    """What an overlay of the default bake builds, by kind and name: the settings' without the hash of what is in it."""
+    """What an overlay of a bake with jobs builds, by kind and name: the settings' without the hash of what is in it."""
     found = list(yaml.safe_load_all(kubectl("kustomize", str(project / MANIFESTS / "overlays" / overlay))))
     names = [re.sub("^settings-.*", "settings", each["metadata"]["name"]) for each in found]
     return {(each["kind"], name): each for each, name in zip(found, names, strict=True)}
@@ -124,7 +124,7 @@ def test_every_pod_is_restricted(objects):
             assert volume.keys() - {"name"} <= ALLOWED_VOLUMES
         for container in pod["containers"]:
             assert container["securityContext"] == LOCKED_UP
-            assert all("hostPort" not in port for port in container["ports"])
+            assert all("hostPort" not in port for port in container.get("ports", []))
             assert "memory" in container["resources"]["limits"]
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 assert "host" not in container.get(probe, {}).get("httpGet", {})
@@ -236,19 +236,36 @@ def test_whoever_selects_pods_finds_them(objects, overlay):
         assert (target["kind"], target["name"]) in objects
         assert "cpu" in container["resources"]["requests"]  # a utilization is of this
     for selector in selectors:
-        # Of one kind of pod, and no other.
-        assert [selector.items() <= each.items() for each in labels].count(True) == 1, selector
+        # Of one kind of pod, and no other. Those of `web` and of `work` are clients of Redis.
+        kinds = 2 if "redis-client" in selector else 1
+        assert [selector.items() <= each.items() for each in labels].count(True) == kinds, selector
     assert objects["Service", "web"]["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
 
 
 def test_the_network_lets_in_requests_and_out_names_and_redis(objects, overlay):
     policies = [each["spec"] for (kind, _), each in objects.items() if kind == "NetworkPolicy"]
-    of_web = [each for each in policies if each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "web"]
+    labels = objects["Deployment", "web"]["spec"]["template"]["metadata"]["labels"]
+    of_web = [each for each in policies if each["podSelector"]["matchLabels"].items() <= labels.items()]
     ways_in = [port["port"] for each in of_web for rule in each.get("ingress", []) for port in rule["ports"]]
     ways_out = {port["port"] for each in of_web for rule in each.get("egress", []) for port in rule["ports"]}
     assert ways_in == [8000]
     assert ways_out == {53, 6379} | ({26379} if overlay == "production" else set())
     assert {"Ingress", "Egress"} <= {kind for each in of_web for kind in each["policyTypes"]}
+
+
+def test_jobs_have_the_environment_of_the_app_and_reach_redis(objects, overlay):
+    (container,) = objects["Deployment", "work"]["spec"]["template"]["spec"]["containers"]
+    _, of_web = web(objects)
+    own = [each for each in of_web.get("env", []) if each["name"] != "RUN_DIR"]
+    assert (container["image"], container["envFrom"]) == (of_web["image"], of_web["envFrom"])
+    assert container.get("env", []) == own
+    assert container["args"] == ["work"]
+    labels = objects["Deployment", "work"]["spec"]["template"]["metadata"]["labels"]
+    policies = [each["spec"] for (kind, _), each in objects.items() if kind == "NetworkPolicy"]
+    of_work = [each for each in policies if each["podSelector"]["matchLabels"].items() <= labels.items()]
+    assert not [rule for each in of_work for rule in each.get("ingress", [])]
+    ways_out = {port["port"] for each in of_work for rule in each["egress"] for port in rule["ports"]}
+    assert ways_out == {53, 6379} | ({26379} if overlay == "production" else set())
 
 
 @pytest.mark.parametrize("overlay", ["production"])

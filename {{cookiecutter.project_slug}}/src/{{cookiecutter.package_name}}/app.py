@@ -8,7 +8,9 @@ from starlette.routing import Mount
 
 import everycore_demo
 from everycore import state, web
+from everycore.jobs import add_jobs  # jobs
 
+from .jobs import JOBS  # jobs
 from .pages import error_page, static
 from .routes import ROUTES
 from .settings import Settings
@@ -30,6 +32,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         lifespan=state.lifespan(settings, lifespan),
     )
     app.state.settings = settings  # handlers find it as `request.app.state.settings`
+    add_jobs(app, settings, JOBS)  # jobs
     return app
 
 

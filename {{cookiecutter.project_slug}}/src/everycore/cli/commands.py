@@ -19,6 +19,7 @@ from everycore.cli import start_check
 from everycore.cli.checkout import Checkout
 from everycore.cli.control import ClusterControl, ControlError, headline, table
 from everycore.cli.env_file import EnvFileError
+from everycore.cli.work import jobs_installed
 from everycore.environ import DEVELOPMENT, SettingsError
 from everycore.server import cpus, import_errors, proxies
 from everycore.server.import_errors import WORKER_BOOT_ERROR, LoadError
@@ -213,6 +214,30 @@ def dev(target: str, bind: str | None, workers: str | None) -> None:
         fail(str(error))
 
 
+@click.command(hidden=not jobs_installed())
+@app_option
+@click.option("--concurrency", default=10, show_default=True, type=click.IntRange(1), help="Number of jobs at once.")
+@click.option(
+    "--lease",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds without a sign of life of a worker, after which its jobs start again.",
+)
+def work(target: str, concurrency: int, lease: float) -> None:
+    """Run jobs until SIGTERM, then finish those that are running."""
+    from everycore.cli.work import work as run_jobs
+
+    settings = read_settings()
+    configure(settings.log_level, settings.log_format)
+    try:
+        run_jobs(target, concurrency, lease)
+    except SettingsError as error:
+        refuse(error)
+    except LoadError as error:
+        fail(str(error), WORKER_BOOT_ERROR)
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.option("--watch", is_flag=True, help="Refresh the status every second until Ctrl-C.")
@@ -296,7 +321,7 @@ def commands(app: str | None = None) -> click.Group:
     """
     return Commands(
         "everycore",
-        {str(command.name): command for command in (serve, dev, check, status, reload, scale, stop, shell)},
+        {str(command.name): command for command in (serve, dev, work, check, status, reload, scale, stop, shell)},
         help="Run this app, or any ASGI app, on every core.",
         context_settings={"help_option_names": ["-h", "--help"], "obj": app},
     )

@@ -8,9 +8,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from everycore.cli import dev_redis
+from everycore.cli.beside import Beside
 from everycore.cli.checkout import DEFAULT_PORT, KEPT, Checkout
 from everycore.cli.env_file import EnvFileError
-from everycore.cli.local_server import serve_command
+from everycore.cli.local_server import app_command
+from everycore.cli.work import jobs_installed
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError
 
@@ -54,7 +56,8 @@ def dev(app: str, bind: str | None, workers: str | None) -> int:
     with ExitStack() as stack:
         if not environ.get("REDIS_URL"):
             environ["REDIS_URL"] = _start_redis(checkout.kept if keeps else None, stack)
-        code, restarts = _run_server(checkout, environ, run_dir.board)
+        jobs = stack.enter_context(Beside(app_command("work", app) if jobs_installed() else (), environ))
+        code, restarts = _run_server(checkout, environ, run_dir.board, jobs)
     if restarts:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this same command, whose own code may have changed too
     return code
@@ -73,8 +76,8 @@ def _start_redis(kept: Path | None, stack: ExitStack) -> str:
     return url
 
 
-def _run_server(checkout: Checkout, environ: dict[str, str], board: Path) -> tuple[int, bool]:
-    """Run `serve`, and reload it when a file changes.
+def _run_server(checkout: Checkout, environ: dict[str, str], board: Path, jobs: Beside) -> tuple[int, bool]:
+    """Run `serve`, and reload it and the jobs when a file changes.
 
     Returns:
         Its exit code, and whether it was stopped because it must be started again.
@@ -88,7 +91,7 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path) -> tup
     # The server starts with SIGHUP blocked, and unblocks it when it has a handler. Without one, a file that is
     # saved now would end it. In a new session it gets no signal of the terminal: `dev` alone forwards them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    process = subprocess.Popen(serve_command(checkout.app, "--dev"), env=environ, start_new_session=True)
+    process = subprocess.Popen(app_command("serve", checkout.app, "--dev"), env=environ, start_new_session=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
         signal.signal(number, lambda received, _: process.send_signal(received))
@@ -106,6 +109,7 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path) -> tup
         if names:
             print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
             process.send_signal(signal.SIGHUP)
+        jobs.check(changed=bool(names))
         reason = ""
         if settings.has_changed() and _is_usable(checkout):
             reason = f"{checkout.env_file} changed"

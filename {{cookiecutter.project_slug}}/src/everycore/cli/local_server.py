@@ -61,8 +61,8 @@ def development(redis_url: str) -> dict[str, str]:
     return {"APP_ENV": "development", "REDIS_URL": redis_url, "SECRET_KEY": secrets.token_urlsafe(32)}
 
 
-def serve_command(app: str, *arguments: str) -> list[str]:
-    """Return the command that serves `app` with this interpreter and ends with its parent.
+def app_command(command: str, app: str, *arguments: str) -> list[str]:
+    """Return the command line that runs `serve` or `work` for `app` with this interpreter and ends with its parent.
 
     The command is that of the app's own package if it has a `__main__.py`, or else that of everycore.
     """
@@ -70,7 +70,7 @@ def serve_command(app: str, *arguments: str) -> list[str]:
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or ()) if found else []
     own = any(Path(folder, "__main__.py").exists() for folder in folders)
-    return tied_to_parent(sys.executable, "-m", package if own else "everycore", "serve", "--app", app, *arguments)
+    return tied_to_parent(sys.executable, "-m", package if own else "everycore", command, "--app", app, *arguments)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def run_server(
     ):
         url = "http://{}:{}".format(*listener.getsockname())
         process = subprocess.Popen(
-            serve_command(app, "--bind", f"fd://{listener.fileno()}?own", *arguments),
+            app_command("serve", app, "--bind", f"fd://{listener.fileno()}?own", *arguments),
             env={**os.environ, "RUN_DIR": run_dir, **environ},
             pass_fds=[listener.fileno()],
             stderr=stderr,

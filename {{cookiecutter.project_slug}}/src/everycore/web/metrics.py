@@ -5,7 +5,7 @@ have its slot as their label, not its pid, so its replacement continues the seri
 workers for a moment: their values are added, and of two times the longer one is shown.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -135,8 +135,22 @@ async def metrics(request: Request) -> Response:
         registry.register(SnapshotCollector(cluster.snapshot()))
         registry.register(HttpCollector(cluster.http_totals()))
         registry.register(AppCollector(cluster))
+    of_jobs: Callable[[Redis], Awaitable[list[Metric]]] | None = getattr(request.app.state, "job_metrics", None)
+    if of_jobs is not None:  # `everycore.jobs` sets it
+        registry.register(Collected(await of_jobs(request.state.redis)))
     headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}
     return Response(generate_latest(registry), headers=headers)
+
+
+class Collected(Collector):
+    """Holds metrics that were collected before, because a collector cannot await Redis."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        """Return the metrics."""
+        return self._metrics
 
 
 class SnapshotCollector(Collector):
