@@ -95,6 +95,10 @@ class RedisServer:
     def keys(self) -> int:
         return int(self._ask("DBSIZE").removeprefix(":"))
 
+    def connections(self) -> int:
+        """Open connections of clients. Ours, which asks, does not count."""
+        return int(self._info("clients")["connected_clients"]) - 1
+
     def _info(self, section: str) -> dict[str, str]:
         lines = self._ask(f"INFO {section}").splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import redis_server, wrk
-from .paths import BAKE, BUILD, NODE_APP, NODE_MODULES, OURS_VENV, REQUIREMENTS, ROOT, VENV
+from .paths import APPS, BAKE, BUILD, NODE_APP, NODE_MODULES, OURS_VENV, REQUIREMENTS, ROOT, VENV
 
 Progress = Callable[[str], None]
 
@@ -66,6 +66,9 @@ def _venvs(progress: Progress) -> None:
             _run((find_python(), "-m", "venv", "--clear", str(venv)))
             pip = (str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
             _run((*pip, "--requirement", str(REQUIREMENTS), *extra))
+    # pip has compiled what it installed. Without this, ours would be compiled at each start where the environment has
+    # PYTHONDONTWRITEBYTECODE.
+    _run((str(OURS_VENV / "bin" / "python"), "-m", "compileall", "-q", str(BAKE / "src"), str(APPS)))
 
 
 def _node(progress: Progress) -> str | None:

@@ -1,6 +1,8 @@
 """The same blow many times: 50 killed workers, a poisonous request for a minute, 100 reloads under load."""
 
+import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -25,12 +27,18 @@ RELOADS, QUICK_RELOADS = 100, 2
 CONNECTIONS = 16
 LIMIT = 1800.0  # seconds for the reloads
 DEADLINE = 20.0  # seconds for one reload
+# What a template process has to import, in a process that has loaded what the primary has. It prints milliseconds.
+IMPORT = (
+    "import cluster_app.__main__, time; began = time.monotonic(); from everycore.server.loading import load; "
+    "load('ours:app'); print((time.monotonic() - began) * 1000)"
+)
 BESIDE = "gunicorn"
 
 NOTE = (
     "Kills: kill -9 of one of 2 workers, one after the other, under load on /plain; ms until the next one was ready. "
     "Poison: a request that kills its worker, 5 times a second; the others on a connection of the worker that died are "
-    "cut, and counted apart. Reloads: SIGHUP of 2 workers, half of them under kept-alive load, half under fresh."
+    "cut, and counted apart. Reloads: SIGHUP of 2 workers, half of them under kept-alive load, half under fresh. "
+    "Import: of the app alone, in a process of its own after each reload; beyond: the reload less that, medians."
 )
 
 
@@ -91,16 +99,26 @@ def _poison(context: Context, peer: Peer) -> dict[str, float]:
 
 def _reloads(context: Context) -> dict[str, Any]:
     reloads, requests = (QUICK_RELOADS, QUICK_REQUESTS) if context.quick else (RELOADS, REQUESTS)
-    ok, failed, times = 0, 0, []
+    ok, failed, times, imports = 0, 0, [], []
     for keep_alive in (True, False):
         with context.start(OURS) as server:
             background = load.Background(server.url, "/plain", CONNECTIONS, LIMIT, keep_alive=keep_alive)
             with background:
-                times += [_reload(server) for _ in range(reloads // 2)]
+                for _ in range(reloads // 2):
+                    times.append(_reload(server))
+                    imports.append(_import(context))
                 server.wait_until(lambda seen=background.result: len(seen.samples) >= requests // 2, LIMIT, "too slow")
             ok += background.result.ok
             failed += sum(background.result.failures().values())
-    return {"reloads": reloads, "ok": ok, "failed": failed, "median ms": percentile(times, 50), "max ms": max(times)}
+    found = {"reloads": reloads, "ok": ok, "failed": failed, "median ms": percentile(times, 50), "max ms": max(times)}
+    return found | {"import ms": percentile(imports, 50), "beyond ms": found["median ms"] - percentile(imports, 50)}
+
+
+def _import(context: Context) -> float:
+    """Milliseconds that the import of the app takes, on the machine as busy as it is."""
+    environ = {**os.environ, **OURS.environ(0, 2), "REDIS_URL": context.redis.url}
+    command = [str(OURS.executable), "-c", IMPORT]
+    return float(subprocess.run(command, cwd=OURS.cwd, env=environ, capture_output=True, check=True).stdout)
 
 
 def _reload(server: Server) -> float:
@@ -122,8 +140,10 @@ def table(results: dict[str, Any]) -> list[Table]:
     for peer, figures in results["poison"].items():
         row = [f"{figures['p99 ms']:.0f}", f"{figures['max ms']:.0f}", f"{figures['ok']:,}"]
         poison.rows.append([peer, *row, str(figures["cut"]), str(figures["failed otherwise"])])
-    reloads = Table("Reloads under load", ["server", "reloads", "ok", "failed", "median ms", "longest ms"])
+    times = ["median ms", "max ms", "import ms", "beyond ms"]
+    reloads = Table("Reloads under load", ["server", "reloads", "ok", "failed", *times])
     for peer, figures in results["reloads"].items():
         row = [str(figures["reloads"]), f"{figures['ok']:,}", str(figures["failed"])]
-        reloads.rows.append([peer, *row, f"{figures['median ms']:.0f}", f"{figures['max ms']:.0f}"])
+        row += [f"{figures[each]:.0f}" if each in figures else "-" for each in times]
+        reloads.rows.append([peer, *row])
     return [kills, poison, reloads]

@@ -31,7 +31,7 @@ class Opening:
 
 
 OPENINGS = (Opening(2, 8), Opening(2, 32), Opening(4, 32), Opening(4, 32, gap=0.005))
-REPEATS = 4  # of each, in a round
+REPEATS = 17  # of each, in a round: 51 in three
 
 BUSY_WORKERS, BUSY_CONNECTIONS = 4, 32
 BLOCKED_WORKERS, BLOCKED_CONNECTIONS = 2, 8
