@@ -4,14 +4,17 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
+from everycore.cli.checkout import DEFAULTS
 from everycore.cli.dev_redis import run_lasting_redis
 from everycore.cli.env_file import EnvFileError, read
+from places import TEMPLATE
 from redis_servers import free_port
 
 
@@ -42,6 +45,20 @@ def test_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvFileError, match=r"\.env cannot be read: Is a directory"):
         read(tmp_path / ".env")
     assert read(tmp_path / "missing") == {}
+
+
+def test_env_file_without_python_dotenv_names_make_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("A=1\n")
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    with pytest.raises(EnvFileError, match=r"needs python-dotenv\. Install the dev dependencies: make setup"):
+        read(tmp_path / ".env")
+
+
+def test_copied_example_leaves_what_dev_chooses(tmp_path: Path) -> None:
+    """`cp .env.example .env` must not replace the Redis, the key and the defaults of `dev`."""
+    (tmp_path / ".env").write_text((TEMPLATE / ".env.example").read_text())
+    chosen = {*DEFAULTS, "REDIS_URL", "SECRET_KEY", "APP_ENV", "BIND", "PORT", "RUN_DIR"}
+    assert not chosen & read(tmp_path / ".env").keys()
 
 
 def test_env_file_has_the_rules_of_compose(tmp_path: Path) -> None:
