@@ -21,14 +21,6 @@ def chrome():
 
 
 @pytest.fixture
-def found_by_servers(monkeypatch):
-    from places import BYTECODE, importable
-
-    monkeypatch.setenv("PYTHONPATH", importable())
-    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(BYTECODE))
-
-
-@pytest.fixture
 def tab(chrome):
     """A tab that counts how often its page was loaded, in `tab.loads`, and that must not complain."""
     page = chrome.new_page()

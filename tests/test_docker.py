@@ -55,6 +55,20 @@ def test_the_image_is_of_nobody_and_holds_no_secret(web):
     assert (ended.returncode, ended.stdout) == (1, "")
 
 
+def test_image_listens_on_the_port_that_a_platform_sets(web):
+    image, network = docker(
+        *("inspect", "-f", "{{.Image}} {{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}", web.id("web"))
+    ).split()
+    settings = ("-e", "PORT=5000", "-e", f"SECRET_KEY={SECRET}", "-e", "REDIS_URL=redis://redis:6379/0")
+    started = docker("run", "-d", "--network", network, *settings, image).strip()
+    try:
+        eventually(lambda: docker("inspect", "-f", "{{.State.Health.Status}}", started).strip() == "healthy", 60)
+        address = docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", started).strip()
+        assert get(f"http://{address}:5000/healthz")[0] == 200
+    finally:
+        docker("rm", "-f", started)
+
+
 def test_the_demo_is_exact(web):
     demo_is_exact(web.url())
 

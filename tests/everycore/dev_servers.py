@@ -13,7 +13,7 @@ import pytest
 
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import Scoreboard, Snapshot
-from places import importable
+from places import BYTECODE, importable
 from redis_servers import free_port
 
 STOP_DEADLINE = 20.0  # seconds
@@ -117,7 +117,8 @@ class Project:
     @property
     def environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in UNSET}
-        return {**kept, "PYTHONPATH": importable(str(self.folder / "src")), "LINGER": "0"}
+        own = {"PYTHONPATH": importable(str(self.folder / "src")), "PYTHONPYCACHEPREFIX": str(BYTECODE), "LINGER": "0"}
+        return {**kept, **own}
 
     def run(self, *arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the project to its end."""

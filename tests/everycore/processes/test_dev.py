@@ -15,6 +15,8 @@ import pytest
 
 from dev_servers import board
 from places import ENGINE, TEMPLATE
+from redis_servers import free_port
+from terminal import Terminal
 
 
 def test_the_examples_run_unchanged(serve: Any, get: Any) -> None:
@@ -137,6 +139,21 @@ def test_commands_find_the_dev_of_their_folder(dev: Any, project: Any) -> None:
     assert project.run("stop").returncode == 0  # the only one that is left
     assert second.process.wait(20) == 0
     assert "no primary is running" in project.run("stop").stderr
+
+
+def test_breakpoint_has_a_prompt_on_the_terminal_of_dev(project: Any, get: Any) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "shop", "dev", "--workers", "1", "--bind", f"127.0.0.1:{port}"]
+    with Terminal(command, project.folder, project.environ) as terminal, ThreadPoolExecutor(1) as threads:
+        terminal.expect("ready after")
+        answer = threads.submit(get, f"http://127.0.0.1:{port}", "/pause")
+        terminal.expect("(Pdb) ")
+        terminal.write("p answer + 1\n")
+        terminal.expect("43")
+        terminal.write("continue\n")
+        assert answer.result()[:2] == (200, b"42")
+        terminal.write("\x03")
+        assert terminal.wait() == 0
 
 
 CHECKOUT = """

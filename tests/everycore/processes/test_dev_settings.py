@@ -4,14 +4,17 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from everycore.cli.dev_redis import run_lasting_redis
+from everycore.cli.checkout import DEFAULTS
+from everycore.cli.dev_redis import DataInUseError, run_lasting_redis
 from everycore.cli.env_file import EnvFileError, read
+from places import TEMPLATE
 from redis_servers import free_port
 
 
@@ -42,6 +45,20 @@ def test_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvFileError, match=r"\.env cannot be read: Is a directory"):
         read(tmp_path / ".env")
     assert read(tmp_path / "missing") == {}
+
+
+def test_env_file_without_python_dotenv_names_make_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("A=1\n")
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    with pytest.raises(EnvFileError, match=r"needs python-dotenv\. Install the dev dependencies: make setup"):
+        read(tmp_path / ".env")
+
+
+def test_copied_example_leaves_what_dev_chooses(tmp_path: Path) -> None:
+    """`cp .env.example .env` must not replace the Redis, the key and the defaults of `dev`."""
+    (tmp_path / ".env").write_text((TEMPLATE / ".env.example").read_text())
+    chosen = {*DEFAULTS, "REDIS_URL", "SECRET_KEY", "APP_ENV", "BIND", "PORT", "RUN_DIR"}
+    assert not chosen & read(tmp_path / ".env").keys()
 
 
 def test_env_file_has_the_rules_of_compose(tmp_path: Path) -> None:
@@ -133,6 +150,34 @@ def test_dev_in_a_folder_that_it_cannot_write_says_so(dev: Any, project: Any, ge
     server = dev()
     assert "keeps nothing, because the folder .dev cannot be written" in server.log
     assert get(server.url, "/visits")[1] == b'{"visits":1}'
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from everycore.cli.dev_redis import run_lasting_redis
+with run_lasting_redis(Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_lasting_redis_keeps_its_folder_after_its_owner(tmp_path: Path) -> None:
+    """A `dev` that was killed leaves a Redis that saves its data. No other one may start on that data before."""
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdin
+    assert owner.stdout
+    with owner.stdin, owner.stdout, Redis(unix_socket_path=owner.stdout.readline().decode()[7:-1]) as redis:
+        redis.set("name", "Ada")
+        server = redis.info("server")["process_id"]
+        os.kill(server, signal.SIGSTOP)
+        owner.kill()
+        owner.wait()
+        with pytest.raises(DataInUseError), run_lasting_redis(tmp_path):
+            pass
+        os.kill(server, signal.SIGCONT)
+    with run_lasting_redis(tmp_path) as url, Redis(unix_socket_path=url.removeprefix("unix://")) as redis:
+        assert redis.get("name") == b"Ada"
 
 
 def test_lasting_redis_in_a_long_path_has_its_socket_elsewhere(tmp_path: Path) -> None:
