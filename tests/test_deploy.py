@@ -123,17 +123,8 @@ def test_containers_take_every_setting_and_wait_as_long(bake):
     assert int(grace) > int(delay) + drain_limit(project, example)
     passed = yaml.safe_load(text)["x-settings"]
     # What the container itself decides: its address, its proxies, its files.
-    own = {
-        "APP_ENV",
-        "BIND",
-        "PORT",
-        "FORWARDED_ALLOW_IPS",
-        "REDIS_URL",
-        "RUN_DIR",
-        "SECRET_KEY_FILE",
-        "TLS_CERT",
-        "TLS_KEY",
-    }
+    own = {"APP_ENV", "BIND", "PORT", "FORWARDED_ALLOW_IPS", "REDIS_URL", "RUN_DIR", "SECRET_KEY_FILE"}
+    own |= {"TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TLS_MIN_VERSION"}
     assert passed.keys() == example.keys() - own
     assert set(passed.values()) == {None}  # from the shell or .env, or else the app's own default
 

@@ -87,6 +87,7 @@ def test_secret_key_file_of_bytes_is_refused_and_not_shown(tmp_path: Path) -> No
 
 def test_read_collects_every_fault() -> None:
     bad = {"WEB_CONCURRENCY": "x", "LINGER": "x", "REDIS_URL": "app:hunter2@host", "APP_ENV": "x", "TLS_KEY": "x"}
+    bad["TLS_CLIENT_CA"] = "x"
     with pytest.raises(SettingsError) as caught:
         read(bad)
     assert len(caught.value.args) == len(bad)
@@ -112,6 +113,10 @@ def test_read_collects_every_fault() -> None:
         ("HEADER_TIMEOUT", "never"),
         ("WRITE_TIMEOUT", "-1"),
         ("KEEP_ALIVE", "0"),
+        ("PROBE_PATHS", "healthz"),
+        ("MAX_IN_FLIGHT", "-1"),
+        ("WEBSOCKET_MAX_SIZE", "0"),
+        ("TLS_MIN_VERSION", "1.1"),
         ("ALLOWED_HOSTS", "shop.com:8000"),
         ("ALLOWED_HOSTS", "shop.*"),
         ("ALLOWED_HOSTS", ","),

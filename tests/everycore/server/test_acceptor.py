@@ -4,6 +4,7 @@ import asyncio
 import errno
 import select
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,10 @@ class Worker:
         self.connections: list[socket.socket] = []
         self.others: list[int] = []
         self.accepted = asyncio.Event()
-        self.acceptor = Acceptor([listener.dup()], self.connect, self.own_connections, self.total_connections)
+        self.room = sys.maxsize  # as of MAX_IN_FLIGHT
+        self.acceptor = Acceptor(
+            [listener.dup()], self.connect, self.own_connections, self.total_connections, room=lambda: self.room
+        )
 
     def own_connections(self) -> int:
         return len(self.connections) + len(self.acceptor.accepting)
@@ -63,6 +67,50 @@ async def until_accepted(worker: Worker, count: int) -> None:
 
 async def test_acceptor_alone_accepts_the_whole_burst(listener: socket.socket, clients: list[socket.socket]) -> None:
     worker = Worker(listener)
+    worker.acceptor.start()
+    await until_accepted(worker, len(clients))
+    worker.acceptor.stop(last=False)
+    worker.close()
+
+
+async def test_acceptor_without_room_leaves_the_queue_to_others(
+    listener: socket.socket, clients: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everycore.server.acceptor.FULL_DELAY", float("inf"))
+    full, other = Worker(listener), Worker(listener)
+    full.room = 0
+    full.acceptor.start()
+    for _ in range(10):
+        full.acceptor._on_readable(full.acceptor._listeners[0])
+    assert full.own_connections() == 0
+    other.acceptor.start()
+    await until_accepted(other, len(clients))
+    for worker in (full, other):
+        worker.acceptor.stop(last=False)
+        worker.close()
+
+
+async def test_acceptor_accepts_no_more_than_its_room_at_once(
+    listener: socket.socket, clients: list[socket.socket]
+) -> None:
+    worker = Worker(listener)
+    worker.room = 3
+    worker.acceptor._on_readable(worker.acceptor._listeners[0])
+    assert worker.own_connections() == 3
+    worker.acceptor.stop(last=False)
+    await until_accepted(worker, 3)
+    worker.close()
+
+
+async def test_acceptor_without_room_for_long_accepts_one_at_a_time(
+    listener: socket.socket, clients: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that clients get an answer, and probes."""
+    monkeypatch.setattr("everycore.server.acceptor.FULL_DELAY", 0.0)
+    worker = Worker(listener)
+    worker.room = 0
+    worker.acceptor._on_readable(worker.acceptor._listeners[0])
+    assert worker.own_connections() == 1
     worker.acceptor.start()
     await until_accepted(worker, len(clients))
     worker.acceptor.stop(last=False)

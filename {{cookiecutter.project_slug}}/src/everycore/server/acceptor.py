@@ -15,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 FAIRNESS_DELAY = 0.005  # seconds
+FULL_DELAY = 0.5  # seconds; then a worker without room accepts one connection at a time, to answer probes and refusals
 # struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
 UNACKED_AT = 24
 LAST_ACK_AT = 56  # of tcpi_last_ack_recv
@@ -37,6 +38,8 @@ class Acceptor:
         own_connections: Callable[[], int],
         total_connections: Callable[[], tuple[int, int]],
         max_connections: int = sys.maxsize,
+        *,
+        room: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         """Accept nothing until `start()`. The event loop must be running.
 
@@ -46,6 +49,8 @@ class Acceptor:
             own_connections: Returns the number of this worker's connections and writes it to the scoreboard.
             total_connections: Returns how many workers accept, and how many connections they have together.
             max_connections: A worker with this number of connections leaves new ones in the queue.
+            room: Returns how many more requests the worker may handle. With 0 or less it leaves new connections in the
+                queue for FULL_DELAY, where the other workers find them.
         """
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
@@ -53,6 +58,8 @@ class Acceptor:
         self._own_connections = own_connections
         self._total_connections = total_connections
         self._max_connections = max_connections
+        self._room = room
+        self._full_since: float | None = None
         self._next_line_at = 0.0  # when the log may say again that accepting is paused
         self._queue_is_reported = False  # the kernel has reported a queue at least once
         self.accepting: dict[socket.socket, asyncio.Task[None]] = {}  # sockets that `connect` has not finished
@@ -101,14 +108,27 @@ class Acceptor:
         self._queue_is_reported = self._queue_is_reported or length > 0
         return length if self._queue_is_reported and length >= 0 else ASSUMED_QUEUE
 
+    def _free_room(self) -> int:
+        """Return how many connections to accept at once, because each may bring a request."""
+        room, now = self._room(), self._loop.time()
+        if room > 0:
+            self._full_since = None
+            return room
+        self._full_since = self._full_since or now
+        return int(now - self._full_since >= FULL_DELAY)
+
     def _on_readable(self, listener: socket.socket) -> None:
+        room = self._free_room()
+        if not room:
+            self._pause(listener, FAIRNESS_DELAY, self._watch)
+            return
         queued = self._queue_length(listener)
         workers, connections = self._total_connections()
         share = math.ceil((connections + queued) / workers)
         if self._own_connections() >= share:
             self._pause(listener, FAIRNESS_DELAY, self._accept_after_delay)
-        while self._own_connections() < share and self._accept(listener):
-            pass
+        while room and self._own_connections() < share and self._accept(listener):
+            room -= 1
 
     def _pause(self, listener: socket.socket, seconds: float, then: Callable[[socket.socket], None]) -> None:
         self._loop.remove_reader(listener.fileno())
@@ -119,7 +139,7 @@ class Acceptor:
             return
         self._watch(listener)
         workers, _ = self._total_connections()
-        for _ in range(math.ceil(self._queue_length(listener) / workers)):
+        for _ in range(min(self._free_room(), math.ceil(self._queue_length(listener) / workers))):
             if not self._accept(listener):
                 break
 

@@ -5,6 +5,8 @@ scope here. A middleware for each would add a call to every request.
 """
 
 import asyncio
+import ssl
+import sys
 from collections.abc import Collection, Sequence
 from time import monotonic_ns, time
 from typing import Any, cast
@@ -19,8 +21,8 @@ from everycore.server.proxies import LOCAL, ForwardedHeaders, add_root_path, rea
 from everycore.server.request_ids import HEADER as REQUEST_ID
 from everycore.server.request_ids import choose_request_id, set_request_id
 from everycore.server.request_protocol import RequestProtocol
-from everycore.server.request_stats import PROXY_QUEUE, RequestStats
-from everycore.server.response_cycle import ResponseCycle
+from everycore.server.request_stats import PROXY_QUEUE, SHED_REQUESTS, RequestStats
+from everycore.server.response_cycle import ResponseCycle, refuse
 
 FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
 EXPECT, QUEUED_SINCE = b"expect", b"x-request-start"
@@ -38,6 +40,9 @@ class HttpConfig(uvicorn.Config):
         forwarded_allow_ips: Sequence[str] = LOCAL,
         root_path: str = "",
         probe_paths: Collection[str] = (),
+        max_in_flight: int = 0,
+        max_streams: int = 0,
+        tls_min_version: str = "1.2",
         **options: Any,
     ) -> None:
         """Choose what is the same for every app.
@@ -48,7 +53,11 @@ class HttpConfig(uvicorn.Config):
                 response, and the time to the last byte that was written to the connection.
             forwarded_allow_ips: Trusted proxies, see `ForwardedHeaders`.
             root_path: Path under which a proxy serves the app, see `add_root_path`.
-            probe_paths: Paths of which requests are not logged.
+            probe_paths: Paths of which requests are not logged, and not refused because of `max_in_flight`.
+            max_in_flight: Number of requests that are handled at once. Event streams and WebSockets do not count, and
+                tasks that run after a response do. 0 for no limit.
+            max_streams: Number of event streams that are open at once. 0 for no limit.
+            tls_min_version: "1.2" or "1.3".
             options: More options of uvicorn.Config.
         """
         super().__init__(
@@ -60,6 +69,7 @@ class HttpConfig(uvicorn.Config):
             access_log=False,  # uvicorn's own costs more, and has neither the time nor the size
             proxy_headers=False,  # ForwardedHeaders is stricter
             workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, and fails at "auto"
+            ssl_cert_reqs=ssl.CERT_REQUIRED if options.get("ssl_ca_certs") else ssl.CERT_NONE,
             **options,
         )
         self.logs_requests = access_log
@@ -67,9 +77,25 @@ class HttpConfig(uvicorn.Config):
         self.prefix = root_path
         self.probes = {*probe_paths, *(root_path + path for path in probe_paths)}
         self.stats = RequestStats()
-        self.streams = 0  # event streams that are open
+        self.max_in_flight, self.max_streams = max_in_flight, max_streams
+        self.streams = self.websockets = 0  # that are open
+        self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
+
+    def load(self) -> None:
+        """Load what uvicorn loads, and set the oldest version of TLS, which uvicorn has no option for."""
+        super().load()
+        if self.ssl is not None:
+            self.ssl.minimum_version = self._tls_min_version
+
+    def room(self, tasks: int) -> int:
+        """Return how many more requests may be handled at once.
+
+        Args:
+            tasks: Number of the tasks of requests, event streams and WebSockets.
+        """
+        return self.max_in_flight - (tasks - self.streams - self.websockets) if self.max_in_flight else sys.maxsize
 
     def default_lines(self, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, bool]:
         """Return the lines of the fields that every response has, and whether they have `Connection: close`.
@@ -154,11 +180,15 @@ class HttpProtocol(RequestProtocol):
             expects_continue=self._noted.get(EXPECT, b"").lower() == b"100-continue",
             keep_alive=version != "1.0" and parser.should_keep_alive(),
         )
+        app = self.app
+        if self.shared.room(len(self.tasks)) <= 0 and scope["path"] not in self.shared.probes:
+            self.shared.stats.count(SHED_REQUESTS)
+            app = refuse
         if earlier is None or earlier.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            self._start_asgi_task(cycle, app)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self.pipeline.appendleft((cycle, app))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self.running = cycle
@@ -217,4 +247,8 @@ class HttpProtocol(RequestProtocol):
                 message = {**message, "headers": [*fields, (REQUEST_ID, identity.encode())]}
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        self.shared.websockets += 1
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self.shared.websockets -= 1

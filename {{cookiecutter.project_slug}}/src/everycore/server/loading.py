@@ -11,6 +11,8 @@ from everycore.environ import SettingsError
 from everycore.server.http import HttpConfig
 from everycore.server.import_errors import LoadError, summarize
 
+TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
+
 
 def load(target: str, wrapper: str = "", **options: Any) -> HttpConfig:
     """Import the app and the parts of uvicorn that serve it.
@@ -28,7 +30,8 @@ def load(target: str, wrapper: str = "", **options: Any) -> HttpConfig:
     try:
         config.load()
     except OSError as error:  # the base class of ssl.SSLError
-        raise LoadError(f"TLS: {options.get('ssl_certfile')} and its key cannot be used: {error}.") from None
+        files = " or ".join(str(options[name]) for name in TLS_FILES if options.get(name))
+        raise LoadError(f"TLS: {files} cannot be used: {error}.") from None
     if wrapper:
         config.loaded_app = find_app(wrapper)(config.loaded_app)
     return config

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, ST
 
 from everycore.server.request_ids import HEADER as REQUEST_ID
 from everycore.server.request_ids import set_request_id
+from everycore.server.request_stats import SHED_STREAMS
 
 if TYPE_CHECKING:
     from everycore.server.http import HttpProtocol
@@ -23,10 +24,29 @@ if TYPE_CHECKING:
 MAX_JOINED = 65536  # bytes of a body that is copied behind its head. A copy of more costs more than a system call
 MAX_LINES, MAX_LINE = 1024, 512  # numbers of lines that are kept, and bytes of one
 EVENT_STREAM = b"text/event-stream"
+# The client may try again on another connection, which a worker with room accepts.
+REFUSED = b"This server is busy. Please try again."
+REFUSED_FIELDS = [
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"%d" % len(REFUSED)),
+    (b"retry-after", b"1"),
+    (b"connection", b"close"),
+]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # Lines of the heads of responses by name and value, which were checked. A few dozen fields are in nearly all responses.
 _lines: dict[tuple[bytes, bytes], bytes] = {}
+
+
+def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether these header fields are of an event stream."""
+    return any(name.lower() == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers)
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answer 503 in place of the app."""
+    await send({"type": "http.response.start", "status": 503, "headers": REFUSED_FIELDS})
+    await send({"type": "http.response.body", "body": REFUSED})
 
 
 class ResponseCycle:
@@ -139,7 +159,14 @@ class ResponseCycle:
         if not self.response_started:
             if kind != "http.response.start":
                 raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
-            self._start(message["status"], message.get("headers", ()))
+            headers = message.get("headers", ())
+            shared = self.protocol.shared
+            if shared.max_streams and shared.streams >= shared.max_streams and is_event_stream(headers):
+                shared.stats.count(SHED_STREAMS)
+                await refuse(self.scope, self.receive, self.send)
+                self.disconnected = True  # the app ends its stream as if the client had left
+            else:
+                self._start(message["status"], headers)
         elif self.response_complete:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
         elif kind != "http.response.body":

@@ -101,6 +101,29 @@ def parse_paths(text: str) -> tuple[str, ...]:
     return paths
 
 
+def parse_size(text: str) -> int:
+    """Return a number of bytes, more than 0.
+
+    Raises:
+        ValueError: The text is not such a number.
+    """
+    size = parse_count(text)
+    if not size:
+        raise ValueError(text)
+    return size
+
+
+def parse_tls_version(text: str) -> str:
+    """Return a version of TLS.
+
+    Raises:
+        ValueError: The text is not one of the choices.
+    """
+    if text not in ("1.2", "1.3"):
+        raise ValueError(text)
+    return text
+
+
 def parse_preload(text: str) -> str:
     """Return when the app is imported before the fork.
 
@@ -152,10 +175,16 @@ class ServerSettings(EnvironSettings):
     preload: str = setting(Policy.preload, parse_preload, "auto, always or never")
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
     log_format: str = setting("auto", parse_log_format, "auto, text or json")
+    max_in_flight: int = 0
+    max_streams: int = 0
+    websocket_max_size: int = setting(2**24, parse_size, "a number of bytes, more than 0")
+    websocket_ping_interval: float = 20.0
     access_log: bool = False
     probe_paths: tuple[str, ...] = setting(("/healthz", "/readyz", "/metrics"), parse_paths, "paths with commas")
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_min_version: str = setting("1.2", parse_tls_version, "1.2 or 1.3")
+    tls_client_ca: str | None = None
 
     @classmethod
     def _values(cls, environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
@@ -165,6 +194,8 @@ class ServerSettings(EnvironSettings):
         # A platform that chooses the port sets PORT alone, and its router is on another machine.
         if "bind" not in values and "port" in values:
             values["bind"] = (f"0.0.0.0:{values['port']}",)
+        if "tls_client_ca" in values and "tls_cert" not in values:
+            faults.append("TLS_CLIENT_CA is set without TLS_CERT; set the certificate of this server too.")
         # With at least KEEP_ALIVE no idle connection is closed early. Half of the drain is left for the last requests.
         keep_alive = values.get("keep_alive", cls.keep_alive)
         graceful = values.get("graceful_timeout", cls.graceful_timeout)
@@ -197,4 +228,10 @@ class ServerSettings(EnvironSettings):
             "timeout_keep_alive": self.keep_alive,
             "ssl_certfile": self.tls_cert,
             "ssl_keyfile": self.tls_key,
+            "ssl_ca_certs": self.tls_client_ca,
+            "tls_min_version": self.tls_min_version,
+            "max_in_flight": self.max_in_flight,
+            "max_streams": self.max_streams,
+            "ws_max_size": self.websocket_max_size,
+            "ws_ping_interval": self.websocket_ping_interval or None,
         }

@@ -166,6 +166,7 @@ class Worker(uvicorn.Server):
             self._connections,
             self.context.board.total_connections,
             max_connections(),
+            room=lambda: self.shared.room(len(self.server_state.tasks)),
         )
         self.server_state.connections = CountedConnections(self._connections)
         self._write_heartbeat()

@@ -8,6 +8,7 @@ from everycore.web.defaults import middleware, routes
 from everycore.web.errors import exception_handlers
 from everycore.web.event_stream import event_stream
 from everycore.web.operator_auth import require_ops_token
+from everycore.web.request_deadline import RequestDeadline
 from everycore.web.rooms import Room, join_room
 from everycore.web.security import POLICY, BodySizeLimit, SecurityHeaders
 from everycore.web.settings import AppSettings
@@ -18,6 +19,7 @@ __all__ = [
     "AppSettings",
     "BodySizeLimit",
     "CrossOriginProtection",
+    "RequestDeadline",
     "Room",
     "SecurityHeaders",
     "SettingsError",
