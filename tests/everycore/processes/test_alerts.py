@@ -15,6 +15,24 @@ from redis import Redis
 from places import MONITORING
 
 SAMPLE = re.compile(r"^([^#\s{]+)(\{.*\})? (\S+)$", re.M)
+APP = """
+import asyncio
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from sample.app import create_app as create_sample
+
+async def fails(request):
+    raise ValueError
+
+async def waits(request):
+    await asyncio.sleep(2.6)
+    return PlainTextResponse("late")
+
+def create_app():
+    app = create_sample()
+    app.router.routes += [Route("/fails", fails), Route("/waits", waits)]
+    return app
+"""
 MINUTES = 20  # of each look
 INSTANCE = 'job="app",instance="host"'
 
@@ -59,7 +77,7 @@ def firing(tmp_path: Path, promtool: None) -> Callable[[list[str]], set[str]]:
 def watched(serve: Any, ready: Any, eventually: Any, tmp_path: Path, short_path: Path, redis_start: Any) -> Any:
     """A server whose code a test may break, with a Redis of its own."""
     redis_start("own")
-    (tmp_path / "watched.py").write_text("from sample.app import create_app\n")
+    (tmp_path / "watched.py").write_text(APP)
     environ = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "LINGER": "0"}
     url = f"unix://{short_path}/own/redis.sock"
     cluster = serve("--workers", "2", "--app", "watched:create_app", REDIS_URL=url, **environ)
@@ -131,6 +149,11 @@ def test_alerts_fire_in_prometheus(
     eventually(lambda: fires("ClusterWorkersDying"))
     break_the_code(watched, snapshot, eventually, tmp_path)
     eventually(lambda: fires("ClusterReloadRefused"))
+    assert not fires("ClusterErrors")
+    load(watched.url, "/fails", clients=1)
+    eventually(lambda: fires("ClusterErrors"))
+    load(watched.url, "/waits", clients=4)
+    eventually(lambda: fires("ClusterRouteSlow"))
     load(watched.url, "/", clients=2)
     with Redis(unix_socket_path=f"{short_path}/own/redis.sock") as redis:
         redis.shutdown(nosave=True)

@@ -22,8 +22,8 @@ def quoted() -> list[str]:
 
 @pytest.mark.parametrize("quote", quoted())
 def test_the_runbook_quotes_what_the_code_says(quote: str) -> None:
-    if quote.startswith(("GET ", "kill ")) or " status " in quote:
-        return  # a command, which has tests of its own
+    if quote.startswith(("GET ", "kill ", "RUN_DIR=")) or " status " in quote or "}}: " in quote:
+        return  # a command or the title of a process, which have tests of their own
     for part in quote.split("…"):
         assert part.strip() in SAID
 

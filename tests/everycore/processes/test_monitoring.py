@@ -26,7 +26,10 @@ def expressions() -> dict[str, list[str]]:
 def exposed(serve: Any, ready: Any, eventually: Any, get: Any) -> str:
     cluster = serve("--workers", "1")
     eventually(lambda: ready(cluster))
-    text: bytes = get(cluster.url, "/metrics")[1]
+    # The first requests are counted a moment after their responses.
+    text: bytes = eventually(
+        lambda: b"cluster_http_requests_total{" in (seen := get(cluster.url, "/metrics")[1]) and seen
+    )
     return text.decode()
 
 

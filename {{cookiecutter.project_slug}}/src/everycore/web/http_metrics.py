@@ -25,7 +25,7 @@ class HttpCollector(Collector):
         durations = HistogramMetricFamily("cluster_http_request_duration_seconds", text, labels=["route", "method"])
         for each in totals.routes:
             for status, count in zip(STATUSES, each.statuses, strict=True):
-                if count:
+                if count or status == "5xx":  # a rate needs the 0 before the first error
                     requests.add_metric([each.route, each.method, status], count)
             durations.add_metric([each.route, each.method], each.duration.cumulative(), each.duration.seconds)
         yield requests
