@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.in_all, pytest.mark.timeout(1200), pytest.mark.xdist_g
 @pytest.fixture(scope="module")
 def production(locked):
     """Under Compose v2, whose builder is BuildKit, out of a project with a uv.lock."""
-    stack = Stack(COMPOSES["v2"](), locked, f"harm{os.getpid()}", *PRODUCTION, DEMO="on")
+    stack = Stack(COMPOSES["v2"](), locked, f"harm{os.getpid()}", *PRODUCTION, DEMO="on", REVISION="abc123")
     with running(stack, "--build"):
         stack.healthy()
         yield stack
@@ -67,6 +67,12 @@ def test_image_listens_on_the_port_that_a_platform_sets(web):
         assert get(f"http://{address}:5000/healthz")[0] == 200
     finally:
         docker("rm", "-f", started)
+
+
+def test_image_and_status_show_the_revision_of_the_build(web):
+    image = docker("inspect", "-f", "{{.Image}}", web.id("web"))
+    assert docker("inspect", "-f", '{{index .Config.Labels "org.opencontainers.image.revision"}}', image) == "abc123"
+    assert ", revision abc123, " in web.compose("exec", "-T", "web", "cluster-app", "status")
 
 
 def test_the_demo_is_exact(web):

@@ -87,7 +87,7 @@ def test_an_app_that_is_there_already_runs_unchanged(project, blocks, tmp_path, 
 def test_the_engine_alone_serves_and_reloads_beside_another_app(project, blocks, tmp_path):
     shutil.copytree(project / "src" / "everycore", tmp_path / "everycore")
     port = free_port()
-    (tmp_path / "main.py").write_text(blocks[3].replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+    (tmp_path / "main.py").write_text(blocks[-1].replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
     yours = tmp_path / "yours.py"
     yours.write_text(blocks[2])
     with running([sys.executable, "main.py"], tmp_path) as process:

@@ -146,7 +146,7 @@ class LineFormat:
 
         No part of it may look like another log line or control the terminal.
         """
-        clock = datetime.fromtimestamp(when).strftime("%H:%M:%S")
+        clock = datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M:%S")
         shown = "".join(f" {_to_text(name)}={_to_text(value)}" for name, value in fields.items())
         lines = "\n".join((f"{message} {shown}", *details.values()))
         lines = CONTROLS.sub(lambda found: ascii(found[0])[1:-1], lines).replace("\n", f"\n{INDENT}")
