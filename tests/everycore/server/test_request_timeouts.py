@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from uvicorn.server import ServerState
@@ -53,6 +54,34 @@ class Served:
             assert not self.connection.transport.is_closing()
         self.request_timeouts.enforce(list(self.state.connections), seconds[-1])
         return self.connection.transport.is_closing()
+
+
+class LostTransport:
+    """What uvloop leaves of a TLS transport until it has reported the loss of the connection."""
+
+    aborted = False
+
+    def get_extra_info(self, name: str) -> object:
+        return object() if name == "sslcontext" else None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_lost_tls_connection_is_no_error() -> None:
+    """Otherwise it would end the worker."""
+    lost = LostTransport()
+    timeouts = RequestTimeouts(header_timeout=10, body_timeout=60, write_timeout=60)
+    connections: Any = [Mock(transport=lost)]
+    for second in range(120):
+        timeouts.enforce(connections, float(second))
+    assert lost.aborted
 
 
 @pytest.fixture

@@ -128,8 +128,11 @@ def _read_send_queue(transport: asyncio.Transport) -> int | None:
 
     See SIOCOUTQ in tcp(7).
     """
+    opened = transport.get_extra_info("socket")
+    if opened is None:  # a TLS connection that is lost, which uvicorn learns in the next round of the loop
+        return None
     try:
-        answer = fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        answer = fcntl.ioctl(opened, termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):
         return None
     return int(struct.unpack("i", answer)[0])
@@ -146,6 +149,6 @@ def _read_acknowledged(transport: asyncio.Transport) -> int:
 
 def _disconnect(transport: asyncio.Transport, limit: str) -> None:
     if limit == WRITE:
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # it may be lost, as above
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
     transport.abort()  # close() would wait until the client has read everything
