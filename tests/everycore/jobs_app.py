@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 
-from docket import Cron, Depends, ExponentialRetry, Retry
+from docket import ConcurrencyLimit, Cron, Depends, ExponentialRetry, Retry
 from starlette.applications import Starlette
 from starlette.datastructures import State
 from starlette.requests import Request
@@ -47,11 +47,17 @@ async def fail(state: State = Depends(app_state), retry: Retry = FAST) -> None:
     raise ValueError("failed on purpose")
 
 
+async def take_turns(turn: ConcurrencyLimit = ConcurrencyLimit(1), state: State = Depends(app_state)) -> None:
+    await note(state, "start")
+    await asyncio.sleep(1)
+    await note(state, "end")
+
+
 async def tick(state: State = Depends(app_state), cron: Cron = Cron("*/2 * * * * *")) -> None:
     await note(state, f"tick {int(asyncio.get_running_loop().time())}")
 
 
-JOBS = {job.__name__: job for job in (wait, die, fail)}
+JOBS = {job.__name__: job for job in (wait, die, fail, take_turns)}
 
 
 async def add(request: Request) -> Response:

@@ -136,6 +136,16 @@ def test_failing_job_is_tried_again_with_backoff(work: Any, add: Any, notes: Any
     assert notes() == ["fail 1", "fail 2", "fail 3"]
 
 
+def test_job_that_waits_for_its_turn_is_no_failure(
+    work: Any, add: Any, notes: Any, redis: Any, eventually: Any
+) -> None:
+    add("take_turns")
+    add("take_turns")
+    work()
+    eventually(lambda: notes() == ["start", "end", "start", "end"])
+    assert redis.get(f"{PREFIX}:failed") is None
+
+
 def test_job_that_kills_its_workers_is_given_up(work: Any, add: Any, notes: Any, redis: Any, eventually: Any) -> None:
     """Also if it has tries left. A job that ran beside it is done."""
     worker = work()

@@ -225,7 +225,8 @@ class Deaths(Dependency[None]):
             self._alone.release()
         retry = get_single_dependency_parameter_of_type(execution.function, Retry)
         attempts = 1 if retry is None else retry.attempts
-        failed = isinstance(error, Exception) and attempts is not None and execution.attempt >= attempts
+        raised = isinstance(error, Exception) and not isinstance(error, AdmissionBlocked)  # that one waits for its turn
+        failed = raised and attempts is not None and execution.attempt >= attempts
         if failed or execution.redelivered:
             await self._end(execution, failed)
 
