@@ -1,6 +1,8 @@
 """Observers of redis-py's client see each command of the shared connection. Without observers it costs nothing."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,39 @@ async def use(client: Any) -> None:
     assert await client.client_getname() is None
     with pytest.raises(ResponseError):
         await client.incr("text")
+
+
+SENTRY = """
+import asyncio, sys
+import sentry_sdk
+from sentry_sdk.transport import Transport
+from everycore.state import connect
+
+names = []
+
+class Kept(Transport):
+    def capture_envelope(self, envelope):
+        names.extend(span["description"].split()[0] for span in envelope.items[0].payload.json["spans"])
+
+async def main():
+    async with connect(sys.argv[1], 5.0) as client:
+        with sentry_sdk.start_transaction(name="page"):
+            await client.set("text", "x")
+            await asyncio.gather(client.get("text"), client.incr("hits"))
+
+sentry_sdk.init("https://key@sentry.invalid/1", traces_sample_rate=1.0, transport=Kept)
+asyncio.run(main())
+print(*names)
+"""
+
+
+def test_sentry_has_a_span_of_each_command(redis_url: str) -> None:
+    """In a process of its own, because Sentry replaces methods for good."""
+    pytest.importorskip("sentry_sdk")
+    ended = subprocess.run(
+        [sys.executable, "-c", SENTRY, redis_url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.stdout.split() == ["SET", "GET", "INCRBY"], ended.stderr
 
 
 @pytest.fixture

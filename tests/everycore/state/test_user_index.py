@@ -1,6 +1,7 @@
 """A user's sessions: found, listed, and ended everywhere, whoever comes between."""
 
 import asyncio
+import random
 from contextlib import suppress
 from typing import Any
 
@@ -107,6 +108,39 @@ async def test_random_logins_and_ends_lose_no_session(store: SessionStore, redis
         assert sorted(key.decode().removeprefix("session:") for key in living) == sorted(listed)
     await store.end_all("ann")
     assert await store.sessions_of("ann") == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_random_requests_at_once_leave_whole_sessions(store: SessionStore, redis: Any, seed: int) -> None:
+    """They come between the read and the save of others. Each hash is a session that expires, all else a mark."""
+    chance = random.Random(seed)
+    acts: list[Any] = [
+        lambda session: session.update(visits=2),
+        lambda session: session.update(new=1),
+        lambda session: session.pop("visits", None),
+        lambda session: session.regenerate(),
+        lambda session: session.clear(),
+        lambda session: setattr(session, "user_id", "bob"),
+    ]
+
+    async def request(cookie: str) -> None:
+        session = await store.load(cookie)
+        for _ in range(chance.randrange(4)):
+            await redis.ping()
+        chance.choice(acts)(session)
+        with suppress(SessionEndedError):
+            await store.save(session)
+
+    for _ in range(5):
+        cookies = [await made(store, "ann") for _ in range(4)]
+        requests = [request(chance.choice(cookies)) for _ in range(20)]
+        await asyncio.gather(*requests, *([store.end_all("ann")] if chance.random() < 0.5 else []))
+        for key in await redis.keys("session:" + "?" * 64):
+            if await redis.type(key) == b"hash":
+                assert await redis.hexists(key, "created")
+                assert await redis.ttl(key) > 60
+            else:
+                assert 0 < await redis.ttl(key) <= 60
 
 
 async def test_killed_worker_leaves_no_unlisted_session(store: SessionStore, redis: Redis) -> None:

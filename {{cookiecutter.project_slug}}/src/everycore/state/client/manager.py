@@ -237,15 +237,13 @@ class ConnectionManager:
             self._watchdog = asyncio.get_running_loop().call_later(pause, self._check_timeouts)
 
     def _on_lost(self, connection: MultiplexedConnection, reason: str) -> None:
-        if connection in self._apart:
-            self._apart.discard(connection)
-            return
+        self._apart.discard(connection)
         if connection in self._retired:
             self._retired.discard(connection)
             self._notify_connected()
             return
         if connection is not self._connection:
-            return  # it was still in its handshake, and `_open` raises the error
+            return  # it was apart, or still in its handshake, and `_open` raises the error
         self._connection = None
         self._failures = self._failures + 1 if monotonic() - connection.opened < MIN_LIFETIME else 0
         self._listeners.lost()

@@ -134,7 +134,9 @@ class SessionStore:
     def needs_save(self, session: Session) -> bool:
         """Whether `save` may have something to do: not after a request that only read, and no list or dict."""
         record = session._record
-        return bool(session.modified or record.nested or record.moving or record.ended or self._is_renewal_due(record))
+        return bool(session.modified or record.nested or record.moving or record.ended) or (
+            time.time() - record.touched > self.lifetimes.idle / 2
+        )
 
     async def save(self, session: Session) -> str | None:
         """Write what changed.
@@ -152,7 +154,8 @@ class SessionStore:
             await self._destroy(record)
             record = session.start_new()
         written, deleted = session.changes()
-        renewal_due, now = self._is_renewal_due(record), time.time()
+        now = time.time()
+        renewal_due = now - record.touched > self.lifetimes.idle / 2
         if not (written or deleted or renewal_due or record.moving):
             return record.id
         if record.id is None and not written:
@@ -321,7 +324,7 @@ class SessionStore:
         expires = min(record.touched + self.lifetimes.idle, record.created + self.lifetimes.absolute)
         if deleted or life_ms or now - record.read_at > MARK_S / 2 or expires - now < MARK_S / 2:
             return bool(await self._write(self._save, record.name, written, deleted, life_ms))
-        new = sum(name not in record.stored for name in written)
+        new = len(written.keys() - record.stored.keys())
         # Redis counts the fields that are new to it. With one that was there, the count tells whether the session was.
         fields = written if new < len(written) else {**written, TOUCHED: record.stored[TOUCHED]}
         key = self._prefix + record.name
@@ -332,9 +335,6 @@ class SessionStore:
                 raise
             return False
         return bool(made == new or await self._check(key))
-
-    def _is_renewal_due(self, record: Record) -> bool:
-        return time.time() - record.touched > self.lifetimes.idle / 2
 
     def _write(
         self, script: Script, name: str, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int
