@@ -73,7 +73,7 @@ def test_dev_says_run_make_setup_when_pyproject_changed(dev: Any, project: Any, 
     with (project.folder / "pyproject.toml").open("a") as file:
         file.write("dependencies = []\n")
     eventually(lambda: "reload: complete, generation 2" in server.log)
-    assert "changed: pyproject.toml. If its dependencies changed, run make setup" in server.log
+    assert "changed: pyproject.toml (if its dependencies changed, run make setup)" in server.log
 
 
 def test_dev_takes_the_named_redis_and_reloads_at_a_hup(redis_url: str, dev: Any, get: Any, eventually: Any) -> None:
