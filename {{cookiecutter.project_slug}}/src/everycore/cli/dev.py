@@ -17,7 +17,7 @@ from everycore.environ import SettingsError
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError
 from everycore.server.settings import ServerSettings
-from everycore.state.settings import StateSettings
+from everycore.state.settings import StateSettings, slug_of
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
 MAX_SHOWN = 5  # changed files that one line names
@@ -54,7 +54,7 @@ def dev(app: str, bind: str | None, workers: str | None) -> int:
     if (primary := run_dir.owner()) is not None:
         raise DevError(
             f"a server of this folder runs already on {environ['BIND']} (primary {primary}). "
-            "Stop it with: stop. Or choose another port for this one: --bind 127.0.0.1:8001"
+            f"Stop it with: {slug_of(app)} stop. Or choose another port for this one, such as: PORT=8001 make run"
         )
     with ExitStack() as stack:
         if not environ.get("REDIS_URL"):
