@@ -73,7 +73,7 @@ def test_dev_says_run_make_setup_when_pyproject_changed(dev: Any, project: Any, 
     with (project.folder / "pyproject.toml").open("a") as file:
         file.write("dependencies = []\n")
     eventually(lambda: "reload: complete, generation 2" in server.log)
-    assert "changed: pyproject.toml. If its dependencies changed, run make setup" in server.log
+    assert "changed: pyproject.toml (if its dependencies changed, run make setup)" in server.log
 
 
 def test_dev_takes_the_named_redis_and_reloads_at_a_hup(redis_url: str, dev: Any, get: Any, eventually: Any) -> None:
@@ -118,6 +118,7 @@ def test_dev_with_a_taken_port_says_so_and_exits(dev: Any, project: Any) -> None
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
     assert re.search(r"error: a server of this folder runs already on 127.0.0.1:\d+ \(primary \d+\)", again.stderr)
+    assert "Stop it with: shop stop. Or" in again.stderr
     other = project.run("dev", "--bind", f"127.0.0.1:{server.port}", RUN_DIR=str(project.folder / "run"))
     assert other.returncode == 1
     assert re.search(rf"^error: 127.0.0.1:{server.port} is in use by another process\. .+--bind", other.stderr, re.M)

@@ -86,6 +86,8 @@ def test_dev_starts_again_when_its_env_file_changed(dev: Any, project: Any, get:
     assert [shown(get, server, name) for name in ("MINE", "BOTH", "APP_ENV")] == ["first", "environment", "development"]
     env_file.write_text("MINE='second\n")
     eventually(lambda: "line 1: this is not NAME=value" in server.log)
+    env_file.write_text("MINE=second\nHANG_TIMEOUT=never\n")
+    eventually(lambda: "HANG_TIMEOUT is 'never'" in server.log)
     assert shown(get, server, "MINE") == "first"  # it goes on with what it has
     env_file.unlink()
     eventually(lambda: server.log.count("ready after") == 5)

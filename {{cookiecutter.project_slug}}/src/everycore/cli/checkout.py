@@ -15,8 +15,9 @@ from everycore.server.settings import default_run_dir
 
 KEPT = ".dev"
 DEFAULT_PORT = "8000"
-# What `dev` sets where nobody else does. A worker that stops at a breakpoint looks like one that hangs.
-DEFAULTS = {"HANG_TIMEOUT": "0", "ACCESS_LOG": "on", "LOG_FORMAT": "text", "WEB_CONCURRENCY": "2"}
+# What `dev` sets where nobody else does. A worker that stops at a breakpoint looks like one that hangs. By default of
+# LINGER, a stop takes 5 s while a browser has a page open.
+DEFAULTS = {"HANG_TIMEOUT": "0", "LINGER": "0.5", "ACCESS_LOG": "on", "LOG_FORMAT": "text", "WEB_CONCURRENCY": "2"}
 
 
 class Checkout:
@@ -113,9 +114,12 @@ def _is_own(path: Path) -> bool:
 
 
 def _source_of(app: str) -> Path:
-    spec = importlib.util.find_spec(_name(app))
-    where = Path(spec.origin or ".") if spec else Path.cwd()
-    return where.parent.parent if where.name == "__init__.py" else where.parent
+    with suppress(ValueError):  # the app has no name; whoever loads it says so
+        spec = importlib.util.find_spec(_name(app))
+        if spec and spec.origin:
+            where = Path(spec.origin)
+            return where.parent.parent if where.name == "__init__.py" else where.parent
+    return Path.cwd()
 
 
 def _name(app: str) -> str:

@@ -13,8 +13,11 @@ from everycore.cli.checkout import DEFAULT_PORT, KEPT, Checkout
 from everycore.cli.env_file import EnvFileError
 from everycore.cli.local_server import app_command
 from everycore.cli.work import jobs_installed
+from everycore.environ import SettingsError
 from everycore.server.run_dir import RunDir
 from everycore.server.scoreboard import RELOAD_NAMES, Reload, Scoreboard, ScoreboardError
+from everycore.server.settings import ServerSettings
+from everycore.state.settings import StateSettings, slug_of
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
 MAX_SHOWN = 5  # changed files that one line names
@@ -51,7 +54,7 @@ def dev(app: str, bind: str | None, workers: str | None) -> int:
     if (primary := run_dir.owner()) is not None:
         raise DevError(
             f"a server of this folder runs already on {environ['BIND']} (primary {primary}). "
-            "Stop it with: stop. Or choose another port for this one: --bind 127.0.0.1:8001"
+            f"Stop it with: {slug_of(app)} stop. Or choose another port for this one, such as: PORT=8001 make run"
         )
     with ExitStack() as stack:
         if not environ.get("REDIS_URL"):
@@ -105,7 +108,7 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path, jobs: 
             break
         names = sorted({os.path.relpath(path, source) for _, path in changes})
         if project.has_changed():
-            names = [*names, "pyproject.toml. If its dependencies changed, run make setup"]
+            names = ["pyproject.toml (if its dependencies changed, run make setup)", *names]
         if names:
             print(f"changed: {', '.join(names[:MAX_SHOWN])}", file=sys.stderr)
             process.send_signal(signal.SIGHUP)
@@ -143,10 +146,12 @@ class _File:
 
 
 def _is_usable(checkout: Checkout) -> bool:
-    """Return whether `.env` can be used. If not, say why."""
+    """Return whether the settings with `.env` can be used. If not, say why. Those of the app itself are not known."""
     try:
-        checkout.environment()
-    except EnvFileError as error:
+        environ = checkout.environment()
+        ServerSettings.from_environ(environ)
+        StateSettings.for_app(checkout.app, environ)
+    except (EnvFileError, SettingsError) as error:
         print(f"error: {error} The server keeps the settings that it has.", file=sys.stderr)
         return False
     return True
