@@ -54,7 +54,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _compare_stores(context: Context, rounds: Rounds) -> None:
-    peers = [*(peer for peer in context.peers if peer.name in STORES), SDK]
+    peers = [*(peer for peer in context.peers if peer.name in STORES), SDK, FLOOR]
     for number, peer in interleaved(peers, context.rounds):
         context.say(f"throughput on {VALKEY}, round {number + 1} of {context.rounds}: {peer.name}")
         for case, figures in _measure(context, peer, (COMPARED,)).items():
