@@ -13,7 +13,7 @@ from rich.console import Console
 
 from . import machine, redis_server, report, setup, suites
 from .context import Context
-from .peers import PEERS
+from .peers import PEERS, TUNED
 from .redis_server import RedisServer
 from .server import ServerError
 
@@ -38,7 +38,8 @@ def main() -> int:
     peers = [peer for peer in PEERS if peer.installed()]
     with RedisServer() as redis:
         rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
-        context = Context(rounds, arguments.quick, peers, redis, missing, console)
+        tuned = [peer for peer in TUNED if peer.installed()]
+        context = Context(rounds, arguments.quick, peers, redis, missing, console, tuned)
         failed = False
         for name in arguments.suites or found:
             try:
@@ -51,6 +52,7 @@ def main() -> int:
 
 def measure(name: str, found: dict[str, ModuleType], context: Context) -> None:
     load_before = machine.load_average()
+    context.commands.clear()
     results = found[name].run(context)
     if not results:
         return
@@ -63,6 +65,7 @@ def measure(name: str, found: dict[str, ModuleType], context: Context) -> None:
         "load_after": machine.load_average(),
         "machine": machine.describe(),
         "versions": machine.versions(),
+        "commands": dict(context.commands),
         "results": results,
     }
     report.save(report.folder(context.quick), name, entry, found)

@@ -11,6 +11,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from .paths import RESULTS, ROOT
+from .peers import NO_PEERS
 
 Results = Mapping[str, Any]  # of one suite
 Figures = dict[str, float | str]  # by peer; in words where a peer has no number
@@ -66,7 +67,7 @@ def memory(results: Results) -> Figures:
 
 def session_rate(results: Results) -> Figures:
     """Requests per second."""
-    return dict(medians(results.get(SESSION, {}), "requests_per_second"))
+    return dict(of_peers(medians(results.get(SESSION, {}), "requests_per_second")))
 
 
 def unfairness(results: Results) -> Figures:
@@ -78,6 +79,11 @@ def unfairness(results: Results) -> Figures:
 def medians(peers: Results, name: str) -> dict[str, float]:
     """Of one figure that is a summary."""
     return {peer: figures[name]["median"] for peer, figures in peers.items()}
+
+
+def of_peers(figures: Mapping[str, float]) -> dict[str, float]:
+    """Without the floor and other measures that are no servers to choose from."""
+    return {peer: value for peer, value in figures.items() if peer not in NO_PEERS}
 
 
 def added_up(results: Results, name: str) -> Counter[str]:

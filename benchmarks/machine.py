@@ -11,6 +11,7 @@ from typing import Any
 
 from .paths import NODE_APP, REQUIREMENTS, VENV
 from .redis_server import find as find_redis
+from .redis_server import find_valkey
 
 
 def describe() -> dict[str, Any]:
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
         "python": _says(str(VENV / "bin" / "python"), "-V"),
         "node": _says("node", "--version"),
         "redis-server": _says(find_redis() or "redis-server", "--version"),
+        "valkey-server": _says(find_valkey() or "valkey-server", "--version"),
         "wrk": _says("wrk", "-v"),
     }
     return {name: text for name, text in tools.items() if text} | dict(pins) | {f"npm {k}": v for k, v in node.items()}

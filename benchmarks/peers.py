@@ -1,19 +1,24 @@
 """The peers that are measured, and the command of each. Knows no process; `server.py` starts them."""
 
+import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import sysctl
 from .paths import APPS, NODE_APP, NODE_MODULES, OURS_VENV, VENV
 
 HOST = "127.0.0.1"
+PRELOAD = "--preload"
+UNTOLD = ("NODE_PATH", "BENCH_APP")  # where this machine keeps node's modules, and which broken app is asked for
 
 
 @dataclass(frozen=True)
 class Peer:
     """One server. `arguments` follow the executable, with {app}, {host}, {port} and {workers} filled in.
 
-    reloads: SIGHUP is a rolling reload. python: it serves our Starlette app (else Node's own).
+    reloads: SIGHUP is a rolling reload. python: it serves our Starlette app (else Node's own). sysctl: the setting of
+    the kernel that is on while it runs, where that may be set.
     """
 
     name: str
@@ -23,14 +28,15 @@ class Peer:
     default_app: str = "app"
     reloads: bool = True
     python: bool = True
+    sysctl: str = ""
 
-    def command(self, bind_port: int, workers: int, app: str = "app") -> list[str]:
+    def command(self, bind_port: int | str, workers: int | str, app: str = "app") -> list[str]:
         """The command line. app: "app", "heavy", or a broken one: "crash_import", "crash_lifespan", "dies_young"."""
         module = self.default_app if app in ("app", "heavy") else app
         values = {"app": f"{module}:app", "host": HOST, "port": bind_port, "workers": workers}
         return [str(self.executable), *(argument.format(**values) for argument in self.arguments)]
 
-    def environ(self, bind_port: int, workers: int, app: str = "app") -> dict[str, str]:
+    def environ(self, bind_port: int | str, workers: int | str, app: str = "app") -> dict[str, str]:
         """What is laid over the environment; `Server` adds REDIS_URL, RUN_DIR and BENCH_READY."""
         if self.python:
             return {"APP_ENV": "development"} | ({"BENCH_HEAVY": "1"} if app == "heavy" else {})
@@ -41,6 +47,25 @@ class Peer:
             "NODE_ENV": "production",
             "NODE_PATH": str(NODE_MODULES),
         }
+
+    def line(self) -> str:
+        """The whole command line for the results, with PORT and N for the workers, in words what else was set."""
+        executable, *arguments = self.command("PORT", "N")
+        environ = {name: value for name, value in self.environ("PORT", "N").items() if name not in UNTOLD}
+        line = " ".join([*(f"{name}={value}" for name, value in environ.items()), Path(executable).name])
+        line = f"`{line} {shlex.join(arguments)}`"
+        if not self.sysctl:
+            return line
+        how = "on" if sysctl.can_be_set(self.sysctl) else "not on, because only root may set it"
+        return f"{line}, with {self.sysctl} {how}"
+
+    @property
+    def preloads(self) -> bool:
+        return PRELOAD in self.arguments
+
+    def without_preload(self) -> "Peer":
+        """For a reload: after it gunicorn's new workers would have the old code."""
+        return replace(self, arguments=tuple(each for each in self.arguments if each != PRELOAD))
 
     @property
     def cwd(self) -> Path:
@@ -68,24 +93,44 @@ OURS = Peer(
     default_app="ours",
 )
 
+# Nobody else writes an access log unless told: a line for each request would be counted as serving.
+_UVICORN = ("uvicorn", "{app}", "--host", "{host}", "--port", "{port}", "--workers", "{workers}", "--no-access-log")
+_GRANIAN = (
+    *("granian", "{app}", "--interface", "asgi", "--host", "{host}", "--port", "{port}", "--workers", "{workers}"),
+    *("--loop", "uvloop", "--respawn-failed-workers"),
+)
+_UVICORN_WORKER = "uvicorn_worker.UvicornWorker"
+
 PEERS = [
     OURS,
-    # Nobody else writes an access log unless told: a line for each request would be counted as serving.
-    _python_peer(
-        *("uvicorn", "uvicorn", "{app}", "--host", "{host}", "--port", "{port}", "--workers", "{workers}"),
-        "--no-access-log",
-    ),
+    _python_peer("uvicorn", *_UVICORN),
     _gunicorn("gunicorn", "asgi"),
-    _gunicorn("gunicorn+uvicorn", "uvicorn_worker.UvicornWorker"),
-    _python_peer(
-        *("granian", "granian", "{app}", "--interface", "asgi", "--host", "{host}", "--port", "{port}"),
-        *("--workers", "{workers}", "--loop", "uvloop", "--respawn-failed-workers"),
-    ),
+    _gunicorn("gunicorn+uvicorn", _UVICORN_WORKER),
+    _python_peer("granian", *_GRANIAN),
     Peer("node", "node", ("server.js",), NODE_MODULES / "express", reloads=False, python=False),
 ]
 
-# For memory and start: who forks what is already imported.
-PRELOADING = [
-    _gunicorn("gunicorn preload", "asgi", "--preload"),
-    _gunicorn("gunicorn+uvicorn preload", "uvicorn_worker.UvicornWorker", "--preload"),
+# As the documentation of each advises for production; where it names no number of seconds, 10 for a graceful stop.
+TUNED_SUFFIX = " tuned"
+_GRACEFUL = "10"
+_GUNICORN_TUNED = (PRELOAD, "--graceful-timeout", _GRACEFUL, "--keep-alive", "5", "--worker-tmp-dir", "/dev/shm")
+TUNED = [
+    _python_peer(
+        *("uvicorn" + TUNED_SUFFIX, *_UVICORN, "--loop", "uvloop", "--http", "httptools"),
+        *("--timeout-graceful-shutdown", _GRACEFUL),
+    ),
+    _gunicorn("gunicorn" + TUNED_SUFFIX, "asgi", *_GUNICORN_TUNED),
+    _gunicorn("gunicorn+uvicorn" + TUNED_SUFFIX, _UVICORN_WORKER, *_GUNICORN_TUNED),
+    replace(
+        _python_peer(
+            *("granian" + TUNED_SUFFIX, *_GRANIAN, "--runtime-mode", "st", "--workers-kill-timeout", _GRACEFUL)
+        ),
+        sysctl="net.ipv4.tcp_migrate_req",
+    ),
 ]
+
+# For throughput alone.
+FLOOR = Peer("floor", VENV / "bin" / "python", ("floor.py", "{host}", "{port}", "{workers}"), VENV / "bin" / "uvicorn")
+OURS_UNIX = replace(OURS, name="ours, unix socket")
+SDK = replace(_python_peer("fastapi-redis-sdk", *_UVICORN), default_app="sdk")
+NO_PEERS = (FLOOR.name, OURS_UNIX.name)  # they have no place in a comparison of servers

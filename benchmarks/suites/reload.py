@@ -30,7 +30,8 @@ GAUGES = {"PSS MiB": "pss_mib", "fds": "fds", "threads": "threads", "processes":
 
 NOTE = (
     "New: from SIGHUP until the last new worker is ready. Old gone: from SIGHUP until the last old worker has left; "
-    "longest of all. Node's cluster module has no reload."
+    "longest of all. Node's cluster module has no reload. The tuned gunicorns do not preload here: their "
+    "reload would not load new code."
 )
 PRIMARY_NOTE = "Before the first reload, and after the last under both loads. Processes: all of the server."
 
@@ -38,7 +39,7 @@ PRIMARY_NOTE = "Before the first reload, and after the last under both loads. Pr
 def run(context: Context) -> dict[str, Any]:
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in LOADS}
     gauges: dict[str, list[dict[str, dict[str, float]]]] = {}
-    peers = [peer for peer in context.peers if peer.reloads]
+    peers = [peer for peer in context.peers if peer.reloads] + [peer.without_preload() for peer in context.tuned]
     for number, peer in interleaved(peers, context.rounds):
         context.say(f"reload, round {number + 1} of {context.rounds}: {peer.name}")
         with context.start(peer, workers=WORKERS) as server:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ..context import Context, interleaved
-from ..peers import PRELOADING, Peer
+from ..peers import Peer
 from ..server import START_DEADLINE, Server, ServerError
 from ..stats import ratio, spread, summaries
 from ..tables import Table
@@ -20,12 +20,13 @@ REQUIRE_ALL = "Object.keys(require('./package.json').dependencies).forEach((name
 
 NOTE = (
     "Own import: a new interpreter that imports the app and nothing of the server, and ends. Beyond it: what the "
-    "server adds, and where each worker imports for itself, all imports but one."
+    "server adds, and where each worker imports for itself, all imports but one. Of the tuned ones only those "
+    "that preload."
 )
 
 
 def run(context: Context) -> dict[str, Any]:
-    peers = [*context.peers, *(peer for peer in PRELOADING if peer.installed())]
+    peers = [*context.peers, *(peer for peer in context.tuned if peer.preloads)]
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {app: {} for app in APPS}
     failed: dict[str, dict[str, str]] = {app: {} for app in APPS}
     for number, peer in interleaved(peers, context.rounds):

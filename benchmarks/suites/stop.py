@@ -36,7 +36,7 @@ KINDS = (load.RESET_ON_REUSED, load.RESET_ON_FRESH, load.TIMED_OUT)
 NOTE = "Failed: all but refused. Left: processes that still ran when the primary had exited."
 WAITING_NOTE = (
     "Close: the answer said so. Exit: seconds from the last signal, and the code. SIGINT goes to the primary alone, "
-    "Ctrl-C to the whole process group, as a terminal sends it. One round, everything at its defaults."
+    "Ctrl-C to the whole process group, as a terminal sends it. One round, all at once."
 )
 
 Outcome = dict[str, Any]
@@ -44,7 +44,7 @@ Outcome = dict[str, Any]
 
 def run(context: Context) -> dict[str, Any]:
     rounds: dict[str, dict[str, list[Outcome]]] = {name: {} for name in LOADS}
-    for number, peer in interleaved(context.peers, context.rounds):
+    for number, peer in interleaved([*context.peers, *context.tuned], context.rounds):
         context.say(f"stop under load, round {number + 1} of {context.rounds}: {peer.name}")
         for name, (connections, keep_alive) in LOADS.items():
             with context.start(peer, workers=WORKERS) as server:
@@ -86,18 +86,19 @@ def _sum_up(rounds: list[Outcome]) -> Outcome:
 def _all_that_waits(context: Context) -> dict[str, dict[str, Outcome]]:
     """Every peer and every case at once: they only wait, so they do not disturb each other."""
     cap = QUICK_CAP if context.quick else CAP
+    peers = [*context.peers, *context.tuned]
 
     async def everything(servers: list[tuple[str, str, Server]]) -> list[Outcome]:
         return await asyncio.gather(*(_tried(CASES[case](server, cap)) for _, case, server in servers))
 
-    found: dict[str, dict[str, Outcome]] = {peer.name: {} for peer in context.peers}
+    found: dict[str, dict[str, Outcome]] = {peer.name: {} for peer in peers}
     with ExitStack() as stack:  # outside of the event loop: whoever interrupts does not wait for the cap
         servers = []
-        for peer in context.peers:
+        for peer in peers:
             context.say(f"stop, {len(CASES)} cases: starting {peer.name}")
             for case in CASES:
                 servers.append((peer.name, case, stack.enter_context(context.start(peer, workers=WORKERS))))
-        context.say(f"stop, {len(CASES)} cases of {len(context.peers)} peers at once: up to {cap:.0f} s")
+        context.say(f"stop, {len(CASES)} cases of {len(peers)} peers at once: up to {cap:.0f} s")
         for (name, case, _), outcome in zip(servers, asyncio.run(everything(servers)), strict=True):
             found[name][case] = outcome
     return found

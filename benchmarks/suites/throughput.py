@@ -1,46 +1,72 @@
 """How fast, at what cost: requests per second, latency, CPU of the servers and of Redis, round trips."""
 
 import asyncio
+import json
+from dataclasses import replace
 from typing import Any
 
 from .. import load, wrk
 from ..context import Context, interleaved
-from ..peers import Peer
-from ..server import Server
+from ..http1 import fetch
+from ..peers import FLOOR, OURS, OURS_UNIX, SDK, Peer
+from ..redis_server import RedisServer, find_valkey
+from ..server import Server, ServerError
 from ..stats import ratio, spread, summaries
 from ..tables import Table
 
 NAME = "throughput"
 
 PATHS = ("/plain", "/session", "/counter")
-CONNECTIONS = (8, 32, 128)
+CONNECTIONS, COMPARED = (8, 32, 128), 32
 WORKERS = 2
 SECONDS, QUICK_SECONDS = 3, 1
 ALONE, TRIES = 20, 4  # requests one after the other, to count round trips: under load a client may send several as one
 VISITORS = 512  # different sessions; more than connections, so that two seldom meet in one
 
+VALKEY, STORES = "Valkey", ("ours", "uvicorn")  # the SDK needs Redis 7.4: its table is apart, with these beside it
+
 NOTE = (
     "CPU for each request: of all server processes, and of Redis. Trips: how often a request that is alone waits for "
-    "Redis; reads: how often Redis read from a client for each request, under load."
+    "Redis; reads: how often Redis read from a client for each request, under load. Floor: uvloop, httptools and "
+    "hiredis with no framework, no signature and no expiry. Ours, unix socket: to Redis, not from the client. Tuned: "
+    f"at {COMPARED} connections only, and without uvicorn, whose advice names the loop and the parser that it takes "
+    f"by itself. {VALKEY}: fastapi-redis-sdk on FastAPI and uvicorn, beside starsessions on uvicorn."
 )
+
+Rounds = dict[str, dict[str, list[dict[str, float]]]]
 
 
 def run(context: Context) -> dict[str, Any]:
     if wrk.find() is None:
         return {}
-    counts = (32,) if context.quick else CONNECTIONS
-    rounds: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for number, peer in interleaved(context.peers, context.rounds):
+    counts = (COMPARED,) if context.quick else CONNECTIONS
+    entrants = [(peer, counts) for peer in (*context.peers, OURS_UNIX, FLOOR)]
+    entrants += [(peer, (COMPARED,)) for peer in context.tuned if not peer.name.startswith("uvicorn")]
+    rounds: Rounds = {}
+    for number, (peer, wanted) in interleaved(entrants, context.rounds):
         context.say(f"throughput, round {number + 1} of {context.rounds}: {peer.name}")
-        for case, figures in _measure(context, peer, counts).items():
+        for case, figures in _measure(context, peer, wanted).items():
             rounds.setdefault(case, {}).setdefault(peer.name, []).append(figures)
+    if binary := find_valkey():
+        with RedisServer(binary) as valkey:
+            _compare_stores(replace(context, redis=valkey), rounds)
     return {case: {peer: summaries(figures) for peer, figures in peers.items()} for case, peers in rounds.items()}
+
+
+def _compare_stores(context: Context, rounds: Rounds) -> None:
+    peers = [*(peer for peer in context.peers if peer.name in STORES), SDK, FLOOR]
+    for number, peer in interleaved(peers, context.rounds):
+        context.say(f"throughput on {VALKEY}, round {number + 1} of {context.rounds}: {peer.name}")
+        for case, figures in _measure(context, peer, (COMPARED,)).items():
+            rounds.setdefault(f"{case}, {VALKEY}", {}).setdefault(peer.name, []).append(figures)
 
 
 def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """One round of one peer: figures by case, such as "/plain, 32 connections"."""
     seconds = QUICK_SECONDS if context.quick else SECONDS
-    with context.start(peer, workers=WORKERS) as server:
+    environ = {"REDIS_URL": context.redis.unix_url} if peer == OURS_UNIX else {}
+    with context.start(peer, workers=WORKERS, **environ) as server:
+        check(context.redis, server)
         cookies = wrk.make_sessions(server.url, VISITORS)
         cases = {}
         for path in PATHS:
@@ -65,6 +91,22 @@ def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str,
     return cases
 
 
+def check(redis: RedisServer, server: Server) -> None:
+    """Let no server be measured that does not keep sessions and counts in Redis. Raises ServerError."""
+    first = fetch(server.url, "/session")
+    answers = [fetch(server.url, "/plain").body, first.body, fetch(server.url, "/session", first.cookie).body]
+    counts = [fetch(server.url, "/counter").body for _ in range(2)]
+    redis.flush()
+    lost = [fetch(server.url, "/session", first.cookie).body, fetch(server.url, "/counter").body]
+    right = [{"hits": 1}, {"hits": 2}, {"count": 1}, {"count": 2}, {"hits": 1}, {"count": 1}]
+    try:
+        correct = answers[0] == b"ok" and [*map(json.loads, (*answers[1:], *counts, *lost))] == right
+    except ValueError:
+        correct = False
+    if not correct:
+        raise ServerError(f"{server.peer.name}: wrong answers: {answers}, {counts}, on an emptied Redis {lost}")
+
+
 def _spent(context: Context, server: Server) -> tuple[float, float, float]:
     return server.cpu_seconds(), context.redis.cpu_seconds(), context.redis.reads()
 
@@ -80,11 +122,12 @@ def _round_trips(context: Context, url: str, path: str, visitors: list[str]) -> 
 
 
 def table(results: dict[str, Any]) -> list[Table]:
-    columns = ["", "req/s", "of ours", "p50 ms", "p99 ms", "CPU us", "Redis CPU us", "trips", "reads", "errors"]
+    columns = ["", "req/s", "of ours", "p50 ms", "p99 ms", "CPU us", "of the floor"]
+    columns += ["Redis CPU us", "trips", "reads", "errors"]
     tables = []
     for case, peers in results.items():
         found = Table(f"{case}, {WORKERS} workers", columns)
-        ours = peers.get("ours")
+        ours, floor = peers.get(OURS.name), peers.get(FLOOR.name)
         for name, figures in peers.items():
             rate = figures["requests_per_second"]
             found.rows.append(
@@ -95,6 +138,7 @@ def table(results: dict[str, Any]) -> list[Table]:
                     spread(figures["p50_ms"], 1),
                     spread(figures["p99_ms"], 1),
                     spread(figures["server_cpu_us"]),
+                    ratio(figures["server_cpu_us"]["median"], floor["server_cpu_us"]["median"]) if floor else "-",
                     spread(figures["redis_cpu_us"], 1),
                     f"{figures['round_trips']['median']:.2f}",
                     f"{figures['redis_reads']['median']:.2f}",
