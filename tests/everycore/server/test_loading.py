@@ -1,5 +1,6 @@
 """What `--app` may name, and the errors when that cannot be loaded."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,20 @@ def test_load_module_that_exits_is_a_load_error(write: str) -> None:
 )
 def test_load_module_that_refuses_a_setting_is_a_usage_error(write: str) -> None:
     with pytest.raises(SettingsError, match="SHOP must be open"):
+        load(f"{write}:app")
+
+
+GEVENT = """
+import sys
+from types import SimpleNamespace
+sys.modules["gevent.monkey"] = SimpleNamespace(is_module_patched=lambda name: name == "threading")
+"""
+
+
+@pytest.mark.parametrize("write", [GEVENT], indirect=True)
+def test_load_of_an_app_that_gevent_patches_is_refused(write: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gevent.monkey", None)  # it is removed again afterwards
+    with pytest.raises(LoadError, match=r"Remove monkey\.patch_all\(\)"):
         load(f"{write}:app")
 
 

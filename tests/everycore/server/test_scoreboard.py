@@ -1,5 +1,6 @@
 """The scoreboard, as several processes read and write it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def test_total_connections_counts_accepting_workers_only(tmp_path: Path) -> None
     write(board, 2, pid=13, connections=0)
     board.row(2)[scoreboard.STATE] = State.DRAINING
     assert board.total_connections() == (2, 13)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve the disk space of a file")
+def test_create_reserves_the_space_of_all_workers(tmp_path: Path) -> None:
+    Scoreboard.create(tmp_path / "board")
+    assert os.stat(tmp_path / "board").st_blocks * 512 >= scoreboard.SIZE
 
 
 def test_create_makes_a_file_for_its_owner_only(tmp_path: Path) -> None:

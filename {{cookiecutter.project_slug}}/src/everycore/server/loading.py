@@ -58,6 +58,12 @@ def find_app(target: str) -> Callable[..., Any]:
         if missing and f"{module_name}.".startswith(f"{missing}."):
             raise LoadError(f"app {target!r}: there is no module {missing!r} in {os.getcwd()}.") from None
         raise LoadError(f"app {target!r} does not import: {summarize(error, module_name)}", error) from None
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent and gevent.is_module_patched("threading"):
+        raise LoadError(
+            f"app {target!r} imports gevent and patches Python's threads, so an event loop of asyncio cannot run. "
+            "Remove monkey.patch_all(), or run this app under gunicorn with gevent workers."
+        )
     try:
         for name in attribute.split("."):
             found = getattr(found, name)

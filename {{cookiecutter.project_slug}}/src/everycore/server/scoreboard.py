@@ -159,6 +159,8 @@ class Scoreboard:
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, MAPPED)
+        if hasattr(os, "posix_fallocate"):  # not macOS
+            pass  # without it, a write on a full disk would end the primary with SIGBUS
         board = cls(fd)
         board.header[FORMAT] = MAGIC
         board.header[STARTED] = monotonic_ns()
