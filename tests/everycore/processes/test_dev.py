@@ -52,6 +52,17 @@ def test_dev_reloads_when_a_file_changes(dev: Any, project: Any, get: Any, event
     assert get(server.url, "/")[0] == 200
 
 
+def test_dev_does_not_reload_when_the_app_writes_data(dev: Any, project: Any, eventually: Any) -> None:
+    (project.package / "data").mkdir()
+    server = dev()
+    for name in ("notes.db", "notes.db-journal", "notes.sqlite3", "app.log", "data/4f1c"):
+        (project.package / name).write_text("x")
+    (project.package / "last.css").write_text("x")  # comes after the others
+    eventually(lambda: "reload: complete, generation 2" in server.log)
+    assert "changed: shop/last.css\n" in server.log
+    assert server.log.count("changed: ") == 1
+
+
 def test_dev_shows_a_traceback_and_reloads_broken_code_later(dev: Any, project: Any, ask: Any, eventually: Any) -> None:
     server = dev()
     shown = ask(server.url, "/broken", {"Accept": "text/html"})

@@ -1,6 +1,7 @@
 """`dev`: a Redis of its own unless REDIS_URL names one, two workers, and a reload when a file of the app changes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from everycore.state.settings import StateSettings, slug_of
 
 POLL_INTERVAL_MS = 300  # how often to check, between changes, whether the server has ended
 MAX_SHOWN = 5  # changed files that one line names
+DATA = re.compile(r"\.(db|sqlite3?)(-\w+)?$|\.log$")
 
 
 class DevError(Exception):
@@ -86,7 +88,7 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path, jobs: 
         Its exit code, and whether it was stopped because it must be started again.
     """
     try:
-        from watchfiles import DefaultFilter, watch
+        from watchfiles import Change, DefaultFilter, watch
     except ModuleNotFoundError:
         raise DevError("dev needs watchfiles. Install the dev dependencies: make setup") from None
     source = checkout.source
@@ -99,8 +101,12 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path, jobs: 
     for number in (signal.SIGINT, signal.SIGTERM, *(() if has_terminal() else (signal.SIGHUP,))):
         signal.signal(number, lambda received, _: process.send_signal(received))
     watching = restarts = False
-    ignored = DefaultFilter(ignore_dirs=(*DefaultFilter.ignore_dirs, KEPT, ".ruff_cache"))
-    for changes in watch(source, watch_filter=ignored, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
+    usual = DefaultFilter(ignore_dirs=(*DefaultFilter.ignore_dirs, KEPT, ".ruff_cache"))
+
+    def counts(change: Change, path: str) -> bool:
+        return usual(change, path) and not _is_data(Path(path))
+
+    for changes in watch(source, watch_filter=counts, rust_timeout=POLL_INTERVAL_MS, yield_on_timeout=True):
         if not watching:
             print(f"Watching {source}", file=sys.stderr)
             watching = True
@@ -124,6 +130,11 @@ def _run_server(checkout: Checkout, environ: dict[str, str], board: Path, jobs: 
             restarts = True
             break
     return process.wait(), restarts
+
+
+def _is_data(path: Path) -> bool:
+    """Return whether a file is data that the app writes: a database or a log, or an upload, which has no suffix."""
+    return bool(DATA.search(path.name)) or not (path.suffix or path.is_dir())
 
 
 class _File:
