@@ -219,6 +219,30 @@ def test_outage_of_redis_is_503_and_metrics_answer(serve: Any, ask: Any) -> None
     assert ask(url, "/metrics").status == 200
 
 
+def test_redis_that_hangs_is_503(serve: Any, ask: Any, redis_start: Any, short_path: Path) -> None:
+    server = redis_start("hangs")
+    url = serve("--app", APP, "--workers", "1", LINGER="0", REDIS_URL=f"unix://{short_path}/hangs/{SOCKET}").url
+    assert ask(url, "/", method="POST", data='["fail"]').status == 201
+    server.send_signal(signal.SIGSTOP)
+    assert ask(url, "/", method="POST", data='["fail"]').status == 503
+    server.send_signal(signal.SIGCONT)
+    assert ask(url, "/", method="POST", data='["fail"]').status == 201
+
+
+def test_job_survives_a_failover_of_redis(work: Any, redis_under_sentinels: Any, eventually: Any) -> None:
+    worker = work(REDIS_URL=redis_under_sentinels.url)
+    on_queue(redis_under_sentinels.url, lambda queue: queue.add(wait)("a", 5))
+    clients: list[Any] = [Redis(port=port, decode_responses=True) for port in redis_under_sentinels.ports]
+    for client in clients:
+        eventually(lambda client=client: client.llen(NOTES) == 1)
+    redis_under_sentinels.primary.kill()
+    eventually(lambda: any(client.lindex(NOTES, -1).startswith("end a") for client in clients[1:]))
+    eventually(lambda: not any(client.xlen(f"{PREFIX}:stream") for client in clients[1:]))
+    assert worker.poll() is None
+    for client in clients:
+        client.close()
+
+
 def test_pickle_in_redis_is_not_read(
     work: Any, add: Any, notes: Any, redis: Any, tmp_path: Path, eventually: Any
 ) -> None:

@@ -5,11 +5,12 @@ JSON, because whoever could write to Redis could otherwise run code. Does not im
 """
 
 import asyncio
+import builtins
 import json
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -23,7 +24,7 @@ from docket.dependencies import AdmissionBlocked, Dependency, current_execution,
 from docket.execution import Execution, TaskFunction
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, TimeoutError
 from starlette.applications import Starlette
 from starlette.datastructures import State
 
@@ -80,9 +81,23 @@ class Queue(Docket):
     def __init__(self, settings: StateSettings, jobs: Sequence[Job]) -> None:
         # Nothing is kept of a job that has ended: docket would store results and exceptions as pickles.
         super().__init__(f"{settings.key_prefix}:jobs", docket_url(settings.redis_url), execution_ttl=timedelta(0))
+        self.timeout: float | None = settings.redis_timeout  # seconds; docket itself waits without end
         self.tasks.clear()  # those that docket brings
         for job in jobs:
             self.register(job)
+
+    @asynccontextmanager
+    async def redis(self) -> AsyncGenerator[Any, None]:
+        """Yield docket's client. The block may take as long as a command of the app's own client.
+
+        Raises:
+            TimeoutError: Redis did not respond in time. It is redis-py's error, which is answered 503.
+        """
+        try:
+            async with asyncio.timeout(self.timeout), super().redis() as client:
+                yield client
+        except builtins.TimeoutError:
+            raise TimeoutError("Redis did not respond within REDIS_TIMEOUT") from None
 
     async def get_execution(self, key: str) -> NoReturn:
         """Raise NotImplementedError, because docket would unpickle what is in Redis."""
@@ -164,6 +179,7 @@ async def run_worker(app: Starlette, concurrency: int, lease: float) -> None:
     """
     async with app.router.lifespan_context(app):
         _app_state.set(app.state)
+        app.state.jobs.timeout = None  # a worker keeps the client for as long as it runs
         worker = Worker(
             app.state.jobs,
             concurrency=concurrency,
