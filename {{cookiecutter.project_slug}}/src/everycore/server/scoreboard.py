@@ -160,7 +160,7 @@ class Scoreboard:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(fd, MAPPED)
         if hasattr(os, "posix_fallocate"):  # not macOS
-            pass  # without it, a write on a full disk would end the primary with SIGBUS
+            os.posix_fallocate(fd, 0, SIZE)  # without it, a write on a full disk would end the primary with SIGBUS
         board = cls(fd)
         board.header[FORMAT] = MAGIC
         board.header[STARTED] = monotonic_ns()
