@@ -37,8 +37,9 @@ def test_each_page_that_a_browser_opens_has_the_script(dev: Any, ask: Any) -> No
 
 
 def test_serve_has_no_script_and_none_of_its_routes(serve: Any, ask: Any, project: Any) -> None:
-    for app_env in ("development", "production"):
-        server = serve("--app", "shop.app:create_app", PYTHONPATH=str(project.folder / "src"), APP_ENV=app_env)
+    for option, app_env in ((), "development"), (("--dev",), "production"):
+        source = str(project.folder / "src")
+        server = serve("--app", "shop.app:create_app", *option, PYTHONPATH=source, APP_ENV=app_env)
         assert "<script" not in ask(server.url, "/", NAVIGATION).text
         assert [ask(server.url, path).status for path in ROUTES] == [404, 404]
 

@@ -57,8 +57,8 @@ class Checkout:
     def environment(self) -> dict[str, str]:
         """Return the variables of development: those of this process, then those of `.env`, then the defaults.
 
-        SECRET_KEY is the one that is kept, if there is no other, so that cookies are valid after a restart. Without
-        `REDIS_URL` there is none in it.
+        SECRET_KEY is the one that is kept, if there is no other, so that cookies are valid after a restart. REDIS_URL
+        is missing unless this process or `.env` sets it.
 
         Raises:
             EnvFileError: `.env` cannot be used.

@@ -144,7 +144,7 @@ def serve(target: str, bind: str | None, workers: str | None, under_dev: bool) -
     for sentence in proxies.check_trusted(settings.forwarded_allow_ips):
         logging.getLogger(__name__).warning("%s", sentence)
     options = settings.uvicorn_options()
-    if under_dev:
+    if under_dev and developing():
         from everycore.cli.browser_reload import PATHS, TARGET
 
         options |= {"wrapper": TARGET, "probe_paths": (*settings.probe_paths, *PATHS)}
