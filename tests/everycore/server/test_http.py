@@ -303,3 +303,32 @@ async def test_untrusted_peer_costs_no_look_at_its_fields(monkeypatch: pytest.Mo
     monkeypatch.setattr(ForwardedHeaders, "apply", None)
     connection = Connection(app)
     assert await connection.answers(GET.replace(b"Host", b"X-Forwarded-For: 1.2.3.4\r\nHost")) == [HEAD + b"ok"]
+
+
+async def answer(receive: Any, send: Any) -> None:
+    await send(START)
+    await send(body(b"ok"))
+
+
+async def test_idle_connection_is_closed_after_keep_alive() -> None:
+    connection = Connection(answer)
+    connection.protocol.timeout_keep_alive = 0.01  # type: ignore[assignment]
+    await connection.answers(GET + GET)
+    async with asyncio.timeout(20):
+        while not connection.transport.closed:
+            await asyncio.sleep(0.001)
+
+
+async def test_timer_of_an_earlier_response_closes_no_busy_connection() -> None:
+    """One timer runs for many requests."""
+    connection = Connection(answer)
+    await connection.answers()
+    timer = connection.protocol.timeout_keep_alive_task
+    await connection.answers()
+    assert connection.protocol.timeout_keep_alive_task is timer
+    connection.protocol._close_if_idle()
+    assert not connection.transport.closed, "it was idle for less than KEEP_ALIVE"
+    connection.protocol.data_received(GET[:10])
+    connection.protocol.timeout_keep_alive = 0
+    connection.protocol._close_if_idle()
+    assert not connection.transport.closed, "a request is being received"

@@ -80,6 +80,7 @@ class HttpConfig(uvicorn.Config):
         self.max_in_flight, self.max_streams = max_in_flight, max_streams
         self.streams = self.websockets = 0  # that are open
         self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
+        self._held: list[ResponseCycle] = []
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
 
@@ -88,6 +89,17 @@ class HttpConfig(uvicorn.Config):
         super().load()
         if self.ssl is not None:
             self.ssl.minimum_version = self._tls_min_version
+
+    def send_soon(self, cycle: ResponseCycle) -> None:
+        """Send the head of a response at the end of this tick, if it has not been sent by then."""
+        if not self._held:
+            cycle.protocol.loop.call_soon(self._send_held)
+        self._held.append(cycle)
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, []
+        for cycle in held:
+            cycle.flush_head()
 
     def room(self, tasks: int) -> int:
         """Return how many more requests may be handled at once.
@@ -138,9 +150,21 @@ class HttpProtocol(RequestProtocol):
             cycle.report()
 
     def on_message_begin(self) -> None:
-        """Start with an empty head."""
-        super().on_message_begin()
+        """Start with an empty head, and the scope that uvicorn makes."""
+        self.url = b""
+        self.headers = []
         self._noted = {}
+        self.scope = {  # type: ignore[typeddict-item]
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field of the head or of the trailers."""
@@ -153,6 +177,13 @@ class HttpProtocol(RequestProtocol):
         """Count the bytes of the body."""
         self.body_bytes += len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Tell the request that its body is complete."""
+        cycle = self.cycle
+        if not (self.parser.should_upgrade() or cycle.response_complete):
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def start_request(self) -> None:
         """Call the app, now or after the responses to earlier requests of this connection. The head is complete."""
@@ -181,7 +212,11 @@ class HttpProtocol(RequestProtocol):
             keep_alive=version != "1.0" and parser.should_keep_alive(),
         )
         app = self.app
-        if self.shared.room(len(self.tasks)) <= 0 and scope["path"] not in self.shared.probes:
+        if (
+            self.shared.max_in_flight
+            and self.shared.room(len(self.tasks)) <= 0
+            and scope["path"] not in self.shared.probes
+        ):
             self.shared.stats.count(SHED_REQUESTS)
             app = refuse
         if earlier is None or earlier.response_complete:
@@ -192,9 +227,34 @@ class HttpProtocol(RequestProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self.running = cycle
-        task = self.loop.create_task(cycle.run_asgi(app))
-        task.add_done_callback(self.tasks.discard)
+        cycle.task = task = self.loop.create_task(cycle.run_asgi(app))
         self.tasks.add(task)
+
+    def on_response_complete(self) -> None:
+        """Start the next request that was pipelined, or wait KEEP_ALIVE seconds for one.
+
+        One timer runs for many requests, because a new one for each would cost a percent of a small request.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self.idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self.idle_since is None or self.transport.is_closing():
+            return
+        left = self.idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self._close_if_idle)
 
     def on_cycle_end(self, cycle: ResponseCycle) -> None:
         """Count and log a request whose response is complete, or whose client is gone."""

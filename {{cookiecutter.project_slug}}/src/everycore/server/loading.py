@@ -11,8 +11,6 @@ from everycore.environ import SettingsError
 from everycore.server.http import HttpConfig
 from everycore.server.import_errors import LoadError, summarize
 
-TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
-
 
 def load(target: str, wrapper: str = "", **options: Any) -> HttpConfig:
     """Import the app and the parts of uvicorn that serve it.
@@ -30,8 +28,9 @@ def load(target: str, wrapper: str = "", **options: Any) -> HttpConfig:
     try:
         config.load()
     except OSError as error:  # the base class of ssl.SSLError
-        files = " or ".join(str(options[name]) for name in TLS_FILES if options.get(name))
-        raise LoadError(f"TLS: {files} cannot be used: {error}.") from None
+        authority = options.get("ssl_ca_certs")
+        key = f", its key or {authority}" if authority else " and its key"
+        raise LoadError(f"TLS: {options.get('ssl_certfile')}{key} cannot be used: {error}.") from None
     if wrapper:
         config.loaded_app = find_app(wrapper)(config.loaded_app)
     return config

@@ -42,12 +42,11 @@ class RequestProtocol(HttpToolsProtocol, ABC):
     # Bytes that the parser got after the last complete head, chunk or part of a body. The rest of the piece in which
     # it ended is not counted, so an unfinished head may be PIECE bytes larger. STOPPED: no more bytes are read.
     _unfinished: float = 0
+    idle_since: float | None = None  # the loop's time of the last response, if no byte came after it
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent, at most PIECE bytes at a time."""
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
+        self.idle_since = None
         self._unfinished += len(data)
         if self._unfinished <= PIECE:
             self._feed(data)

@@ -118,7 +118,7 @@ def _current_wait(connection: Connection) -> Wait | None:
         return None if getattr(connection, "handshake_initiated", True) else Wait(HEADER, None)
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:  # the next head has not been received
-        return Wait(HEADER, cycle) if connection.timeout_keep_alive_task is None else None
+        return Wait(HEADER, cycle) if connection.idle_since is None else None
     is_reading = not (connection.flow.read_paused or cycle.waiting_for_100_continue)
     return Wait(BODY, (cycle, connection.body_bytes)) if cycle.more_body and is_reading else None
 

@@ -260,6 +260,7 @@ class Worker(uvicorn.Server):
         if counter % TICKS_A_SECOND == 0:
             self._sample_memory()
             self._sample_load()
+            self._forget_ended_tasks()
             self._retire_when_due()
             self.request_timeouts.enforce(self.server_state.connections, monotonic())
         return await super().on_tick(counter)
@@ -281,6 +282,10 @@ class Worker(uvicorn.Server):
 
     def _sample_memory(self) -> None:
         self.row[scoreboard.RSS] = self.memory.read()
+
+    def _forget_ended_tasks(self) -> None:
+        """Forget the tasks that were cancelled before they began. All others do that themselves."""
+        self.server_state.tasks -= {task for task in self.server_state.tasks if task.done()}
 
     def _sample_load(self) -> None:
         """Measure for how much of the last second the thread of the event loop used a CPU."""
@@ -339,6 +344,7 @@ class Worker(uvicorn.Server):
         while state.connections or state.tasks or self.acceptor.accepting:
             if ticks % DRAIN_TICKS_A_SECOND == 0:
                 await super().on_tick(0)  # uvicorn renews the Date header
+                self._forget_ended_tasks()
                 self.request_timeouts.enforce(state.connections, monotonic())
                 self._shut_down(
                     connection
