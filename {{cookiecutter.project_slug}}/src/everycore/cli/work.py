@@ -1,11 +1,12 @@
-"""`work`: runs the jobs of an app, in a process of its own. Only an app that has jobs imports docket."""
+"""`work`: runs the jobs of an app, in a process of its own. Only an app that has jobs imports docket.
 
-import asyncio
+The primary loads this module too, but neither asyncio nor uvicorn.
+"""
+
 import importlib.util
 import sys
 from typing import Any
 
-from everycore.server.loading import find_app
 from everycore.server.logging import set_process
 
 
@@ -21,6 +22,10 @@ def work(target: str, concurrency: int, lease: float) -> None:
         LoadError: The app cannot be imported.
         SettingsError: The app refuses one of its settings.
     """
+    import asyncio
+
+    from everycore.server.loading import find_app
+
     set_process("work")
     app: Any = find_app(target)
     if "everycore.jobs" not in sys.modules:
