@@ -1,12 +1,11 @@
 """Lua scripts that change a session atomically. Each uses one key, so they run on a Redis Cluster.
 
 A session is a hash with the field `created`. When it ends or moves, a string takes its place: a mark that is "" or the
-name to which the session moved. A HSET of a running request then fails, and so brings nothing back.
+name to which the session moved. A HSET of a running request then fails with WRONGTYPE, and so brings nothing back. The
+scripts SAVE, SWAP and MOVE fail in the same way.
 """
 
-GUARD = """
-if redis.call('TYPE', KEYS[1]).ok == 'string' or redis.call('HEXISTS', KEYS[1], 'created') == 0 then return 0 end
-"""
+GUARD = "if redis.call('HEXISTS', KEYS[1], 'created') == 0 then return 0 end"
 
 # ARGV: new TTL in ms or 0, number of ARGV to set, field, value ..., then fields to delete.
 # In chunks, because Lua unpacks at most 8,000 values.
@@ -18,7 +17,7 @@ if ARGV[1] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return 1
 """
 
-# KEYS: the session. Returns 1 if written, 0 if the session has ended.
+# KEYS: the session. Returns 1 if written, 0 if there is none.
 SAVE = GUARD + WRITE
 
 # KEYS: a new session. Returns 1 if written, 0 if END came first.
@@ -32,8 +31,8 @@ redis.call('DEL', KEYS[1])
 return 0
 """
 
-# KEYS: the session. ARGV: field, the value that was read or "", the new value. Returns 1 if written, 0 if the session
-# has ended, or {the value that another request wrote, nil for none}.
+# KEYS: the session. ARGV: field, the value that was read or "", the new value. Returns 1 if written, 0 if there is
+# none, or {the value that another request wrote, nil for none}.
 SWAP = (
     GUARD
     + """
@@ -44,7 +43,7 @@ return 1
 """
 )
 
-# KEYS: the session. ARGV: its new name, ms to keep the mark. Returns the fields that were there, or 0 if it has ended.
+# KEYS: the session. ARGV: its new name, ms to keep the mark. Returns the fields that were there, or 0 if there is none.
 MOVE = (
     GUARD
     + """

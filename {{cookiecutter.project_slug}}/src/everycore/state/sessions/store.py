@@ -182,7 +182,7 @@ class SessionStore:
             written[TOUCHED] = b"%.3f" % now
         if user is not None and renewal_due:
             await self._users.add(user, record.name, life_ms + USER_MARGIN_MS)
-        if not await self._write_if_there(record, written, deleted, life_ms, now):
+        if not await _unless_ended(self._write_if_there(record, written, deleted, life_ms, now)):
             if deleted or any(name != TOUCHED for name in written):
                 raise SessionEndedError(ENDED_MEANWHILE)
             return None
@@ -262,7 +262,7 @@ class SessionStore:
 
     async def _leave_old_id(self, record: Record, old: str, new: str) -> dict[bytes, bytes] | None:
         """Leave the old id for the new one; return the fields found there, or None if the session has ended."""
-        answer = await self._move(self._prefix + old, new, MARK_S * 1000)
+        answer = await _unless_ended(self._move(self._prefix + old, new, MARK_S * 1000))
         if answer:
             return dict(zip(answer[::2], answer[1::2], strict=True))
         found = await self._fields(old)
@@ -291,7 +291,7 @@ class SessionStore:
             before = stored.get(name)
             raw = as_json(key, fn(None if before is None else decode(before)))
             self._check_size(stored, {name: raw}, [])
-            answer = await self._compare(self._prefix + record.name, name, before or b"", raw)
+            answer = await _unless_ended(self._compare(self._prefix + record.name, name, before or b"", raw))
             if answer == 1:
                 return raw
             if answer == 0:
@@ -307,18 +307,16 @@ class SessionStore:
 
     async def _fields(self, name: str) -> dict[bytes, bytes]:
         """Return the fields of a session; or, under MOVED, the name to which it has moved."""
-        try:
-            return cast("dict[bytes, bytes]", await self._send("HGETALL", self._prefix + name))
-        except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
-                raise
+        stored = await _unless_ended(self._send("HGETALL", self._prefix + name))
+        if stored == 0:
             mark = await self._redis.get(self._prefix + name)
-            return {MOVED: cast("bytes", mark)} if mark else {}
+            stored = {MOVED: mark} if mark else {}
+        return cast("dict[bytes, bytes]", stored)
 
     async def _write_if_there(
         self, record: Record, written: Mapping[bytes, bytes], deleted: Sequence[bytes], life_ms: int, now: float
     ) -> bool:
-        """Write to a session, unless it has ended or moved meanwhile; return whether it was written."""
+        """Write to a session, if it is there; return whether it was written."""
         # HSET takes half of the script's time in Redis. It is safe while the session cannot expire, and while Redis has
         # the mark of every session that ended or moved after this request read it.
         expires = min(record.touched + self.lifetimes.idle, record.created + self.lifetimes.absolute)
@@ -328,12 +326,7 @@ class SessionStore:
         # Redis counts the fields that are new to it. With one that was there, the count tells whether the session was.
         fields = written if new < len(written) else {**written, TOUCHED: record.stored[TOUCHED]}
         key = self._prefix + record.name
-        try:
-            made = await self._send("HSET", key, *chain.from_iterable(fields.items()))
-        except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
-                raise
-            return False
+        made = await self._send("HSET", key, *chain.from_iterable(fields.items()))
         return bool(made == new or await self._check(key))
 
     def _write(
@@ -355,3 +348,13 @@ class SessionStore:
             raise SessionTooLargeError(
                 f"the session would have more than {self._max_bytes} bytes of JSON; store large data elsewhere"
             )
+
+
+async def _unless_ended(answer: Awaitable[Any]) -> Any:
+    """Return Redis' reply, or 0 if the session has a mark, because it has ended or moved."""
+    try:
+        return await answer
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return 0
