@@ -69,7 +69,7 @@ def machine(tmp_path_factory):
     if os.getuid() != 0 or not all(map(shutil.which, ("systemd-nspawn", "mmdebstrap", "nsenter"))):
         pytest.skip("a real systemd needs root, and apt install systemd-container mmdebstrap")
     folder = tmp_path_factory.mktemp("systemd")
-    root = KEPT / "systemd"
+    root = KEPT / f"systemd-{os.environ.get('SUITE', 'bookworm')}"
     root.parent.mkdir(parents=True, exist_ok=True)
     made = captured([ROOT / ".ci/systemd", root, baked(folder)], ROOT, timeout=280)
     if made.returncode:

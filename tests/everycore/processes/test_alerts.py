@@ -19,6 +19,7 @@ APP = """
 import asyncio
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from everycore.state import Rule
 from sample.app import create_app as create_sample
 
 async def fails(request):
@@ -28,9 +29,13 @@ async def waits(request):
     await asyncio.sleep(2.6)
     return PlainTextResponse("late")
 
+async def limited(request):
+    await request.state.limits.take(Rule("few", limit=1, per=3600), "anybody")
+    return PlainTextResponse("taken")
+
 def create_app():
     app = create_sample()
-    app.router.routes += [Route("/fails", fails), Route("/waits", waits)]
+    app.router.routes += [Route(f"/{each.__name__}", each) for each in (fails, waits, limited)]
     return app
 """
 MINUTES = 20  # of each look
@@ -154,8 +159,12 @@ def test_alerts_fire_in_prometheus(
     eventually(lambda: fires("ClusterErrors"))
     load(watched.url, "/waits", clients=4)
     eventually(lambda: fires("ClusterRouteSlow"))
+    load(watched.url, "/limited", clients=1)
+    eventually(lambda: query("cluster_rate_limit_refused_total > 10"))
+    assert not fires("ClusterRateLimitsOpen")
     load(watched.url, "/", clients=2)
     with Redis(unix_socket_path=f"{short_path}/own/redis.sock") as redis:
         redis.shutdown(nosave=True)
+    eventually(lambda: fires("ClusterRateLimitsOpen"))
     eventually(lambda: fires("ClusterRedisUnavailable"))
     eventually(lambda: fires("ClusterRedisFailing"))

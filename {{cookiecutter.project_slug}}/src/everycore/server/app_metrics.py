@@ -41,6 +41,7 @@ class _Process:
         self._has_failed = False
 
     def open(self, folder: Path, owner: str) -> None:
+        self.lock = threading.RLock()  # a thread of the import may have held it at the fork
         self._folder, self._owner = folder, owner
         for value in self.values:
             value.join()
