@@ -71,7 +71,7 @@ def test_reload_says_which_revision_runs(serve: Any, ready: Any, get: Any, cli: 
     eventually(lambda: len(ready(cluster)) == 1)
     environ = {"RUN_DIR": str(cluster.run_dir)}
     assert "with 1 worker, revision abc123" in cluster.log.read_text()
-    assert cli("reload", **environ).stdout == "generation 2 of revision abc123 (as before) is running\n"
+    assert cli("reload", **environ).stdout == "generation 2 is running, revision abc123 (as before)\n"
     assert ", revision abc123, 1 worker wanted" in cli("status", **environ).stdout
     assert json.loads(cli("status", "--json", **environ).stdout)["revision"] == "abc123"
     assert [host["revision"] for host in json.loads(get(cluster.url, "/cluster")[1])["hosts"].values()] == ["abc123"]
@@ -94,5 +94,5 @@ def test_reload_of_new_code_names_both_revisions(serve: Any, ready: Any, eventua
         cluster.control.reload()
     assert cluster.control.snapshot().revision == "v1"
     (tmp_path / "main.py").write_text(SLOT)
-    assert cluster.control.reload() == "generation 2 of revision v2 (before: v1) is running"
-    assert "reload: generation 2 of revision v2 (before: v1) starting" in cluster.log.read_text()
+    assert cluster.control.reload() == "generation 2 is running, revision v2 (before: v1)"
+    assert "reload: generation 2 starting, replacing 1 worker, revision v2 (before: v1)" in cluster.log.read_text()

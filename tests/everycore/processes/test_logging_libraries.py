@@ -1,10 +1,13 @@
 """What apps log with: extra fields, `dictConfig`, structlog, loguru and OpenTelemetry, in a worker of a real server."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from places import TEMPLATE
 
 APP = """
 import logging
@@ -40,19 +43,9 @@ import logging.config
 """
 LOG = 'logging.getLogger("shop").info("paid", extra={"order": 17})'
 CONFIGURE = "logging.config.dictConfig(CONFIG)"
-STRUCTLOG = """
-import structlog
-structlog.configure(
-    processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.render_to_log_kwargs],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
-"""
-LOGURU = """
-from loguru import logger
-logger.remove()
-logger.add(logging.getLogger().handlers[0], format="{message}")
-"""
+# What docs/operations.md says about structlog, loguru and OpenTelemetry.
+SECTION = (TEMPLATE / "docs" / "operations.md").read_text().partition("\n## The log\n")[2].partition("\n## ")[0]
+STRUCTLOG, LOGURU, OPENTELEMETRY = re.findall(r"```py\n(.*?)```", SECTION, re.S)
 
 
 @pytest.fixture
@@ -129,18 +122,16 @@ def test_loguru_gives_its_values_as_fields(logged: Any) -> None:
     assert (paid["logger"], paid["extra"], paid["request_id"]) == ("shop", {"order": 17}, "one")
 
 
-OPENTELEMETRY = """
+PROVIDER = """
 from opentelemetry import trace
-from opentelemetry.instrumentation.logging import LoggingInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
-LoggingInstrumentor().instrument(inject_trace_context=True)
 """
 
 
 def test_opentelemetry_adds_the_trace_to_lines(logged: Any) -> None:
     pytest.importorskip("opentelemetry.instrumentation.logging")  # .ci/versions has no libraries of apps
     span = 'with trace.get_tracer("shop").start_as_current_span("pay"):\n        '
-    paid = the_one(logged(span + LOG, OPENTELEMETRY), message="paid")
+    paid = the_one(logged(span + LOG, PROVIDER + OPENTELEMETRY), message="paid")
     assert len(paid["otelTraceID"]) == 32
     assert (paid["order"], paid["otelTraceSampled"]) == (17, True)

@@ -58,6 +58,6 @@ def test_revision_is_one_short_word_of_ascii(tmp_path: Path, text: str, found: s
 
 
 def test_reload_line_says_whether_the_revision_changed() -> None:
-    assert describe_revision("b", "a") == " of revision b (before: a)"
-    assert describe_revision("b", "b") == " of revision b (as before)"
+    assert describe_revision("b", "a") == ", revision b (before: a)"
+    assert describe_revision("b", "b") == ", revision b (as before)"
     assert describe_revision("", "a") == ""

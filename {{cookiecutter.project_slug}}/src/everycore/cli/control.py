@@ -112,7 +112,7 @@ class ClusterControl:
                 f"generation {after.generation} is running, but {after.reload_reason}: its requests in flight are "
                 "lost. See the log."
             )
-        return f"generation {after.generation}{describe_revision(after.revision, first.revision)} is running"
+        return f"generation {after.generation} is running{describe_revision(after.revision, first.revision)}"
 
     def scale(self, wanted: int) -> None:
         """Set the number of workers and wait until they are ready.

@@ -45,19 +45,18 @@ class LineFormat:
         """Set what the lines say about this process.
 
         Args:
-            role: "primary", "template" or "worker".
+            role: "primary", "template", "worker" or "hooks".
             worker: The slot of a worker.
             generation: The generation of a worker or a template process.
         """
-        named = {"worker": worker, "generation": generation}
-        self._process = {"role": role} | {name: value for name, value in named.items() if value is not None}
+        fields = {"role": role, "worker": worker, "generation": generation}
+        self._quoted = json.dumps({name: value for name, value in fields.items() if value is not None})[1:-1]
         shown = role if worker is None else f"worker={worker}"
         self._shown = shown if generation is None else f"{shown} gen={generation}"
-        self._quoted = json.dumps(self._process)[1:-1]
 
     def record(self, record: logging.LogRecord) -> str:
         """Return the line of a record of `logging`."""
-        details = {}
+        details: dict[str, str] = {}
         if record.exc_text is not None:  # another handler or library has formatted it
             details["exception"] = record.exc_text.strip()
         elif record.exc_info and record.exc_info[1]:

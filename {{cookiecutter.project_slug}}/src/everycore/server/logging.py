@@ -66,7 +66,7 @@ def set_process(role: str, worker: int | None = None, generation: int | None = N
     """Set what the lines of this forked process say about it.
 
     Args:
-        role: "template" or "worker".
+        role: "template", "worker" or "hooks".
         worker: The slot of a worker.
         generation: The generation of a worker or a template process.
     """

@@ -292,7 +292,7 @@ class Reloader:
             logger.info("reload: %s kept, as set by scale; WEB_CONCURRENCY means %d", kept, configured)
         old = counted(len(children), "worker")
         revision = describe_revision(self._revision, revision_before)
-        logger.info("reload: generation %d%s starting, replacing %s", children.generation, revision, old)
+        logger.info("reload: generation %d starting, replacing %s%s", children.generation, old, revision)
 
     def _fail(self, reason: str, traceback: str = "") -> None:
         if not self._children.generation:

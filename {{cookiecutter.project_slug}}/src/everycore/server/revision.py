@@ -28,10 +28,10 @@ def find_revision(directory: Path, environ: Mapping[str, str]) -> str:
 
 
 def describe_revision(now: str, before: str) -> str:
-    """Return what a line about a reload says of the revision, such as " of revision b (before: a)", or nothing."""
+    """Return the end of a line about a reload, such as ", revision b (before: a)". Empty if no revision is known."""
     if not now:
         return ""
-    return f" of revision {now} ({'as before' if now == before else f'before: {before}'})"
+    return f", revision {now} ({'as before' if now == before else f'before: {before}'})"
 
 
 def _clean(text: str) -> str:
