@@ -261,7 +261,10 @@ class HttpProtocol(RequestProtocol):
         scope, elapsed = cycle.scope, monotonic_ns() - cycle.began
         self.shared.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
         if self.shared.logs_requests and scope["path"] not in self.shared.probes:
-            agents = [value for name, value in scope["headers"] if name == b"user-agent"]
+            agent = b""
+            for name, value in scope["headers"]:
+                if name == b"user-agent":
+                    agent = value
             client = scope["client"]
             write_access_line(
                 method=scope["method"],
@@ -271,7 +274,7 @@ class HttpProtocol(RequestProtocol):
                 client=client[0] if client else "-",
                 request_id=cycle.request_id,
                 sent=cycle.sent,
-                user_agent=b"".join(agents).decode("latin-1"),
+                user_agent=agent.decode("latin-1"),
             )
 
     def create_websocket(self) -> Any:

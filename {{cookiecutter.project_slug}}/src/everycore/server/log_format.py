@@ -3,6 +3,7 @@
 Lines quote clients and apps. So each value is escaped, and an extra field cannot take the place of a field of the line.
 """
 
+import functools
 import json
 import logging
 import os
@@ -153,7 +154,13 @@ class LineFormat:
 
 
 def _utc(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+    return f"{_utc_second(int(when))}.{int(when % 1 * 1000):03}+00:00"
+
+
+@functools.lru_cache(maxsize=1)
+def _utc_second(second: int) -> str:
+    """Return the time without the milliseconds. Many access lines have the same, and it takes a fifth of their time."""
+    return datetime.fromtimestamp(second, UTC).isoformat()[: len("2026-11-27T00:00:00")]
 
 
 def _message(record: logging.LogRecord) -> str:
