@@ -82,6 +82,22 @@ async def test_writes_during_a_move_are_copied(store: SessionStore) -> None:
     assert dict(moved) == {"cart": ["book", "pen"], "visits": 2}
 
 
+async def test_end_during_the_copy_of_late_changes_ends_it(store: SessionStore) -> None:
+    old = await made(store, "ann")
+
+    async def others() -> None:
+        other = await store.load(old)
+        other["visits"] = 9
+        await store.save(other)
+
+    session = await store.load(old)
+    session.regenerate()
+    before(store, "_move", others)
+    before(store, "_save", lambda: store.end_all("ann"))
+    assert not await store.load(await saved(store, session))
+    assert await store.sessions_of("ann") == []
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_save_beside_a_move_is_kept_or_refused(store: SessionStore, known: bool) -> None:
     """Ten write a key of their own, which is known or new. What is not refused is in the session with the new id."""

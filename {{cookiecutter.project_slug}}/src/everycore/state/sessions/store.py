@@ -282,7 +282,7 @@ class SessionStore:
         if USER in changed_meanwhile and (user := user_name(decode(changed_meanwhile[USER]))) is not None:
             await self._users.add(user, name, life_ms + USER_MARGIN_MS)
         if changed_meanwhile or deleted_meanwhile:
-            await self._write(self._save, name, changed_meanwhile, deleted_meanwhile, 0)
+            await _unless_ended(self._write(self._save, name, changed_meanwhile, deleted_meanwhile, 0))
 
     async def _swap(self, record: Record, key: str, fn: Callable[[Any], Any]) -> bytes:
         """Write `fn(stored value or None)` under a key of a stored session; return it as JSON."""
