@@ -5,7 +5,9 @@ import importlib
 import pkgutil
 import shlex
 import signal
+import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from types import ModuleType
 
@@ -40,14 +42,19 @@ def main() -> int:
         rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
         tuned = [peer for peer in TUNED if peer.installed()]
         context = Context(rounds, arguments.quick, peers, redis, missing, console, tuned)
-        failed = False
-        for name in arguments.suites or found:
-            try:
-                measure(name, found, context)
-            except (ServerError, OSError) as error:  # the other suites still have something to say
-                console.print(f"error: {name}: {error}", markup=False)
-                failed = True
-    return int(failed)
+        return 0 if measure_all(arguments.suites or found, found, context) else 1
+
+
+def measure_all(names: Iterable[str], found: dict[str, ModuleType], context: Context) -> bool:
+    """Whether each suite came to its end. One that does not leaves the results of the others alone."""
+    complete = True
+    for name in names:
+        try:
+            measure(name, found, context)
+        except (ServerError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            context.console.print(f"error: {name}: {error}", markup=False)
+            complete = False
+    return complete
 
 
 def measure(name: str, found: dict[str, ModuleType], context: Context) -> None:

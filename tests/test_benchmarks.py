@@ -6,6 +6,7 @@ import socket
 import sys
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from subprocess import CalledProcessError
 from threading import Thread
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -13,10 +14,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import charts, peers, readme, report, sysctl
+from benchmarks import __main__, charts, peers, readme, report, sysctl
+from benchmarks.paths import ROOT
 from benchmarks.redis_server import RedisServer
 from benchmarks.server import Server, ServerError
-from benchmarks.suites import throughput
+from benchmarks.suites import start, throughput
 from everycore.cli.dev_redis import find_server
 
 PEERS = ("ours", "swift & <sure>", "node")
@@ -215,6 +217,31 @@ def test_only_text_between_the_markers_is_replaced():
 def test_markers_that_are_missing_or_muddled_are_an_error(text):
     with pytest.raises(ValueError, match="needs one line"):
         readme.replaced(text, "new")
+
+
+# The suites
+
+
+@pytest.mark.parametrize("error", [ServerError("a"), OSError("b"), RuntimeError("wrk"), CalledProcessError(1, "c")])
+def test_a_suite_that_fails_leaves_the_others_to_run(error):
+    ran, said = [], []
+
+    def fail(context):
+        raise error
+
+    def pass_by(context):
+        ran.append("second")
+
+    found = {"first": SimpleNamespace(run=fail), "second": SimpleNamespace(run=pass_by)}
+    console = SimpleNamespace(print=lambda text, markup: said.append(text))
+    assert not __main__.measure_all(found, found, SimpleNamespace(commands={}, console=console))
+    assert (ran, said) == (["second"], [f"error: first: {error}"])
+
+
+def test_our_app_is_imported_for_its_time_without_a_server(monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "{{cookiecutter.project_slug}}" / "src"))
+    assert start.import_seconds(replace(peers.OURS, executable=sys.executable), "app", "redis://127.0.0.1:1/0") > 0
 
 
 # The peers

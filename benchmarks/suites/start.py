@@ -44,7 +44,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _measure(context: Context, peer: Peer, app: str) -> dict[str, float]:
     """Seconds."""
-    own = _import_seconds(peer, app)  # first, so that files are cached and compiled for both
+    own = import_seconds(peer, app, context.redis.url)  # first, so that files are cached and compiled for both
     # Not `wait`: it looks through all of /proc again and again, and so takes CPU from what it waits for.
     with context.start(peer, workers=WORKERS, app=app, wait=False) as server:
         server.wait_until(lambda: _done(server), START_DEADLINE, f"{WORKERS} workers were not ready")
@@ -58,9 +58,9 @@ def _done(server: Server) -> bool:
     return len(server.ready_times()) >= WORKERS or server.process.poll() is not None
 
 
-def _import_seconds(peer: Peer, app: str) -> float:
+def import_seconds(peer: Peer, app: str, redis_url: str) -> float:
     code = ["-c", f"import {peer.default_app}"] if peer.python else ["-e", REQUIRE_ALL]
-    environ = {**os.environ, **peer.environ(0, WORKERS, app)}
+    environ = {**os.environ, **peer.environ(0, WORKERS, app), "REDIS_URL": redis_url}
     began = time.monotonic()
     subprocess.run([peer.executable, *code], cwd=peer.cwd, env=environ, check=True, timeout=IMPORT_DEADLINE)
     return time.monotonic() - began
