@@ -147,7 +147,7 @@ class HttpProtocol(RequestProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-            cycle.report()
+            self.on_cycle_end(cycle)
 
     def on_message_begin(self) -> None:
         """Start with an empty head, and the scope that uvicorn makes."""

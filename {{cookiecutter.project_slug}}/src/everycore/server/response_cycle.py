@@ -55,7 +55,7 @@ class ResponseCycle:
     # The usual values, which an instance does not store.
     task: Any = None  # in which the app is called
     more_body = True
-    disconnected = response_started = response_complete = is_reported = False
+    disconnected = response_started = response_complete = False
     status = 0  # until the app starts the response
     sent = 0  # bytes of the body of the response, without the framing of chunks
     time_to_stream = 0  # nanoseconds until an event stream started. 0 if the response is none
@@ -159,12 +159,6 @@ class ResponseCycle:
         if head and not self.transport.is_closing():
             self.transport.write(head)
 
-    def report(self) -> None:
-        """Report this request once: its response is complete, or its client is gone."""
-        if not self.is_reported:
-            self.is_reported = True
-            self.protocol.on_cycle_end(self)
-
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Build the head. It waits for the body until the end of this tick, so no slow body delays it."""
         self.response_started = True
@@ -236,7 +230,7 @@ class ResponseCycle:
             self.message_event.set()
             if not self.keep_alive:
                 self.protocol.close()
-            self.report()
+            self.protocol.on_cycle_end(self)
             self.protocol.on_response_complete()
 
     def _write(self, data: bytes) -> None:
