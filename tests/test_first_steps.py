@@ -151,6 +151,8 @@ def test_first_week_runs_each_example(project):
     assert ((project / binary).exists(), dev, option) == (True, "dev", "--app")
     examples = re.findall(r"\(`examples/(\w+)\.py`\)", page)
     assert target.split(":")[0].split(".")[1] in examples
+    for line in re.findall(r"`((?:\w+=\w+ )?\.venv/bin/(?:pip|python) .*?)`", page):
+        assert captured(["bash", "-c", line], project, 300).returncode == 0, line
     for name in examples:
         with running(project, app=(option, f"examples.{name}:create_app")) as get:
             assert "<h1>" in eventually(lambda get=get: get("/"))
