@@ -221,7 +221,7 @@ def test_the_port_and_the_user_are_the_images(objects, project):
     dockerfile = (project / "Dockerfile").read_text()
     (port,) = container["ports"]
     assert re.findall(r"^EXPOSE (\d+)$", dockerfile, re.M) == [str(port["containerPort"])]
-    assert f"BIND=0.0.0.0:{port['containerPort']}" in dockerfile
+    assert f"PORT={port['containerPort']}\n" in dockerfile
     user = f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
     assert set(re.findall(r"^USER (\S+)$", dockerfile, re.M)) == {user}
 

@@ -186,6 +186,6 @@ def test_socket_holds_clients_over_a_restart(machine):
             wait_until(lambda: load.seen["ok"] > before)
         finally:
             seen = load.stop()
-        assert seen["ok"] == seen["sent"]
+        assert seen == {"ok": seen["sent"], "sent": seen["sent"]}  # shows every other outcome
     finally:
         machine.run("systemctl", "stop", f"{NAME}.socket", NAME)

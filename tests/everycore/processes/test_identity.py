@@ -74,7 +74,8 @@ def test_reload_says_which_revision_runs(serve: Any, ready: Any, get: Any, cli: 
     assert cli("reload", **environ).stdout == "generation 2 is running, revision abc123 (as before)\n"
     assert ", revision abc123, 1 worker wanted" in cli("status", **environ).stdout
     assert json.loads(cli("status", "--json", **environ).stdout)["revision"] == "abc123"
-    assert [host["revision"] for host in json.loads(get(cluster.url, "/cluster")[1])["hosts"].values()] == ["abc123"]
+    hosts = json.loads(get(cluster.url, "/cluster")[1])["hosts"].values()  # those of other tests on this Redis, too
+    assert "abc123" in [host["revision"] for host in hosts]
     assert 'cluster_info{engine="0.2.0",revision="abc123"} 1.0' in get(cluster.url, "/metrics")[1].decode()
 
 

@@ -72,6 +72,7 @@ def test_payment_that_runs_is_answered_409(clients: Any, redis_url: str) -> None
 
 
 def test_wsgi_app_is_served_by_preloaded_workers(serve: Any, ask: Any, tmp_path: Path) -> None:
+    pytest.importorskip("a2wsgi")  # .ci/versions has no libraries of apps
     (code,) = blocks("py")
     (tmp_path / "yours.py").write_text(code)
     server = serve("--app", "yours:app", "--workers", "2", PYTHONPATH=str(tmp_path), PRELOAD="auto")
