@@ -8,18 +8,13 @@ the lowest quarter is told.
 """
 
 import asyncio
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from .paths import ROOT
+from .beside import compare
 
-SOURCES = "{{cookiecutter.project_slug}}/src"
 TURNS, REQUESTS = 200, 100
 
 Handler = Callable[[Any], None]
@@ -121,39 +116,8 @@ async def serve() -> None:
         print((time.process_time() - began) / REQUESTS * 1e6, flush=True)
 
 
-def main(commit: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", commit, SOURCES], cwd=ROOT, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-B", "-m", "benchmarks.session_layer"],
-                env={"PYTHONPATH": f"{ROOT}:{sources}"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for sources in (Path(folder) / SOURCES, ROOT / SOURCES)
-        ]
-        print(f"{'CPU us':24}{commit:>12}{'here':>12}")
-        for name in CASES:
-            seen = [[_ask(child, name) for child in children] for _ in range(TURNS)]
-            lowest = [median(sorted(each)[: TURNS // 4]) for each in zip(*seen, strict=True)]
-            print(f"{name:24}{lowest[0]:12.2f}{lowest[1]:12.2f}", flush=True)
-        for child in children:
-            child.communicate()
-
-
-def _ask(child: subprocess.Popen[str], name: str) -> float:
-    assert child.stdin
-    assert child.stdout
-    child.stdin.write(f"{name}\n")
-    child.stdin.flush()
-    return float(child.stdout.readline())
-
-
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        main(sys.argv[1])
+        compare("benchmarks.session_layer", sys.argv[1], CASES, TURNS)
     else:
         asyncio.run(serve())
