@@ -82,7 +82,7 @@ async def add(request: Request) -> Response:
     note = {"id": uuid.uuid4().hex, "made_at": time.time(), "text": str(form.get("text", ""))[:MAX_TEXT]}
     async with request.state.database.begin() as connection:  # a transaction
         await connection.execute(notes.insert().values(**note))
-    return RedirectResponse(request.url_for("home").path, 303)
+    return RedirectResponse(request.url_for("notes").path, 303)
 
 
 @asynccontextmanager
@@ -101,7 +101,7 @@ def create_app() -> Starlette:
         debug=settings.development,
         routes=[
             Mount("/static", static, name="static"),
-            Route("/", show, name="home"),
+            Route("/", show, name="notes"),
             Route("/", add, methods=["POST"]),
         ],
         middleware=web.middleware(settings),

@@ -47,7 +47,7 @@ async def order(request: Request) -> Response:
     id = secrets.token_hex(4)
     await request.state.redis.hset(ORDERS, id, "ordered")
     await request.state.jobs.add(ship, key=id)(id)  # a second job with this key is not added while one waits or runs
-    return RedirectResponse(request.url_for("home").path, 303)
+    return RedirectResponse(request.url_for("orders").path, 303)
 
 
 def create_app() -> Starlette:
@@ -57,7 +57,7 @@ def create_app() -> Starlette:
         routes=[
             *web.routes(settings),
             Mount("/static", static, name="static"),
-            Route("/", show, name="home"),
+            Route("/", show, name="orders"),
             Route("/", order, methods=["POST"]),
         ],
         middleware=web.middleware(settings),

@@ -97,14 +97,14 @@ async def credentials(request: Request) -> tuple[str, str, bool]:
 
 def home(request: Request, message: str) -> Response:
     session(request)["message"] = message
-    return RedirectResponse(request.url_for("home").path, 303)
+    return RedirectResponse(request.url_for("account").path, 303)
 
 
 def create_app() -> Starlette:
     settings = web.AppSettings.for_app(__name__)
     limited = [Middleware(RateLimitMiddleware, rule=BY_CLIENT)]
     pages = [
-        Route("/", show, name="home"),
+        Route("/", show, name="account"),
         Route("/sign-up", sign_up, methods=["POST"], middleware=limited),
         Route("/log-in", log_in, methods=["POST"], middleware=limited),
         Route("/log-out", log_out, methods=["POST"]),

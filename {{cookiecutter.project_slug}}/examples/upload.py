@@ -55,7 +55,7 @@ async def upload(request: Request) -> Response:
         id = secrets.token_urlsafe(16)
         await to_thread.run_sync(store, file.file, path_of(request, id))
         await request.state.redis.hset(NAMES, id, file.filename[:200])
-    return RedirectResponse(request.url_for("home").path, 303)
+    return RedirectResponse(request.url_for("uploads").path, 303)
 
 
 def store(file: BinaryIO, path: Path) -> None:
@@ -85,7 +85,7 @@ def create_app() -> Starlette:
         debug=settings.development,
         routes=[
             Mount("/static", static, name="static"),
-            Route("/", show, name="home"),
+            Route("/", show, name="uploads"),
             Route("/", upload, methods=["POST"], max_body_size=MAX_UPLOAD),
             Route("/files/{id}", download),
         ],

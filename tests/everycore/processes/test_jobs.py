@@ -321,6 +321,7 @@ def test_dev_runs_work_and_starts_it_again(
         eventually(lambda: "end a" in notes())
         os.kill(int(redis.lindex(NOTES, -1).rpartition(" ")[2]), signal.SIGKILL)
         eventually(lambda: log.read_text().count("Starting worker") == 2)
+        assert log.read_text().count("work ended with exit code -9: it starts again now\n") == 1
         add("wait", "b", 0)
         eventually(lambda: "end b" in notes())
         eventually(lambda: "Watching " in log.read_text())

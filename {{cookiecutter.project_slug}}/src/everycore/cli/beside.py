@@ -1,6 +1,7 @@
 """A command that `dev` runs beside the server, such as `work`: started again when it was killed, or a file changed."""
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -14,12 +15,13 @@ class Beside:
     """Runs one command for the `with` block.
 
     Args:
+        name: What the terminal calls it, such as "work".
         command: The command and its arguments, or an empty sequence, which runs nothing.
         environ: Its environment.
     """
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        self._command, self._environ = command, environ
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._name, self._command, self._environ = name, command, environ
         self._processes: list[subprocess.Popen[bytes]] = []  # the last one is the present one; others drain
 
     def __enter__(self) -> Self:
@@ -42,9 +44,14 @@ class Beside:
         if not self._processes:
             return
         present = self._processes[-1]
+        was_running = present.returncode is None
+        code = present.poll()
         if changed:
             present.terminate()
-        if changed or (present.poll() or 0) < 0:
+        elif code and was_running:
+            when = "now" if code < 0 else "when a file changes"
+            print(f"{self._name} ended with exit code {code}: it starts again {when}", file=sys.stderr)
+        if changed or (code or 0) < 0:
             self._start()
         self._processes[:-1] = [process for process in self._processes[:-1] if process.poll() is None]
 

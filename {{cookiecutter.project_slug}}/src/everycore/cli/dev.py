@@ -61,7 +61,7 @@ def dev(app: str, bind: str | None, workers: str | None) -> int:
     with ExitStack() as stack:
         if not environ.get("REDIS_URL"):
             environ["REDIS_URL"] = _start_redis(checkout.kept if keeps else None, stack)
-        jobs = stack.enter_context(Beside(app_command("work", app) if jobs_installed() else (), environ))
+        jobs = stack.enter_context(Beside("work", app_command("work", app) if jobs_installed() else (), environ))
         code, restarts = _run_server(checkout, environ, run_dir.board, jobs)
     if restarts:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this same command, whose own code may have changed too
