@@ -21,6 +21,22 @@ class SettingsError(Exception):
         return " ".join(self.args)
 
 
+def package_of(target: str) -> str:
+    """Return the top-level package or module of an app, such as acme_shop for "acme_shop.app:create_app"."""
+    return target.partition(":")[0].partition(".")[0]
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser of one of some choices, in capitals or not. It raises ValueError for any other text."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse
+
+
 def parse_bool(text: str) -> bool:
     """Return True for "on" and False for "off".
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everycore.cli import env_file
 from everycore.cli.dev_redis import SOCKET
-from everycore.environ import DEVELOPMENT
+from everycore.environ import DEVELOPMENT, package_of
 from everycore.server.run_dir import RunDir
 from everycore.server.settings import default_run_dir
 
@@ -89,7 +89,7 @@ class Checkout:
     def run_dir(self, bind: str) -> Path:
         """Return the run directory of the `dev` server of this folder at an address."""
         port = bind.rpartition(":")[2]
-        return default_run_dir(f"{_name(self.app)}-{self._mark}-{port if port.isdecimal() else _digest(bind)}")
+        return default_run_dir(f"{package_of(self.app)}-{self._mark}-{port if port.isdecimal() else _digest(bind)}")
 
     def running(self) -> list[Path]:
         """Return the run directories of the `dev` servers of this folder that are running."""
@@ -115,15 +115,11 @@ def _is_own(path: Path) -> bool:
 
 def _source_of(app: str) -> Path:
     with suppress(ValueError):  # the app has no name; whoever loads it says so
-        spec = importlib.util.find_spec(_name(app))
+        spec = importlib.util.find_spec(package_of(app))
         if spec and spec.origin:
             where = Path(spec.origin)
             return where.parent.parent if where.name == "__init__.py" else where.parent
     return Path.cwd()
-
-
-def _name(app: str) -> str:
-    return app.partition(":")[0].partition(".")[0]
 
 
 def _digest(text: str) -> str:

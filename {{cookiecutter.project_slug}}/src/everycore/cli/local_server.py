@@ -14,6 +14,7 @@ from pathlib import Path
 
 from everycore.cli.control import ClusterControl
 from everycore.cli.dev_redis import stop, tied_to_parent
+from everycore.environ import package_of
 
 STOP_DEADLINE = 45.0  # seconds; longer than a drain by default
 
@@ -66,7 +67,7 @@ def app_command(command: str, app: str, *arguments: str) -> list[str]:
 
     The command is that of the app's own package if it has a `__main__.py`, or else that of everycore.
     """
-    package = app.partition(":")[0].partition(".")[0]
+    package = package_of(app)
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or ()) if found else []
     own = any(Path(folder, "__main__.py").exists() for folder in folders)

@@ -186,7 +186,7 @@ def _read_queue_length(listener: socket.socket) -> int:
     return _read_tcp_info(listener, UNACKED_AT)
 
 
-def read_wait(connection: socket.socket) -> int | None:
+def read_accept_wait(connection: socket.socket) -> int | None:
     """Return the nanoseconds that a new connection was queued, in whole milliseconds. None if it is not reported.
 
     It is the time since the client's last packet. That packet completes the connection, or has the request.

@@ -125,9 +125,8 @@ class HttpProtocol(RequestProtocol):
     """The HTTP protocol of the workers."""
 
     body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
-    running: ResponseCycle | None = (
-        None  # whose app was called last. `cycle` may be a later one, of a pipelined request
-    )
+    # The request whose app was called last. `cycle` may be a later one, of a pipelined request.
+    running: ResponseCycle | None = None
     _is_proxy = False  # whether the client is a trusted proxy
 
     def __init__(self, config: HttpConfig, server_state: ServerState, app_state: dict[str, Any]) -> None:

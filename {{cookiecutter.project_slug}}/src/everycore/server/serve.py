@@ -8,6 +8,7 @@ from pathlib import Path
 from selectors import DefaultSelector
 from typing import Any, NoReturn
 
+from everycore.environ import package_of
 from everycore.server import cpus, systemd
 from everycore.server.channel import Channel
 from everycore.server.children import Children
@@ -54,7 +55,7 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
     directory = typed_directory()
     signals = SignalQueue()  # before the lock names this pid, because commands may then send signals to it
     resources = Resources.acquire(RunDir(run_dir), binds)
-    files = LoadedFiles(target.partition(":")[0].partition(".")[0], directory)
+    files = LoadedFiles(package_of(target), directory)
     inherits = inherit_orphans()
     selector = DefaultSelector()
 
@@ -73,7 +74,7 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
         return workers or cpus.available_cpus()[0]
 
     primary = os.getpid()
-    title = Title(target.partition(":")[0].partition(".")[0])
+    title = Title(package_of(target))
     title.set("primary")
     templates = Templates(run_template, selector, inherits)
     children = Children(count_workers())

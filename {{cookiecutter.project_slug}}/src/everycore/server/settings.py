@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everycore.environ import EnvironSettings, parse_count, parse_items, parse_positive_seconds, setting
+from everycore.environ import (
+    EnvironSettings,
+    one_of,
+    package_of,
+    parse_count,
+    parse_items,
+    parse_positive_seconds,
+    setting,
+)
 from everycore.server.listeners import MAX_PORT
 from everycore.server.policy import Policy
 from everycore.server.proxies import ANYBODY, LOCAL, UNIX
@@ -49,20 +57,7 @@ def parse_log_level(text: str) -> str:
     Raises:
         ValueError: The text is not the name of a level.
     """
-    if text.lower() not in ("debug", "info", "warning", "error"):
-        raise ValueError(text)
-    return text.upper()
-
-
-def parse_log_format(text: str) -> str:
-    """Return the form of the log.
-
-    Raises:
-        ValueError: The text is not one of the choices.
-    """
-    if text.lower() not in ("auto", "text", "json"):
-        raise ValueError(text)
-    return text.lower()
+    return one_of("debug", "info", "warning", "error")(text).upper()
 
 
 def parse_proxies(text: str) -> tuple[str, ...]:
@@ -113,35 +108,13 @@ def parse_size(text: str) -> int:
     return size
 
 
-def parse_tls_version(text: str) -> str:
-    """Return a version of TLS.
-
-    Raises:
-        ValueError: The text is not one of the choices.
-    """
-    if text not in ("1.2", "1.3"):
-        raise ValueError(text)
-    return text
-
-
-def parse_preload(text: str) -> str:
-    """Return when the app is imported before the fork.
-
-    Raises:
-        ValueError: The text is not one of the choices.
-    """
-    if text.lower() not in ("auto", "always", "never"):
-        raise ValueError(text)
-    return text.lower()
-
-
 def default_run_dir(app: str) -> Path:
     """Return the run directory of this user for an app.
 
     Args:
         app: Its top-level package is part of the name: two apps do not meet there. It may also be a name.
     """
-    name = app.partition(":")[0].partition(".")[0]
+    name = package_of(app)
     shared_memory = Path("/dev/shm")  # noqa: S108 - the folder in it has mode 0700, and is checked
     return (shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}-{os.getuid()}"
 
@@ -172,9 +145,9 @@ class ServerSettings(EnvironSettings):
     hang_timeout: float = 30.0
     max_requests: int = Policy.max_requests
     max_rss_mb: int = 0
-    preload: str = setting(Policy.preload, parse_preload, "auto, always or never")
+    preload: str = setting(Policy.preload, one_of("auto", "always", "never"), "auto, always or never")
     log_level: str = setting("INFO", parse_log_level, "debug, info, warning or error")
-    log_format: str = setting("auto", parse_log_format, "auto, text or json")
+    log_format: str = setting("auto", one_of("auto", "text", "json"), "auto, text or json")
     max_in_flight: int = 0
     max_streams: int = 0
     websocket_max_size: int = setting(2**24, parse_size, "a number of bytes, more than 0")
@@ -183,7 +156,7 @@ class ServerSettings(EnvironSettings):
     probe_paths: tuple[str, ...] = setting(("/healthz", "/readyz", "/metrics"), parse_paths, "paths with commas")
     tls_cert: str | None = None
     tls_key: str | None = None
-    tls_min_version: str = setting("1.2", parse_tls_version, "1.2 or 1.3")
+    tls_min_version: str = setting("1.2", one_of("1.2", "1.3"), "1.2 or 1.3")
     tls_client_ca: str | None = None
 
     @classmethod

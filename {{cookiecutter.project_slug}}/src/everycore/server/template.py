@@ -23,9 +23,9 @@ from everycore.server.signals import signals_blocked
 EVENTS_INTERVAL = 1.0  # seconds between two processes for hooks, so that there are few of them also if each hangs
 MAX_EVENTS = 256  # that are kept while no template process could run their hooks; then the oldest are dropped
 
-Run = Callable[[Channel, int, bool], NoReturn]
-
 ORPHAN_POLL = 1.0  # seconds; nobody reports the exit of a worker whose parent has died
+
+Run = Callable[[Channel, int, bool], NoReturn]
 
 
 class Template:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from everycore.environ import SettingsError
+from everycore.environ import SettingsError, package_of
 from everycore.server import app_metrics, fork_safety, hooks, worker
 from everycore.server.channel import Channel, Message
 from everycore.server.children import describe_exit
@@ -163,7 +163,7 @@ def _follow_release(files: LoadedFiles) -> None:
 
 def _forget_app(target: str) -> None:
     """Remove the app's package from the loaded modules. The command line has loaded it, perhaps an older version."""
-    package = target.partition(":")[0].partition(".")[0]
+    package = package_of(target)
     if package != __name__.partition(".")[0]:
         for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             del sys.modules[name]

@@ -21,7 +21,7 @@ from uvicorn.lifespan.on import LifespanOn
 
 from everycore.environ import SettingsError
 from everycore.server import app_metrics, hooks, parent_death, request_stats, scoreboard
-from everycore.server.acceptor import Acceptor, read_wait
+from everycore.server.acceptor import Acceptor, read_accept_wait
 from everycore.server.app_forks import AppForks
 from everycore.server.children import State
 from everycore.server.connections import (
@@ -227,7 +227,7 @@ class Worker(uvicorn.Server):
         row[scoreboard.PID] = os.getpid()
 
     async def _attach(self, connection: socket.socket) -> None:
-        if (waited := read_wait(connection)) is not None:
+        if (waited := read_accept_wait(connection)) is not None:
             self.shared.stats.count_wait(request_stats.LISTEN_QUEUE, waited)
         protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from everycore.environ import DEVELOPMENT, PRODUCTION, EnvironSettings, setting
+from everycore.environ import DEVELOPMENT, PRODUCTION, EnvironSettings, one_of, package_of, setting
 from everycore.state.client import url
 
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -39,11 +39,6 @@ parse_cookie_path = matching(r"/[!-:<-~]*")
 parse_domain = matching(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
-def parse_samesite(text: str) -> str:
-    """Return the text in lower case. Raises ValueError if it is neither "lax", "strict" nor "none"."""
-    return matching("lax|strict|none")(text.lower())
-
-
 def is_production(environ: Mapping[str, str]) -> bool:
     """Whether APP_ENV is "production", which is the default."""
     return (environ.get("APP_ENV") or PRODUCTION) == PRODUCTION
@@ -51,7 +46,7 @@ def is_production(environ: Mapping[str, str]) -> bool:
 
 def slug_of(module: str) -> str:
     """Return the key prefix for an app's module, such as acme-shop for acme_shop.app."""
-    return module.partition(":")[0].partition(".")[0].replace("_", "-")
+    return package_of(module).replace("_", "-")
 
 
 def is_quoted(secret: str) -> bool:
@@ -90,7 +85,7 @@ class StateSettings(EnvironSettings):
     session_cookie: str = setting("", parse_name, NAME)
     session_path: str = setting("/", parse_cookie_path, "a path from / on")
     session_domain: str | None = setting(None, parse_domain, "a host name such as shop.com")
-    session_samesite: str = setting("lax", parse_samesite, "lax, strict or none")
+    session_samesite: str = setting("lax", one_of("lax", "strict", "none"), "lax, strict or none")
     session_idle: float = 14 * 86400.0
     session_absolute: float = 90 * 86400.0
 
