@@ -22,10 +22,14 @@ from everycore.server.request_ids import HEADER as REQUEST_ID
 from everycore.server.request_ids import choose_request_id, set_request_id
 from everycore.server.request_protocol import RequestProtocol
 from everycore.server.request_stats import PROXY_QUEUE, SHED_REQUESTS, RequestStats
-from everycore.server.response_cycle import ResponseCycle, refuse
+from everycore.server.response_cycle import MAX_JOINED, ResponseCycle, refuse
 
 FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
 EXPECT, QUEUED_SINCE = b"expect", b"x-request-start"
+# Complete responses wait for others if so many requests are in progress or answered and not sent. With fewer, a client
+# that waits for each response would lose more than is gained.
+DELAY_FROM = 4
+DELAY = 100_000  # nanoseconds for each of these requests. It is more than most take, and a slow one ends the wait
 NOTED = frozenset((EXPECT, QUEUED_SINCE, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
 
 
@@ -80,7 +84,8 @@ class HttpConfig(uvicorn.Config):
         self.max_in_flight, self.max_streams = max_in_flight, max_streams
         self.streams = self.websockets = 0  # that are open
         self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
-        self._held: list[ResponseCycle] = []
+        self._unsent: list[HttpProtocol] = []  # the connections with responses that have not been sent
+        self._unsent_since = 0  # monotonic nanoseconds of the first one
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
 
@@ -90,16 +95,31 @@ class HttpConfig(uvicorn.Config):
         if self.ssl is not None:
             self.ssl.minimum_version = self._tls_min_version
 
-    def send_soon(self, cycle: ResponseCycle) -> None:
-        """Send the head of a response at the end of this tick, if it has not been sent by then."""
-        if not self._held:
-            cycle.protocol.loop.call_soon(self._send_held)
-        self._held.append(cycle)
+    def send_soon(self, connection: "HttpProtocol") -> None:
+        """Have a connection send its responses in the next round of the event loop, if it has not done so by then."""
+        if not self._unsent:
+            connection.loop.call_soon(self.send_all)
+            self._unsent_since = monotonic_ns()
+        self._unsent.append(connection)
 
-    def _send_held(self) -> None:
-        held, self._held = self._held, []
-        for cycle in held:
-            cycle.flush_head()
+    def send_all(self) -> None:
+        """Send all responses that have not been sent."""
+        unsent, self._unsent = self._unsent, []
+        for connection in unsent:
+            connection.flush()
+
+    def may_wait(self, tasks: int, now: int) -> bool:
+        """Return whether complete responses may wait for those to other requests.
+
+        A client, or a proxy in front, is then woken once for all of them. Otherwise it takes the CPU from this worker
+        after each one.
+
+        Args:
+            tasks: Number of the tasks of requests, event streams and WebSockets.
+            now: Monotonic nanoseconds.
+        """
+        requests = tasks - self.streams - self.websockets + len(self._unsent)
+        return requests >= DELAY_FROM and now - self._unsent_since <= requests * DELAY
 
     def room(self, tasks: int) -> int:
         """Return how many more requests may be handled at once.
@@ -127,6 +147,7 @@ class HttpProtocol(RequestProtocol):
     body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
     # The request whose app was called last. `cycle` may be a later one, of a pipelined request.
     running: ResponseCycle | None = None
+    _unsent = b""  # of responses
     _is_proxy = False  # whether the client is a trusted proxy
 
     def __init__(self, config: HttpConfig, server_state: ServerState, app_state: dict[str, Any]) -> None:
@@ -256,8 +277,11 @@ class HttpProtocol(RequestProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(left, self._close_if_idle)
 
     def on_cycle_end(self, cycle: ResponseCycle) -> None:
-        """Count and log a request whose response is complete, or whose client is gone."""
-        scope, elapsed = cycle.scope, monotonic_ns() - cycle.began
+        """Send, count and log a response that is complete, or count and log a request whose client is gone."""
+        scope, now = cycle.scope, monotonic_ns()
+        elapsed = now - cycle.began
+        if not self.shared.may_wait(len(self.tasks), now):
+            self.shared.send_all()
         self.shared.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
         if self.shared.logs_requests and scope["path"] not in self.shared.probes:
             agent = b""
@@ -282,11 +306,40 @@ class HttpProtocol(RequestProtocol):
         protocol.app = self._run_websocket
         return protocol
 
+    def send_later(self, data: bytes) -> None:
+        """Send a part of a response with what follows it, or in the next round of the event loop."""
+        if self._unsent:
+            self._unsent += data
+        else:
+            self._unsent = bytes(data)
+            self.shared.send_soon(self)
+
+    def send(self, data: bytes) -> None:
+        """Send a part of a response now, behind what has not been sent."""
+        unsent, self._unsent = self._unsent, b""
+        if not unsent:
+            if data:  # asyncio's own event loop would retry an empty write forever
+                self.transport.write(data)
+        elif len(data) <= MAX_JOINED:
+            self.transport.write(unsent + data)
+        else:
+            self.transport.writelines((unsent, data))
+
+    def flush(self) -> None:
+        """Send what has not been sent, unless the connection is closed: uvloop raises for that."""
+        unsent, self._unsent = self._unsent, b""
+        if unsent and not self.transport.is_closing():
+            self.transport.write(unsent)
+
     def close(self) -> None:
-        """Close the connection when what is written has been sent, also a head that is held back."""
-        if self.running is not None:
-            self.running.flush_head()
+        """Close the connection when all responses have been sent."""
+        self.flush()
         self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close the connection when its request is answered, or at once if it has none."""
+        self.flush()
+        super().shutdown()
 
     def _complete(self, scope: Any) -> None:
         """Put into a scope what uvicorn does not know: the client behind the proxies, the path, the id."""

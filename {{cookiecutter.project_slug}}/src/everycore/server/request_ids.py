@@ -36,4 +36,4 @@ def choose_request_id(sent: bytes | None) -> str:
     """
     if sent is not None and SAFE.fullmatch(sent):
         return sent.decode()
-    return f"{_random.getrandbits(128):032x}"
+    return _random.getrandbits(128).to_bytes(16).hex()

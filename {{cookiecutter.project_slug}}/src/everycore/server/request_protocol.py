@@ -103,8 +103,12 @@ class RequestProtocol(HttpToolsProtocol, ABC):
         """Call the app, because a head is complete. Do nothing if that head has an upgrade."""
 
     @abstractmethod
+    def flush(self) -> None:
+        """Send what has not been sent of the responses."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Close the connection when what is written has been sent."""
+        """Close the connection when all responses have been sent."""
 
     def on_body(self, body: bytes) -> None:
         """Give a part of the body to the request."""
@@ -165,6 +169,7 @@ class RequestProtocol(HttpToolsProtocol, ABC):
 
     def handle_websocket_upgrade(self) -> None:
         """Give the connection to the WebSocket library. Answer 400 if the library refuses without an answer."""
+        self.flush()
         protocol = self.create_websocket()
         protocol.connection_made(self.transport)
         protocol.data_received(self._head(b"1.1", self.scope["headers"]))
@@ -203,5 +208,6 @@ class RequestProtocol(HttpToolsProtocol, ABC):
             content += (name, b": ", value, b"\r\n")
         content.append(b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\n")
         content.append(b"content-length: %d\r\n\r\n%b" % (len(reason), reason.encode()))
+        self.flush()
         self.transport.write(b"".join(content))
         self.transport.close()

@@ -60,7 +60,6 @@ class ResponseCycle:
     sent = 0  # bytes of the body of the response, without the framing of chunks
     time_to_stream = 0  # nanoseconds until an event stream started. 0 if the response is none
     is_chunked: bool | None = None  # until the head says it
-    _head = b""  # a head that has not been sent, at most until the end of this tick
     _left = 0  # bytes of the Content-Length that the app has not sent
     _has_close = False  # whether the head has `Connection: close`
 
@@ -153,14 +152,8 @@ class ResponseCycle:
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
 
-    def flush_head(self) -> None:
-        """Send a head that is held back, unless the connection is closed: uvloop raises for that."""
-        head, self._head = self._head, b""
-        if head and not self.transport.is_closing():
-            self.transport.write(head)
-
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Build the head. It waits for the body until the end of this tick, so no slow body delays it."""
+        """Build the head. It waits for the body until the next round of the event loop, so no slow body delays it."""
         self.response_started = True
         self.waiting_for_100_continue = False
         protocol = self.protocol
@@ -177,8 +170,7 @@ class ResponseCycle:
             content.append(b"transfer-encoding: chunked\r\n")
         content.append(b"x-request-id: %b\r\n\r\n" % self.request_id.encode())
         self.status = status
-        self._head = b"".join(content)
-        protocol.shared.send_soon(self)
+        protocol.send_later(b"".join(content))
 
     def _line(self, name: bytes, value: bytes) -> bytes:
         """Check a field that is new or decides the framing, and return its line. The line is empty for X-Request-ID."""
@@ -213,15 +205,15 @@ class ResponseCycle:
         size = len(body)
         if self.scope["method"] == "HEAD":
             self._left = size = 0
-            self.flush_head()
+            self._send(b"", more_body)
         elif self.is_chunked:
             end = b"" if more_body else b"0\r\n\r\n"
-            self._write(b"".join((b"%x\r\n" % size, body, b"\r\n", end)) if size else end)
+            self._send(b"".join((b"%x\r\n" % size, body, b"\r\n", end)) if size else end, more_body)
         elif size > self._left:
             raise RuntimeError("Response content longer than Content-Length")
         else:
             self._left -= size
-            self._write(body)
+            self._send(body, more_body)
         self.sent += size
         if not more_body:
             if self._left:
@@ -233,16 +225,13 @@ class ResponseCycle:
             self.protocol.on_cycle_end(self)
             self.protocol.on_response_complete()
 
-    def _write(self, data: bytes) -> None:
-        """Send a part of the body, behind the head if that is held back."""
-        if head := self._head:
-            self._head = b""
-            if len(data) <= MAX_JOINED:
-                self.transport.write(head + data)
-            else:
-                self.transport.writelines((head, data))
-        elif data:  # asyncio's own event loop would retry an empty write forever
-            self.transport.write(data)
+    def _send(self, data: bytes, more_body: bool) -> None:
+        """Send a part of the body. The last one may wait for the responses to other requests."""
+        protocol = self.protocol
+        if more_body or len(data) > MAX_JOINED:
+            protocol.send(data)
+        else:
+            protocol.send_later(data)
 
     async def _send_500(self) -> None:
         fields = [
