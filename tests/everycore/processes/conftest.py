@@ -115,14 +115,29 @@ def processes() -> Callable[[Any], set[int]]:
 
 @pytest.fixture
 def templates(snapshot: Any) -> Callable[[Any], list[int]]:
-    """The pids of a cluster's template processes, the oldest first: the children of its primary that are no workers."""
+    """The pids of a cluster's template processes, the oldest first."""
 
     def pids(cluster: Any) -> list[int]:
         workers = {row.pid for row in snapshot(cluster).workers}
-        children = map(int, Path(f"/proc/{cluster.pid}/task/{cluster.pid}/children").read_text().split())
-        return sorted(set(children) - workers)
+        return sorted(pid for pid in children(cluster.pid) - workers if name(pid) != "spare")
 
     return pids
+
+
+@pytest.fixture
+def spares() -> Callable[[Any], list[int]]:
+    """The pids of the processes of a cluster that wait to become a worker."""
+    return lambda cluster: sorted(pid for pid in children(cluster.pid) if name(pid) == "spare")
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def name(pid: int) -> str:
+    with suppress(OSError):  # it ended meanwhile
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 @pytest.fixture

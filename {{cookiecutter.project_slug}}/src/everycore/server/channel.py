@@ -1,6 +1,7 @@
 """Messages between the primary and a template process: JSON, one message per line, over a pair of sockets."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,10 +43,25 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> Message | None:
-        """Wait for a message. Return None if the other end is closed."""
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """Wait for a message. Return None if the other end is closed.
+
+        Args:
+            timeout: Seconds to wait. None for no limit.
+
+        Raises:
+            TimeoutError: No message has arrived in time.
+        """
         while b"\n" not in self._received:
-            if not (data := self._socket.recv(CHUNK)):
+            poller = select.poll()  # a timeout of the socket would also be that of its copies in other processes
+            poller.register(self._socket, select.POLLIN)
+            if not poller.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError
+            try:
+                data = self._socket.recv(CHUNK)
+            except ConnectionResetError:  # the other process has ended, and had not read everything
+                data = b""
+            if not data:
                 return None
             self._received += data
         line, _, self._received = self._received.partition(b"\n")

@@ -37,6 +37,8 @@ from everycore.server.revision import find_revision
 from everycore.server.signals import reset_signals, signals_blocked
 from everycore.server.worker import WorkerContext
 
+SPARE_DELAY = 0.05  # seconds without an order, so that the workers that are starting have the CPUs
+
 logger = logging.getLogger(__name__)
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -110,7 +112,8 @@ def run(channel: Channel, assignment: Assignment, generation: int, imports: bool
             owner_pipe.tie_no_more()
             found = {"shared": shared, "revision": revision, "hooks": hooks.registered()}
             if channel.send(**found):  # a child of the import may have come here, too
-                (_Inherited if assignment.inherits else _Parent)(channel, assignment, config, owner_pipe, forks).work()
+                kind = _Inherited if assignment.inherits else _Parent
+                kind(channel, assignment, config, owner_pipe, forks, generation=generation).work()
         code = 0
     except BaseException:
         logger.exception("the template process failed")
@@ -174,10 +177,12 @@ class _Forks:
 
     Attributes:
         worker: Identifies the worker that is forked, in a report to the primary. None if the app forks.
+        spare: Whether the process is forked in advance, for a worker that is not known yet.
     """
 
     def __init__(self, channel: Channel, listeners: Sequence[socket.socket]) -> None:
         self.worker: Message | None = None
+        self.spare = False
         self._channel = channel
         self._ends: list[Channel | socket.socket] = [channel, *listeners]
 
@@ -187,6 +192,8 @@ class _Forks:
         In a process of the app: close what is the server's. A daemon would keep the port and the connection.
         """
         ends, self._ends = self._ends, []  # a worker closes its own listeners
+        if self.spare:
+            return
         if self.worker is None:
             for end in ends:
                 end.close()
@@ -195,7 +202,11 @@ class _Forks:
 
 
 class _Inherited:
-    """Forks workers, and processes for hooks, that the primary inherits."""
+    """Forks workers, and processes for hooks, that the primary inherits.
+
+    One process is forked in advance, so that a worker that died is replaced without a fork. Only the order that it
+    waits for makes it a worker, and the primary does not know it before.
+    """
 
     def __init__(
         self,
@@ -204,16 +215,63 @@ class _Inherited:
         config: HttpConfig | None,
         owner_pipe: OwnerPipe,
         forks: _Forks,
+        *,
+        generation: int,
     ) -> None:
         self._channel = channel
+        self._generation = generation
         self._forks = forks
         self._owner_pipe = owner_pipe
         self._assignment = assignment
         self._config = config
+        self._spare: Channel | None = None
 
     def work(self) -> None:
-        while (order := self._channel.receive()) is not None:
-            self.fork(order)
+        wait: float | None = SPARE_DELAY
+        while True:
+            try:
+                order = self._channel.receive(wait)
+            except TimeoutError:
+                self.fork_spare()
+                wait = None
+                continue
+            if order is None:
+                return
+            if "events" in order or not self.use_spare(order):
+                self.fork(order)
+            wait = SPARE_DELAY if self._spare is None else None
+
+    def fork_spare(self) -> None:
+        """Fork a process that waits for the order to become a worker."""
+        self._spare, theirs = map(Channel, socket.socketpair())
+        self._forks.spare = True
+        try:
+            self.fork({"spare": theirs})
+        finally:
+            self._forks.spare = False
+            theirs.close()
+
+    def use_spare(self, order: Message) -> bool:
+        """Have the process that waits become the worker. Return False if there is none."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return False
+        is_there = spare.send(**order)
+        if is_there and spare.receive() is None:
+            self.report_failure(order, "the process that was to become this worker has died")
+        spare.close()
+        return is_there
+
+    def become_worker(self, spare: Channel) -> Message:
+        """In the process that waits: return the order after the primary knows the pid, or exit if none comes."""
+        self._assignment.title.set("spare", self._generation)
+        die_with_heir(self._assignment.primary)
+        order = spare.receive()
+        if order is None or not self._channel.send(**order["asked"], pid=os.getpid()):
+            os._exit(0)
+        spare.send(done=True)
+        spare.close()
+        return order
 
     def fork(self, order: Message) -> None:
         """Fork the process in between, which forks the child and exits. It dies with this process if its fork hangs.
@@ -241,7 +299,7 @@ class _Inherited:
             raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
     def fork_child(self, order: Message) -> None:
-        """Fork the worker and report its pid, or fork the process for hooks. All signals but SIGABRT are blocked."""
+        """Fork a worker and report its pid, or another process. All signals but SIGABRT are blocked."""
         self._forks.worker = asked = order.get("asked")
         try:
             pid = os.fork()
@@ -252,7 +310,10 @@ class _Inherited:
             self._forks.worker = None
         if pid == 0:
             self.leave()
-            if asked is None:
+            if "spare" in order:
+                order = self.become_worker(order["spare"])
+            self._channel.close()
+            if "events" in order:
                 self.run_hooks(order)
             worker.live(self._load, self._assignment.worker_context(order))
         if asked is not None:
@@ -262,12 +323,13 @@ class _Inherited:
         """Report that no process could be forked."""
         if asked := order.get("asked"):
             self._channel.send(**asked, reason=reason)
-        else:
+        elif "events" in order:
             logger.error("hooks did not run, because no process can be forked: %s", reason)
 
     def leave(self) -> None:
         """In the forked child: close what is the template process's."""
-        self._channel.close()
+        if self._spare is not None:
+            self._spare.close()
         self._owner_pipe.leave()
         fork_safety.reseed()
 
