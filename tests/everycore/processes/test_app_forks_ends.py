@@ -52,7 +52,7 @@ time.sleep(0.3)
 
 
 @pytest.fixture
-def forks(puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any) -> Any:
+def forks(puppets: Any, tell: Any, ready: Any, spares: Any, processes: Any, eventually: Any) -> Any:
     """Start a server of one worker: `forks("spawn").start(IDLE)` returns the worker's pid and its processes."""
 
     class Forks:
@@ -68,6 +68,7 @@ def forks(puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any) 
         def start(self, code: str, count: int = 1) -> tuple[int, set[int]]:
             """Run code in the worker; return its pid and the processes that it started, which are at least `count`."""
             (worker,) = eventually(lambda: ready(self.cluster))
+            eventually(lambda: spares(self.cluster))  # later it would count as started
             before = processes(self.cluster)
             assert self.run(code) == str(worker)
             started = eventually(lambda: len(new := processes(self.cluster) - before) >= count and new)

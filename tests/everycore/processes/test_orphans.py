@@ -167,11 +167,11 @@ def test_as_pid_1_it_reaps_orphans_reloads_and_stops(
         grandchild = "if not os.fork():\n    if not os.fork(): time.sleep(0.2)\n    os._exit(0)\nos.wait()"
         for _ in range(5):
             assert tell(cluster, grandchild)
-        eventually(lambda: len(children(inside)) > 3)
-        eventually(lambda: len(children(inside)) == 3)  # two workers and the template process
+        eventually(lambda: len(children(inside)) > 4)
+        eventually(lambda: len(children(inside)) == 4)  # two workers, the template process and the spare
         assert not zombies(inside)
         os.kill(inside, signal.SIGHUP)
-        eventually(lambda: "worker=1 gen=2" in log.read_text() and len(children(inside)) == 3)
+        eventually(lambda: "worker=1 gen=2" in log.read_text() and len(children(inside)) == 4)
         assert tell(cluster)
         os.kill(inside, signal.SIGTERM)
         assert outside.wait(20) == 0

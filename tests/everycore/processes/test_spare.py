@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_spare_becomes_the_next_worker(
     clean_stop(cluster)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM])
 def test_dead_spare_is_not_missed(
     cluster: Any, spares: Any, kill_worker: Any, eventually: Any, clean_stop: Any, number: signal.Signals
 ) -> None:
@@ -115,3 +116,42 @@ def test_spare_ends_with_a_killed_primary(cluster: Any, spares: Any, processes: 
 def test_spare_does_not_keep_the_port(cluster: Any, spares: Any, clean_stop: Any, eventually: Any) -> None:
     eventually(lambda: spares(cluster))
     clean_stop(cluster)
+
+
+def test_former_spare_ends_its_requests_after_the_primary(
+    cluster: Any, spares: Any, kill_worker: Any, ready: Any, tell: Any, snapshot: Any, eventually: Any
+) -> None:
+    for _ in range(2):
+        eventually(lambda: spares(cluster))
+        kill_worker(cluster)
+    with ThreadPoolExecutor(8) as threads:
+        slow = [threads.submit(tell, cluster, "later = asyncio.sleep(0.6)") for _ in range(8)]
+        eventually(lambda: sum(row.in_flight for row in snapshot(cluster).workers) == len(slow))
+        cluster.process.kill()
+        assert {each.result() for each in slow} == {each.result() for each in slow} - {None}
+
+
+HANGS = """
+import os, pathlib, time
+from puppet import app
+forks = pathlib.Path(__file__).with_name("forks")
+def hang():
+    with forks.open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    if forks.read_text().count("\\n") == 4:  # after a trial and two workers
+        time.sleep(600)
+os.register_at_fork(after_in_child=hang)
+"""
+
+
+def test_spare_that_hangs_in_its_fork_ends_with_the_primary(
+    puppets: Any, ready: Any, processes: Any, eventually: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    cluster = puppets("--app", "hangs:app")
+    eventually(lambda: len(ready(cluster)) == 2)
+    *_, spare = eventually(lambda: len(pids := (tmp_path / "forks").read_text().split()) == 4 and pids)
+    assert Path(f"/proc/{spare}").exists()
+    cluster.process.kill()
+    cluster.process.wait()
+    eventually(lambda: not processes(cluster))

@@ -145,19 +145,26 @@ os.register_at_fork({when}=act)
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
 @pytest.mark.parametrize("act", ["time.sleep(0.01)", "os.abort()"], ids=["hangs", "crashes"])
 def test_fork_that_fails_is_tried_again_and_delays_no_stop(
-    breakable: Breakable, processes: Any, eventually: Any, act: str, when: str, number: signal.Signals
+    breakable: Breakable, spares: Any, processes: Any, eventually: Any, act: str, when: str, number: signal.Signals
 ) -> None:
     cluster = breakable.cluster
+
+    def kill_without_a_spare() -> None:
+        """The next worker must be forked."""
+        breakable.gate.touch()
+        os.kill(eventually(lambda: spares(cluster))[0], signal.SIGKILL)
+        breakable.kill_a_worker()
+
     breakable.path.write_text(IN_THE_FORK_BETWEEN.format(gate=str(breakable.gate), act=act, when=when))
+    before = spares(cluster)
     cluster.control.reload()
-    breakable.gate.touch()
-    breakable.kill_a_worker()
+    eventually(lambda: len(pids := spares(cluster)) == 1 and pids != before)
+    kill_without_a_spare()
     eventually(lambda: "the workers keep running, and it is replaced" in cluster.log.read_text())
     breakable.gate.unlink()
     eventually(lambda: len(breakable.ready()) == 2)
-    eventually(lambda: len(processes(cluster)) == len(["primary", "template", "worker", "worker"]))
-    breakable.gate.touch()
-    breakable.kill_a_worker()
+    eventually(lambda: len(processes(cluster)) == len(["primary", "template", "spare", "worker", "worker"]))
+    kill_without_a_spare()
     eventually(lambda: len(breakable.ready()) == 1)
     cluster.process.send_signal(number)
     assert cluster.process.wait(20) == 0

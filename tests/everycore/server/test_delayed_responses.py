@@ -44,6 +44,9 @@ class Wire(asyncio.Transport):
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
 
+    def abort(self) -> None:
+        self.events.append((self.number, "aborted"))
+
     def close(self) -> None:
         self.closed = True
         self.events.append((self.number, "closed"))
@@ -151,6 +154,54 @@ async def test_closed_connection_gets_its_response_first(how: str) -> None:
     getattr(server.connections[0], how)()
     await asyncio.sleep(0)
     assert server.events == ["/0", (0, ANSWER), (0, "closed")]
+
+
+@pytest.mark.usefixtures("all_wait")
+async def test_client_that_closes_its_side_gets_its_response() -> None:
+    """The event loop closes the connection after this call."""
+    server = Server(answer)
+    server.connections[0].data_received(get(0))
+    await asyncio.sleep(0)
+    server.connections[0].eof_received()
+    assert server.events == ["/0", (0, ANSWER)]
+
+
+@pytest.mark.usefixtures("all_wait")
+async def test_keep_alive_ends_after_the_response() -> None:
+    """After code that blocked the event loop, uvloop runs this timer before the next round."""
+    server = Server(answer)
+    server.connections[0].timeout_keep_alive = 0
+    server.connections[0].data_received(get(0))
+    await asyncio.sleep(0)
+    server.connections[0]._close_if_idle()
+    assert server.events == ["/0", (0, ANSWER), (0, "closed")]
+
+
+@pytest.mark.usefixtures("all_wait")
+async def test_nothing_waits_after_a_long_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(answer)
+    server.connections[0].data_received(get(0))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(http, "LATE", -1)
+    await asyncio.sleep(0)
+    server.connections[0].data_received(get(1))
+    await asyncio.sleep(0)
+    assert server.events == ["/0", (0, ANSWER), "/1", (0, ANSWER)], "the second one did not wait"
+
+
+@pytest.mark.usefixtures("all_wait")
+async def test_connection_that_fails_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(answer, connections=3)
+
+    def write(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(server.connections[1].transport, "write", write)
+    for number, connection in enumerate(server.connections):
+        connection.data_received(get(number))
+    await server.end()
+    await asyncio.sleep(0)
+    assert server.events[3:] == [(0, ANSWER), (1, "aborted"), (2, ANSWER)]
 
 
 @pytest.mark.usefixtures("all_wait")

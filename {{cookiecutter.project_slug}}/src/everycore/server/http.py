@@ -28,8 +28,11 @@ FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
 EXPECT, QUEUED_SINCE = b"expect", b"x-request-start"
 # Complete responses wait for others if so many requests are in progress or answered and not sent. With fewer, a client
 # that waits for each response would lose more than is gained.
-DELAY_FROM = 4
+DELAY_FROM = 3
 DELAY = 100_000  # nanoseconds for each of these requests. It is more than most take, and a slow one ends the wait
+# Code that blocks the event loop may delay responses before their wait ends. After such a delay, nothing waits for a
+# while. Both are nanoseconds.
+LATE, PAUSE = 100_000_000, 10_000_000_000
 NOTED = frozenset((EXPECT, QUEUED_SINCE, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
 
 
@@ -86,6 +89,7 @@ class HttpConfig(uvicorn.Config):
         self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
         self._unsent: list[HttpProtocol] = []  # the connections with responses that have not been sent
         self._unsent_since = 0  # monotonic nanoseconds of the first one
+        self._wait_from = 0  # monotonic nanoseconds, before which no complete response waits
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
 
@@ -105,8 +109,14 @@ class HttpConfig(uvicorn.Config):
     def send_all(self) -> None:
         """Send all responses that have not been sent."""
         unsent, self._unsent = self._unsent, []
+        if unsent and (now := monotonic_ns()) - self._unsent_since > LATE:
+            self._wait_from = now + PAUSE
         for connection in unsent:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception:  # such as a MemoryError, which must not affect the others
+                connection.logger.exception("a response cannot be sent")
+                connection.transport.abort()
 
     def may_wait(self, tasks: int, now: int) -> bool:
         """Return whether complete responses may wait for those to other requests.
@@ -115,11 +125,11 @@ class HttpConfig(uvicorn.Config):
         after each one.
 
         Args:
-            tasks: Number of the tasks of requests, event streams and WebSockets.
+            tasks: Number of the tasks of other requests, of event streams and WebSockets.
             now: Monotonic nanoseconds.
         """
         requests = tasks - self.streams - self.websockets + len(self._unsent)
-        return requests >= DELAY_FROM and now - self._unsent_since <= requests * DELAY
+        return requests >= DELAY_FROM and now >= self._wait_from and now - self._unsent_since <= requests * DELAY
 
     def room(self, tasks: int) -> int:
         """Return how many more requests may be handled at once.
@@ -168,6 +178,10 @@ class HttpProtocol(RequestProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             self.on_cycle_end(cycle)
+
+    def eof_received(self) -> None:
+        """Send what waits before the event loop closes the connection, for a client that only sends no more."""
+        self.flush()
 
     def on_message_begin(self) -> None:
         """Start with an empty head, and the scope that uvicorn makes."""
@@ -272,7 +286,7 @@ class HttpProtocol(RequestProtocol):
             return
         left = self.idle_since + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
-            self.transport.close()
+            self.close()
         else:
             self.timeout_keep_alive_task = self.loop.call_later(left, self._close_if_idle)
 
@@ -280,7 +294,7 @@ class HttpProtocol(RequestProtocol):
         """Send, count and log a response that is complete, or count and log a request whose client is gone."""
         scope, now = cycle.scope, monotonic_ns()
         elapsed = now - cycle.began
-        if not self.shared.may_wait(len(self.tasks), now):
+        if not self.shared.may_wait(len(self.tasks) - 1, now):
             self.shared.send_all()
         self.shared.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
         if self.shared.logs_requests and scope["path"] not in self.shared.probes:

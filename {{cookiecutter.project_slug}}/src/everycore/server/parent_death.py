@@ -48,6 +48,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Undo `die_with_parent`. The setting belongs to the calling thread, so only that thread can."""
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, 0)
+
+
 def die_with_heir(heir: int) -> None:
     """Have the kernel kill this process when the process `heir` exits, which becomes its parent soon.
 

@@ -115,7 +115,7 @@ class ResponseCycle:
     async def receive(self) -> dict[str, Any]:
         """Return what has been received of the body, or wait for more. ASGI's `receive`."""
         if self.waiting_for_100_continue and not self.transport.is_closing():
-            self.transport.write(CONTINUE)
+            self.protocol.send(CONTINUE)
             self.waiting_for_100_continue = False
         if not self.disconnected and not self.response_complete:
             self.flow.resume_reading()

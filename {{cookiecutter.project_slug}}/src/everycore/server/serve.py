@@ -90,7 +90,6 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
     )
     flush_streams()
     # The garbage collector ignores frozen objects. So in a template process it never copies memory of the primary.
-    gc.collect()
     gc.freeze()
     try:
         return Primary(
