@@ -123,4 +123,8 @@ def test_worker_that_leaks_is_found(troubled: Any, question: Any, prometheus: An
             connection.getresponse().read()
         return [each["metric"]["slot"] for each in query(leaks) if float(each["value"][1]) > 1 << 20]
 
-    eventually(lambda: slots() == ["1"])
+    try:
+        eventually(lambda: slots() == ["1"])
+    finally:
+        for connection in connections:
+            connection.close()
