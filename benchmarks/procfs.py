@@ -26,13 +26,21 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS if fields else 0.0
 
 
-def pss_bytes(pid: int) -> int:
-    """Its proportional share of memory: what is shared with others is divided among them."""
+def memory(pid: int) -> dict[str, int]:
+    """The sums of smaps_rollup in bytes, such as Pss: what is shared with others is divided among them."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        return {}
+    return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+
+
+def role(pid: int) -> str:
+    """What the process calls itself, such as "worker 2"."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def session_members(session: int) -> list[int]:

@@ -123,7 +123,7 @@ class Server:
         return sum(map(procfs.cpu_seconds, self.pids())) + self._exited_cpu
 
     def pss_bytes(self) -> int:
-        return sum(map(procfs.pss_bytes, self.pids()))
+        return sum(procfs.memory(pid).get("Pss", 0) for pid in self.pids())
 
     def signal(self, number: signal.Signals) -> None:
         """Send it to the primary."""

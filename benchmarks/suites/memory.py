@@ -1,12 +1,13 @@
 """How much memory all processes of a server take, by the number of workers, with a light and a heavy app."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
-from .. import load
+from .. import load, procfs
 from ..context import Context
-from ..peers import Peer
-from ..server import ServerError
+from ..peers import OURS, Peer
+from ..server import Server, ServerError
 from ..stats import ratio
 from ..tables import Table
 
@@ -28,17 +29,19 @@ def run(context: Context) -> dict[str, Any]:
     peers = [*context.peers, *(peer for peer in context.tuned if peer.preloads)]
     results: dict[str, dict[str, dict[str, float | str]]] = {"app": {}, "heavy": {}}
     cases = [("app", count) for count in (QUICK_WORKERS if context.quick else WORKERS)] + [("heavy", COMPARED)]
+    parts: dict[str, float] = {}
     for app, workers in cases:
         for peer in peers:
             if peer.python or app == "app":
                 context.say(f"memory, {app}, {workers} workers: {peer.name}")
-                found = _measure(context, peer, app, workers)
+                is_detailed = (peer, app, workers) == (OURS, "app", COMPARED)
+                found = _measure(context, peer, app, workers, parts if is_detailed else {})
                 results[app].setdefault(peer.name, {})[str(workers)] = found  # json has no numbers for keys
-    return results
+    return results | {"parts": parts}
 
 
-def _measure(context: Context, peer: Peer, app: str, workers: int) -> float | str:
-    """MiB, or in words why there is no figure."""
+def _measure(context: Context, peer: Peer, app: str, workers: int, parts: dict[str, float]) -> float | str:
+    """MiB, or in words why there is no figure. `parts` gets what they are."""
     try:
         with context.start(peer, workers=workers, app=app) as server:
             # A connection for each request: if they were kept, some workers might never see one. It favours us over
@@ -46,9 +49,22 @@ def _measure(context: Context, peer: Peer, app: str, workers: int) -> float | st
             seen = asyncio.run(load.run(server.url, "/plain", CLIENTS, requests=REQUESTS, keep_alive=False))
             if failures := seen.failures():
                 return ", ".join(f"{count} {kind}" for kind, count in failures.items())
+            parts.update(_parts(server))
             return server.pss_bytes() / MIB
     except ServerError as error:
         return str(error).partition(" Its log ends")[0]
+
+
+def _parts(server: Server) -> dict[str, float]:
+    """MiB by the role of their process, and of what processes share."""
+    found: Counter[str] = Counter()
+    for pid in server.pids():
+        memory, role = procfs.memory(pid), procfs.role(pid).partition(" ")[0]
+        own = memory.get("Private_Dirty", 0)
+        found[f"written by the {role}{'s' if role == 'worker' else ''}"] += own
+        found["from before the forks, shared"] += memory.get("Pss_Anon", 0) - own
+        found["files: Python, libraries, the scoreboard"] += memory.get("Pss_File", 0) + memory.get("Pss_Shmem", 0)
+    return {part: size / MIB for part, size in found.items()}
 
 
 def table(results: dict[str, Any]) -> list[Table]:
@@ -60,7 +76,9 @@ def table(results: dict[str, Any]) -> list[Table]:
         cells = [_cell(figures[count]) for count in counts] + [_ratio(light, name)]
         cells += [_cell(heavy[name][compared]), _ratio(heavy, name)] if name in heavy else ["-", "-"]
         found.rows.append([name, *cells])
-    return [found]
+    parts = Table(f"Memory, MiB, of ours with {COMPARED} workers by what it is", ["", "MiB"])
+    parts.rows += [[part, f"{size:.1f}"] for part, size in results.get("parts", {}).items()]
+    return [found, parts]
 
 
 def _cell(value: float | str) -> str:

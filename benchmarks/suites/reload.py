@@ -103,7 +103,7 @@ def _what_is_wrong(server: Server, old: set[int]) -> str:
 def _gauge(server: Server) -> dict[str, float]:
     """What the primary holds; zeros if it is gone."""
     return {
-        "pss_mib": procfs.pss_bytes(server.pid) / 2**20,
+        "pss_mib": procfs.memory(server.pid).get("Pss", 0) / 2**20,
         "fds": _entries(Path(f"/proc/{server.pid}/fd")),
         "threads": _entries(Path(f"/proc/{server.pid}/task")),
         "processes": len(server.pids()),
