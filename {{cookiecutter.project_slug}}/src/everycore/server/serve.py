@@ -61,13 +61,16 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
 
     def run_template(channel: Channel, generation: int, imports: bool) -> NoReturn:
         """In a forked process: release what only the primary uses, and become a template process."""
-        from everycore.server import template_process  # not loaded in the primary, so a reload replaces these libraries
+        from everycore.server import (
+            template_forks,
+            template_process,
+        )  # not loaded in the primary, so a reload replaces these libraries
 
         signals.close()
         selector.close()
         templates.close_in_child()
         resources.close_in_child()
-        assignment = template_process.Assignment(target, options, primary, inherits, files, resources, policy, title)
+        assignment = template_forks.Assignment(target, options, primary, inherits, files, resources, policy, title)
         template_process.run(channel, assignment, generation, imports)
 
     def count_workers() -> int:

@@ -1,7 +1,7 @@
 """Template processes, as their primary sees them. Each imports the app of one generation and forks its workers.
 
 The primary never imports the app, so nothing that an import does can reach it. Where the system allows it, a worker
-becomes a child of the primary (template_process.py). Elsewhere the template process stays its parent and reports its
+becomes a child of the primary (template_forks.py). Elsewhere the template process stays its parent and reports its
 exit.
 """
 

@@ -1,6 +1,6 @@
 """One worker: a uvicorn.Server that accepts its fair share, writes heartbeats and drains.
 
-A template process forks it (template_process.py). It writes only its own row of the scoreboard. It is connected to
+A template process forks it (template_forks.py). It writes only its own row of the scoreboard. It is connected to
 its primary by two pipes, and to no other worker.
 """
 
