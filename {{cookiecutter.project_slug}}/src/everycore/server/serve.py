@@ -61,10 +61,8 @@ def serve(target: str, binds: Sequence[str], workers: int | None, policy: Policy
 
     def run_template(channel: Channel, generation: int, imports: bool) -> NoReturn:
         """In a forked process: release what only the primary uses, and become a template process."""
-        from everycore.server import (
-            template_forks,
-            template_process,
-        )  # not loaded in the primary, so a reload replaces these libraries
+        # They are not loaded in the primary, so a reload replaces the libraries that they need.
+        from everycore.server import template_forks, template_process
 
         signals.close()
         selector.close()
