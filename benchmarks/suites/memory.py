@@ -29,19 +29,21 @@ def run(context: Context) -> dict[str, Any]:
     peers = [*context.peers, *(peer for peer in context.tuned if peer.preloads)]
     results: dict[str, dict[str, dict[str, float | str]]] = {"app": {}, "heavy": {}}
     cases = [("app", count) for count in (QUICK_WORKERS if context.quick else WORKERS)] + [("heavy", COMPARED)]
-    parts: dict[str, float] = {}
+    of_ours: dict[str, float] = {}
     for app, workers in cases:
         for peer in peers:
             if peer.python or app == "app":
                 context.say(f"memory, {app}, {workers} workers: {peer.name}")
-                is_detailed = (peer, app, workers) == (OURS, "app", COMPARED)
-                found = _measure(context, peer, app, workers, parts if is_detailed else {})
-                results[app].setdefault(peer.name, {})[str(workers)] = found  # json has no numbers for keys
-    return results | {"parts": parts}
+                found = _measure(context, peer, app, workers)
+                figure = found if isinstance(found, str) else sum(found.values())
+                results[app].setdefault(peer.name, {})[str(workers)] = figure  # json has no numbers for keys
+                if (peer, app, workers) == (OURS, "app", COMPARED) and not isinstance(found, str):
+                    of_ours = found
+    return results | {"parts": of_ours}
 
 
-def _measure(context: Context, peer: Peer, app: str, workers: int, parts: dict[str, float]) -> float | str:
-    """MiB, or in words why there is no figure. `parts` gets what they are."""
+def _measure(context: Context, peer: Peer, app: str, workers: int) -> dict[str, float] | str:
+    """MiB by what they are, or in words why there is no figure."""
     try:
         with context.start(peer, workers=workers, app=app) as server:
             # A connection for each request: if they were kept, some workers might never see one. It favours us over
@@ -49,14 +51,13 @@ def _measure(context: Context, peer: Peer, app: str, workers: int, parts: dict[s
             seen = asyncio.run(load.run(server.url, "/plain", CLIENTS, requests=REQUESTS, keep_alive=False))
             if failures := seen.failures():
                 return ", ".join(f"{count} {kind}" for kind, count in failures.items())
-            parts.update(_parts(server))
-            return server.pss_bytes() / MIB
+            return _parts(server)
     except ServerError as error:
         return str(error).partition(" Its log ends")[0]
 
 
 def _parts(server: Server) -> dict[str, float]:
-    """MiB by the role of their process, and of what processes share."""
+    """MiB by the role of their process, and of what processes share. They add up to the PSS."""
     found: Counter[str] = Counter()
     for pid in server.pids():
         memory, role = procfs.memory(pid), procfs.role(pid).partition(" ")[0]

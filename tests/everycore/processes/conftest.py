@@ -19,6 +19,7 @@ import pytest
 from dev_servers import dev, project  # noqa: F401 - fixtures
 from everycore.testing.machine import missing
 from places import MONITORING
+from process_tree import children
 
 DEADLINE = 20.0  # seconds, generous: only a test that fails waits so long
 
@@ -119,7 +120,7 @@ def templates(snapshot: Any) -> Callable[[Any], list[int]]:
 
     def pids(cluster: Any) -> list[int]:
         workers = {row.pid for row in snapshot(cluster).workers}
-        return sorted(pid for pid in children(cluster.pid) - workers if name(pid) != "spare")
+        return sorted(pid for pid in set(children(cluster.pid)) - workers if name(pid) != "spare")
 
     return pids
 
@@ -128,10 +129,6 @@ def templates(snapshot: Any) -> Callable[[Any], list[int]]:
 def spares() -> Callable[[Any], list[int]]:
     """The pids of the processes of a cluster that wait to become a worker."""
     return lambda cluster: sorted(pid for pid in children(cluster.pid) if name(pid) == "spare")
-
-
-def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def name(pid: int) -> str:

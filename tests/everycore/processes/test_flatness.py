@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from process_tree import children
+
 RELOADS = 20
 BURSTS = 20
 MIB = 1024  # KiB
@@ -21,10 +23,6 @@ def threads(pid: int) -> int:
 def files(pid: int) -> list[str]:
     """What each descriptor is, without the inode that tells one pipe from another."""
     return sorted(os.readlink(path).partition(":[")[0] for path in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def children(pid: int) -> int:
-    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def memory(pid: int) -> int:
@@ -52,7 +50,7 @@ def test_twenty_reloads_leave_the_primary_as_it_was(
             before, began = memory(cluster.pid), (files(cluster.pid), threads(cluster.pid))
         if generation <= RELOADS:
             cluster.process.send_signal(signal.SIGHUP)
-    eventually(lambda: children(cluster.pid) == 3)  # the worker, the template process and the spare
+    eventually(lambda: len(children(cluster.pid)) == 3)  # the worker, the template process and the spare
     assert (files(cluster.pid), threads(cluster.pid)) == began
     assert began[1] == 1
     print(f"{before} KiB became {memory(cluster.pid)} KiB")

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from places import importable
+from process_tree import children
 
 PACKAGE = "sample"
 
@@ -116,10 +117,6 @@ def test_killed_primary_leaves_no_load(endless_load: Any, processes: Any, eventu
     cluster.process.kill()
     cluster.process.wait()
     eventually(lambda: not processes(cluster), within=10)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def zombies(pid: int) -> list[int]:

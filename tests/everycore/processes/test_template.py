@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from places import ENGINE
+from process_tree import children
 
 # Things that real apps and libraries do at import. Each was harmless at first, and harmed the primary after a reload.
 IMPORTS = {
@@ -290,7 +291,3 @@ def test_stop_at_once_during_the_forks_leaves_nobody(
         cluster.process.send_signal(signal.SIGQUIT)
         assert cluster.process.wait(20) == 0
         eventually(lambda now=cluster: not processes(now))
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
