@@ -43,7 +43,8 @@ test: ## Lint and tests: this Python, what this machine can run. At its end: wha
 test-all: lint ## What CI runs: every Python found, Redis and Valkey, the containers
 	@$(PYTEST) --all
 
-lint: .venv/dev ## Style and format of everything; types and import rules of the engine and the demo, in place
+lint: .venv/dev ## Style and format of everything; types, import rules and MANIFESTs of the engine and the demo
+	@! $(PYTHON) -B '$(SOURCES)/everycore/manifest.py' | grep -v ', as released$$' || { echo 'Run: make manifest'; exit 1; }
 	@$(BIN)/ruff check --config pyproject.toml .
 	@$(BIN)/ruff format --check --config pyproject.toml .
 	@$(BIN)/mypy
