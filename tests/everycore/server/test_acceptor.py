@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from everycore.server.acceptor import ASSUMED_QUEUE, Acceptor
+from everycore.server.acceptor import ASSUMED_QUEUE, NOT_REPORTED, Acceptor
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +185,55 @@ async def test_acceptor_above_its_share_accepts_after_a_delay(
     worker.acceptor.stop(last=False)
     worker.close()
     for client in late:
+        client.close()
+
+
+@pytest.fixture(params=[True, False], ids=["reported", "unreported"])
+def queue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the kernel reports the length of a queue. No worker accepts because it has waited for long."""
+    monkeypatch.setattr("everycore.server.acceptor.FAIRNESS_DELAY", float("inf"))
+    if not request.param:
+        monkeypatch.setattr("everycore.server.acceptor._read_queue_length", lambda listener: NOT_REPORTED)
+    return bool(request.param)
+
+
+async def hold_its_share(worker: Worker, listener: socket.socket) -> list[socket.socket]:
+    """Let a worker have ten connections, another one none, and return the client that was then left to the other."""
+    worker.acceptor.start()
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(10)]
+    await until_accepted(worker, len(clients))
+    worker.others = [0]
+    clients.append(socket.create_connection(listener.getsockname()))
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert len(worker.connections) == 10
+    return clients
+
+
+async def test_worker_accepts_when_its_share_has_grown(listener: socket.socket, queue: bool) -> None:
+    worker = Worker(listener)
+    clients = await hold_its_share(worker, listener)
+    worker.others = [20]
+    await until_accepted(worker, len(clients))
+    worker.acceptor.stop(last=False)
+    worker.close()
+    for client in clients:
+        client.close()
+
+
+async def test_worker_watches_again_when_another_one_has_accepted(
+    listener: socket.socket, queue: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a client that opens a connection for each request would wait for the end of the delay."""
+    worker = Worker(listener)
+    clients = await hold_its_share(worker, listener)
+    watched = asyncio.Event()
+    monkeypatch.setattr(worker.acceptor, "_watch", lambda _: watched.set())
+    listener.accept()[0].close()
+    await asyncio.wait_for(watched.wait(), 20)
+    worker.acceptor.stop(last=False)
+    worker.close()
+    for client in clients:
         client.close()
 
 

@@ -2,19 +2,25 @@
 
 Without this, the worker that wakes up first accepts the whole burst. So a worker reads two numbers: the length of the
 accept queue from the kernel, and the open connections of all workers from the scoreboard. It accepts until it holds its
-share of both. A worker above its share waits 5 ms and then accepts its share of the connections that are still queued.
-Fairness never delays a client further.
+share of both. A worker above its share leaves the queue to the others for 5 ms, or until its share has grown. After 5
+ms it accepts its share of the connections that are still queued. Fairness never delays a client further.
 """
 
 import asyncio
 import logging
 import math
+import os
+import select
 import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 
 FAIRNESS_DELAY = 0.005  # seconds
+# A worker that leaves the queue to the others looks at it again in each round of its event loop for 0.1 ms, in which an
+# idle worker accepts, and then after each millisecond.
+SPIN_TIME, STEP = 0.0001, 0.001
 FULL_DELAY = 0.5  # seconds; then a worker without room accepts one connection at a time, to answer probes and refusals
 # struct tcp_info in linux/tcp.h: for a listening socket tcpi_unacked is the length of its accept queue.
 UNACKED_AT = 24
@@ -122,21 +128,42 @@ class Acceptor:
         if not room:
             self._pause(listener, FAIRNESS_DELAY, self._watch)
             return
-        queued = self._queue_length(listener)
-        workers, connections = self._total_connections()
-        share = math.ceil((connections + queued) / workers)
+        share = self._share(self._queue_length(listener))
         if self._own_connections() >= share:
-            self._pause(listener, FAIRNESS_DELAY, self._accept_after_delay)
+            self._loop.remove_reader(listener.fileno())
+            self._leave_to_others(listener, monotonic())
         while room and self._own_connections() < share and self._accept(listener):
             room -= 1
+
+    def _share(self, queued: int) -> int:
+        workers, connections = self._total_connections()
+        return math.ceil((connections + queued) / workers)
 
     def _pause(self, listener: socket.socket, seconds: float, then: Callable[[socket.socket], None]) -> None:
         self._loop.remove_reader(listener.fileno())
         self._loop.call_later(seconds, then, listener)
 
-    def _accept_after_delay(self, listener: socket.socket) -> None:
+    def _leave_to_others(self, listener: socket.socket, since: float) -> None:
+        """Watch the listener again when nothing is queued, the share has grown, or FAIRNESS_DELAY is over.
+
+        Args:
+            listener: It is not watched now.
+            since: When that began, in monotonic seconds.
+        """
         if listener.fileno() < 0:
             return
+        waited = monotonic() - since
+        if waited >= FAIRNESS_DELAY:
+            self._accept_after_delay(listener)
+        elif not _is_readable(listener) or self._own_connections() < self._share(self._queue_length(listener)):
+            self._watch(listener)
+        elif waited < SPIN_TIME:
+            os.sched_yield()
+            self._loop.call_soon(self._leave_to_others, listener, since)
+        else:
+            self._loop.call_later(STEP, self._leave_to_others, listener, since)
+
+    def _accept_after_delay(self, listener: socket.socket) -> None:
         self._watch(listener)
         workers, _ = self._total_connections()
         for _ in range(min(self._free_room(), math.ceil(self._queue_length(listener) / workers))):
@@ -179,6 +206,13 @@ class Acceptor:
         finally:
             # Here and not in a callback of the task: until then the connection would be counted twice.
             del self.accepting[connection]
+
+
+def _is_readable(listener: socket.socket) -> bool:
+    """Return whether a connection is queued, also where the kernel does not report how many."""
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _read_queue_length(listener: socket.socket) -> int:
