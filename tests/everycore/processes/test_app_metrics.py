@@ -244,3 +244,33 @@ def test_lost_run_directory_costs_no_request(shop: Any, ready: Any, eventually: 
     eventually(lambda: ready(cluster) and ready(cluster) != [pid])
     assert ask(cluster.url, "/order").status == 200
     assert 'orders_total{kind="book"} 1.0' in ask(cluster.url, "/metrics").text
+
+
+# It imports prometheus_client when it counts for the first time.
+BARE = """
+import sys
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+async def imported(request):
+    return PlainTextResponse(" ".join(sys.modules))
+
+async def count(request):
+    from prometheus_client import REGISTRY, Counter
+    if not hasattr(REGISTRY, "late"):
+        REGISTRY.late = Counter("late_total", "Late.")
+    REGISTRY.late.inc()
+    [metric] = request.state.cluster.app_metrics()
+    return PlainTextResponse(str(metric.samples[0].value))
+
+app = Starlette(routes=[Route("/imported", imported), Route("/count", count)])
+"""
+
+
+@pytest.mark.parametrize("preload", ["auto", "never"])
+def test_app_may_import_the_library_late_or_never(shop: Any, ask: Any, tmp_path: Path, preload: str) -> None:
+    (tmp_path / "bare.py").write_text(BARE)
+    cluster = shop("--app", "bare:app", PRELOAD=preload)
+    assert "prometheus_client" not in ask(cluster.url, "/imported").text.split()
+    assert [ask(cluster.url, "/count").text for _ in range(20)] == [f"{number}.0" for number in range(1, 21)]

@@ -13,7 +13,7 @@ MAX_NAMED = 3  # files in one message
 
 
 class LoadedFiles:
-    """The contents of the engine's files, and of the libraries that this process has loaded, as of now.
+    """The contents of the engine's files, and of the libraries that this process has loaded, as of `remember()`.
 
     Args:
         app: Top-level package of the app. Each template process imports it again, so its files do not count.
@@ -26,21 +26,30 @@ class LoadedFiles:
     def __init__(self, app: str, directory: Path) -> None:
         self.directory = directory
         self._release = directory.resolve()
-        self._digests = {path: _digest(path) for path in _loaded(app)}
+        self._app = app
+        self._files: dict[Path, tuple[object, str]] = {}  # version and digest
+
+    def remember(self) -> None:
+        """Read the files. It takes 10 to 20 ms of CPU."""
+        self._files = {path: (_version(path), _digest(path)) for path in _loaded(self._app)}
 
     def changed(self) -> list[str]:
         """Return up to MAX_NAMED files whose contents changed, relative to their package's parent."""
         found = []
-        for path, digest in self._digests.items():
-            if _digest(self.moved(path)) != digest:
+        release = self.directory.resolve()
+        for path, (version, digest) in self._files.items():
+            moved = self._move(path, release)
+            if _version(moved) != version and _digest(moved) != digest:
                 found.append(path.name if path.parent == ENGINE else "/".join(path.parts[-3:]))
         return sorted(found)[:MAX_NAMED]
 
     def moved(self, where: str | Path) -> Path:
         """Return the path that a file of the first release has in the release to which the directory leads now."""
-        path = Path(where)
-        if path.is_relative_to(self._release):
-            return self.directory.resolve() / path.relative_to(self._release)
+        return self._move(Path(where), self.directory.resolve())
+
+    def _move(self, path: Path, release: Path) -> Path:
+        if release != self._release and path.is_relative_to(self._release):
+            return release / path.relative_to(self._release)
         return path
 
 
@@ -68,6 +77,15 @@ def _loaded(app: str) -> Iterator[Path]:
         of_python = path.is_relative_to(standard) and not {"site-packages", "dist-packages"} & set(path.parts)
         if not of_python and path.suffix in (".py", ".so"):
             yield path
+
+
+def _version(path: Path) -> object:
+    """Return what changes with each write to a file, and differs for another file in its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _digest(path: Path) -> str:

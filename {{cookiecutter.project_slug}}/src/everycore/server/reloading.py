@@ -83,6 +83,7 @@ class Reloader:
             LoadError: No process can be forked. `on_failed` and `on_exit` may raise errors of the load later.
         """
         self._load(reloading=True)
+        self._files.remember()  # while the template process imports the app
 
     def request(self) -> None:
         """Load the code that is in place now, or later, if another reload has not yet replaced the workers.

@@ -8,8 +8,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from prometheus_client import Metric
+from typing import TYPE_CHECKING
 
 from everycore.server import app_metrics
 from everycore.server.request_stats import HttpTotals
@@ -24,6 +23,9 @@ from everycore.server.scoreboard import (
     Scoreboard,
     Snapshot,
 )
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 
 class ClusterView:
@@ -70,7 +72,7 @@ class ClusterView:
         """Return the requests of all workers by route, dead workers included. Every worker returns the same."""
         return self._board.http_totals()
 
-    def app_metrics(self) -> Iterable[Metric]:
+    def app_metrics(self) -> Iterable["Metric"]:
         """Return the metrics that the app has made with prometheus_client, added up over all workers.
 
         Counters, histograms and summaries include dead workers, and so does a gauge with the mode "mostrecent". Every
