@@ -10,9 +10,11 @@ from . import charts
 from .charts import OURS, Figures, Results, medians, show
 from .paths import RESULTS, ROOT
 from .peers import FLOOR, SDK, TUNED_SUFFIX
+from .suites.throughput import new_connections
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 PLAIN = "/plain, 32 connections"
+NEW = new_connections(32)
 ON_VALKEY = f"{charts.SESSION}, Valkey"
 SHOWN = ("reload", "session")  # the charts that the README shows; it links to the others
 
@@ -49,6 +51,10 @@ def plain_rate(results: Results) -> Figures:
     return _of_ours(charts.of_peers(medians(results.get(PLAIN, {}), "requests_per_second")))
 
 
+def new_rate(results: Results) -> Figures:
+    return _of_ours(charts.of_peers(medians(results.get(NEW, {}), "requests_per_second")))
+
+
 def writers_kept(results: Results) -> Figures:
     return dict(medians(results.get("sessions", {}), "kept"))
 
@@ -78,6 +84,7 @@ ROWS = (
     Row("/session, requests per second, ours = 1", "throughput", session_rate, 2, more_is_better=True),
     Row("/session, server CPU for each request, us", "throughput", session_cpu),
     Row("/plain, requests per second, ours = 1", "throughput", plain_rate, 2, more_is_better=True),
+    Row(f"{NEW}: requests per second, ours = 1", "throughput", new_rate, 2, more_is_better=True),
     Row("50 parallel writers of one session: kept", "state", writers_kept, more_is_better=True),
 )
 

@@ -41,9 +41,13 @@ def find() -> str | None:
     return shutil.which("wrk")
 
 
-def run(url: str, connections: int, seconds: int, cookies: Sequence[str] = ()) -> WrkResult:
-    """Load `url` with `connections` for `seconds`; with `cookies`, as that many different visitors in turn."""
+def run(url: str, connections: int, seconds: int, cookies: Sequence[str] = (), new: bool = False) -> WrkResult:
+    """Load `url` with `connections` for `seconds`; with `cookies`, as that many different visitors in turn.
+
+    new: each request opens a connection of its own, as those of a proxy that keeps none.
+    """
     command = [find() or "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    command += ["-H", "Connection: close"] if new else []
     with tempfile.TemporaryDirectory(prefix="bench-wrk-") as folder:
         if cookies:
             script = Path(folder, "cookies.lua")

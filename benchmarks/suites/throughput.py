@@ -19,6 +19,7 @@ NAME = "throughput"
 PATHS = ("/plain", "/session", "/counter")
 CONNECTIONS, COMPARED = (8, 32, 128), 32
 WORKERS = 2
+NEW = (4, 32)  # clients that open a connection for each request
 SECONDS, QUICK_SECONDS = 3, 1
 ALONE, TRIES = 20, 4  # requests one after the other, to count round trips: under load a client may send several as one
 VISITORS = 512  # different sessions; more than connections, so that two seldom meet in one
@@ -47,10 +48,22 @@ def run(context: Context) -> dict[str, Any]:
         context.say(f"throughput, round {number + 1} of {context.rounds}: {peer.name}")
         for case, figures in _measure(context, peer, wanted).items():
             rounds.setdefault(case, {}).setdefault(peer.name, []).append(figures)
+    for number, peer in interleaved(context.peers, context.rounds):
+        context.say(f"throughput with new connections, round {number + 1} of {context.rounds}: {peer.name}")
+        with context.start(peer, workers=WORKERS) as server:
+            for count in NEW:
+                wrk.run(server.url + "/plain", count, 1, new=True)
+                figures = _load(context, server, "/plain", count, [], new=True)
+                rounds.setdefault(new_connections(count), {}).setdefault(peer.name, []).append(figures)
     if binary := find_valkey():
         with RedisServer(binary) as valkey:
             _compare_stores(replace(context, redis=valkey), rounds)
     return {case: {peer: summaries(figures) for peer, figures in peers.items()} for case, peers in rounds.items()}
+
+
+def new_connections(clients: int) -> str:
+    """The name of a case."""
+    return f"/plain, {clients} clients with a new connection for each request"
 
 
 def _compare_stores(context: Context, rounds: Rounds) -> None:
@@ -63,7 +76,6 @@ def _compare_stores(context: Context, rounds: Rounds) -> None:
 
 def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """One round of one peer: figures by case, such as "/plain, 32 connections"."""
-    seconds = QUICK_SECONDS if context.quick else SECONDS
     environ = {"REDIS_URL": context.redis.unix_url} if peer == OURS_UNIX else {}
     with context.start(peer, workers=WORKERS, **environ) as server:
         check(context.redis, server)
@@ -74,21 +86,28 @@ def _measure(context: Context, peer: Peer, counts: tuple[int, ...]) -> dict[str,
             wrk.run(server.url + path, max(counts), 1, visitors)  # pools and code are warm before anything counts
             trips = _round_trips(context, server.url, path, visitors)
             for count in counts:
-                before = _spent(context, server)
-                seen = wrk.run(server.url + path, count, seconds, visitors)
-                spent = [b - a for a, b in zip(before, _spent(context, server), strict=True)]
-                cpu, redis_cpu, reads = (each / max(seen.requests, 1) for each in spent)
-                cases[f"{path}, {count} connections"] = {
-                    "requests_per_second": seen.per_second,
-                    "p50_ms": seen.p50,
-                    "p99_ms": seen.p99,
-                    "server_cpu_us": cpu * 1e6,
-                    "redis_cpu_us": redis_cpu * 1e6,
-                    "round_trips": trips,
-                    "redis_reads": reads,
-                    "errors": seen.errors,
-                }
+                figures = _load(context, server, path, count, visitors)
+                cases[f"{path}, {count} connections"] = figures | {"round_trips": trips}
     return cases
+
+
+def _load(
+    context: Context, server: Server, path: str, count: int, visitors: list[str], new: bool = False
+) -> dict[str, float]:
+    before = _spent(context, server)
+    seen = wrk.run(server.url + path, count, QUICK_SECONDS if context.quick else SECONDS, visitors, new)
+    spent = [b - a for a, b in zip(before, _spent(context, server), strict=True)]
+    cpu, redis_cpu, reads = (each / max(seen.requests, 1) for each in spent)
+    return {
+        "requests_per_second": seen.per_second,
+        "p50_ms": seen.p50,
+        "p99_ms": seen.p99,
+        "server_cpu_us": cpu * 1e6,
+        "redis_cpu_us": redis_cpu * 1e6,
+        "round_trips": 0.0,
+        "redis_reads": reads,
+        "errors": seen.errors,
+    }
 
 
 def check(redis: RedisServer, server: Server) -> None:
