@@ -1,12 +1,15 @@
 """Metrics that an app makes with prometheus_client: exact over all workers, whatever happens to them."""
 
+import compileall
 import os
 import re
+import shutil
 import signal
 import stat
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 
 from places import TEMPLATE
@@ -256,6 +259,9 @@ from starlette.routing import Route
 async def imported(request):
     return PlainTextResponse(" ".join(sys.modules))
 
+async def read(request):
+    return PlainTextResponse(str(len(list(request.state.cluster.app_metrics()))))
+
 async def count(request):
     from prometheus_client import REGISTRY, Counter
     if not hasattr(REGISTRY, "late"):
@@ -264,7 +270,7 @@ async def count(request):
     [metric] = request.state.cluster.app_metrics()
     return PlainTextResponse(str(metric.samples[0].value))
 
-app = Starlette(routes=[Route("/imported", imported), Route("/count", count)])
+app = Starlette(routes=[Route("/imported", imported), Route("/read", read), Route("/count", count)])
 """
 
 
@@ -272,5 +278,43 @@ app = Starlette(routes=[Route("/imported", imported), Route("/count", count)])
 def test_app_may_import_the_library_late_or_never(shop: Any, ask: Any, tmp_path: Path, preload: str) -> None:
     (tmp_path / "bare.py").write_text(BARE)
     cluster = shop("--app", "bare:app", PRELOAD=preload)
+    assert ask(cluster.url, "/read").text == "0"
     assert "prometheus_client" not in ask(cluster.url, "/imported").text.split()
     assert [ask(cluster.url, "/count").text for _ in range(20)] == [f"{number}.0" for number in range(1, 21)]
+
+
+@pytest.mark.parametrize("form", ["zip", "bytecode"])
+def test_library_may_be_installed_without_sources(shop: Any, ask: Any, figures: Any, tmp_path: Path, form: str) -> None:
+    installed, folder = Path(prometheus_client.__file__).parent, tmp_path / form
+    if form == "zip":
+        shutil.make_archive(str(folder), "zip", installed.parent, installed.name)
+        folder = folder.with_suffix(".zip")
+    else:
+        shutil.copytree(installed, folder / installed.name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(folder, legacy=True, quiet=1)
+        for source in folder.rglob("*.py"):
+            source.unlink()
+    cluster = shop(PYTHONPATH=f"{folder}:{tmp_path}")
+    for _ in range(20):
+        ask(cluster.url, "/order")
+    assert figures(cluster)['orders_total{kind="book"}'] == 20
+
+
+HOOK = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, path) if name.startswith("prometheus_client") else None
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_import_hook_that_comes_first_is_told(shop: Any, ask: Any, tmp_path: Path) -> None:
+    (tmp_path / "hooked.py").write_text(HOOK + SHOP)
+    cluster = shop("--app", "hooked:create_app")
+    assert ask(cluster.url, "/order").status == 200
+    assert "not added up over the workers, because an import hook comes before ours" in cluster.log.read_text()

@@ -75,22 +75,6 @@ def sleeping(pids: set[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"}
 
 
-def test_workers_that_start_together_are_forked_by_one_process(
-    puppets: Any, ready: Any, snapshot: Any, eventually: Any, tmp_path: Path
-) -> None:
-    """A process in between for each would take as long as the forks of the workers."""
-    note = tmp_path / "forks"
-    code = f"os.register_at_fork(before=lambda: open({str(note)!r}, 'a').write(str(os.getpid()) + chr(10)))"
-    (tmp_path / "notes.py").write_text(f"from puppet import *\n{code}\n")
-    cluster = puppets("--app", "notes:app", "--workers", "4")
-    for generation in (1, 2):
-        eventually(lambda now=generation: snapshot(cluster).generation == now and len(ready(cluster)) == 4)
-        assert max(map(note.read_text().split().count, note.read_text().split())) == 4
-        note.write_text("")
-        if generation == 1:
-            cluster.control.reload()
-
-
 def test_primary_loads_no_library_of_the_app_or_of_redis(serve: Any, ready: Any, eventually: Any) -> None:
     """At the start, a process of its own asks Redis."""
     cluster = serve("--workers", "1")

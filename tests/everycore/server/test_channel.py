@@ -17,15 +17,6 @@ def test_take_yields_all_that_has_arrived() -> None:
     ours.close()
 
 
-def test_messages_sent_at_once_arrive_together() -> None:
-    ours, theirs = Channel.pair()
-    assert theirs.send_all([{"slot": 0}, {"slot": 1}])
-    assert len(ours._socket.recv(100).splitlines()) == 2
-    ours.close()
-    assert not theirs.send_all([{"slot": 2}])
-    theirs.close()
-
-
 def test_take_of_the_blocking_end_does_not_wait() -> None:
     ours, theirs = Channel.pair()
     assert list(theirs.take()) == []

@@ -3,7 +3,7 @@
 Without this, the worker that wakes up first accepts the whole burst. So a worker reads two numbers: the length of the
 accept queue from the kernel, and the open connections of all workers from the scoreboard. It accepts until it holds its
 share of both. A worker above its share leaves the queue to the others for 5 ms, or until its share has grown. After 5
-ms it accepts its share of the connections that are still queued. Fairness never delays a client further.
+ms it accepts its share of the connections that are still queued, also if no other worker accepts any.
 """
 
 import asyncio

@@ -14,8 +14,8 @@ import sys
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -152,17 +152,24 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return how to import VALUES so that its values are ours, and None for other modules."""
         spec = PathFinder.find_spec(fullname, path) if fullname == VALUES else None
-        if spec is not None and spec.origin is not None:
-            spec.loader = _Loader(fullname, spec.origin)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
         return spec
 
 
-class _Loader(SourceFileLoader):
-    """Imports VALUES."""
+class _Loader(Loader):
+    """Imports VALUES as another loader does, which may read it from a zip file."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Return what the other loader does."""
+        return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the code of the module, and replace its class."""
-        super().exec_module(module)
+        self._loader.exec_module(module)
         _replace_class(module)
 
 
@@ -186,6 +193,9 @@ def open_files(folder: Path, row: int) -> None:
         folder: The folder of all workers' files.
         row: Index of this worker's row of the scoreboard.
     """
+    module: Any = sys.modules.get(VALUES)
+    if module is not None and module.ValueClass is not Value and OF_LIBRARY not in os.environ:
+        logger.warning("the app's metrics are not added up over the workers, because an import hook comes before ours")
     os.register_at_fork(after_in_child=_process.leave)
     _remove_gauges(folder)
     _process.open(folder, f"row{row}")
@@ -198,6 +208,8 @@ def read(folder: Path, workers: Collection[int]) -> Iterable["Metric"]:
         folder: The folder of all workers' files.
         workers: The pids of the workers that live, whose gauges count.
     """
+    if not any(folder.glob("*.db")):
+        return ()  # without the import, which would block a worker of an app that has no metrics
     from prometheus_client.multiprocess import MultiProcessCollector
 
     for _ in range(MAX_TRIES):

@@ -3,7 +3,7 @@
 import json
 import select
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Self
 
@@ -37,12 +37,8 @@ class Channel:
 
     def send(self, **message: Any) -> bool:
         """Send a message. Return False if it is lost, because the other process has ended or closed its end."""
-        return self.send_all([message])
-
-    def send_all(self, messages: Iterable[Message]) -> bool:
-        """Send messages at once, so that they arrive together. Return False if they are lost."""
         try:
-            self._socket.sendall("".join(f"{json.dumps(each)}\n" for each in messages).encode())
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return False
         return True

@@ -311,7 +311,6 @@ class Primary:
         for moment, slot in self.due_spawns():
             if now >= moment:
                 self.spawn(slot, now)
-        self.templates.send_orders()
 
     def due_spawns(self) -> list[tuple[float, int]]:
         """Return the moments at which a worker may be spawned, in monotonic seconds, each with its slot."""

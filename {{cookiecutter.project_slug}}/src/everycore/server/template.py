@@ -14,7 +14,7 @@ from selectors import EVENT_READ, BaseSelector
 from time import monotonic
 from typing import NoReturn, Self
 
-from everycore.server.channel import Channel, Message
+from everycore.server.channel import Channel
 from everycore.server.children import NEVER, Child
 from everycore.server.import_errors import format_traceback, summarize
 from everycore.server.process import process_exists
@@ -184,7 +184,6 @@ class Templates:
         self._former: list[Template] = []
         self._orphans: set[int] = set()  # workers whose parent was a template process that died
         self._hooks: list[str] = []
-        self._orders: list[Message] = []  # to fork a worker
         self._events: deque[tuple[object, ...]] = deque(maxlen=MAX_EVENTS)
         self._events_due = 0.0  # in monotonic seconds, if there are any
 
@@ -220,7 +219,7 @@ class Templates:
             self.next = None
 
     def fork(self, child: Child, again: bool) -> None:
-        """Have the current one fork a worker at the next `send_orders()`. Its event follows.
+        """Have the current one fork a worker. Its event follows.
 
         Args:
             child: The worker, whose pid is not known yet.
@@ -229,13 +228,7 @@ class Templates:
         assert self.current is not None
         self.current.forking[child.slot] = child
         asked = {"slot": child.slot, "since": child.since}
-        self._orders.append({"asked": asked, "generation": child.generation, "row": child.row, "again": again})
-
-    def send_orders(self) -> None:
-        """Have the workers forked, all at once, which takes half as many forks as one at a time."""
-        if self._orders and self.current is not None:
-            self.current.channel.send_all(self._orders)
-        self._orders.clear()
+        self.current.channel.send(asked=asked, generation=child.generation, row=child.row, again=again)
 
     def notify(self, event: str, *values: object) -> None:
         """Have the functions of the app called that it has for an event, see hooks.py.

@@ -151,8 +151,8 @@ class Inherited:
                 continue
             if order is None:
                 return
-            orders = [order, *self._channel.take()]
-            self.fork(*[each for each in orders if "events" in each or not self.use_spare(each)])
+            if "events" in order or not self.use_spare(order):
+                self.fork(order)
             wait = SPARE_DELAY if self._spare is None else None
 
     def fork_spare(self) -> None:
@@ -192,15 +192,13 @@ class Inherited:
         spare.close()
         return order
 
-    def fork(self, *orders: Message) -> None:
-        """Fork the process in between, which forks the children and exits. It dies with this process if a fork hangs.
+    def fork(self, order: Message) -> None:
+        """Fork the process in between, which forks the child and exits. It dies with this process if its fork hangs.
 
         The C library forks it, so that functions which are registered for a child (os.register_at_fork) run only in
         the worker. Functions that take locks before a fork, and release them in the parent after it, run in both
         processes. Otherwise a lock that a thread held could stay locked in the process in between.
         """
-        if not orders:
-            return
         own = os.getpid()
         with signals_blocked(but=[signal.SIGABRT]):
             ctypes.pythonapi.PyOS_BeforeFork()
@@ -210,15 +208,12 @@ class Inherited:
             ctypes.pythonapi.PyOS_AfterFork_Parent()
             if between == 0:
                 try:
-                    for order in orders:
-                        self.fork_child(order)
+                    self.fork_child(order)
                     os._exit(0)
                 finally:
                     os._exit(1)
         if between < 0:
-            reason = os.strerror(ctypes.get_errno())
-            for order in orders:
-                self.report_failure(order, reason)
+            self.report_failure(order, os.strerror(ctypes.get_errno()))
         elif status := os.waitpid(between, 0)[1]:
             raise ChildProcessError(f"the process that forks a worker {describe_exit(status)}")
 
@@ -294,11 +289,10 @@ class Parent(Inherited):
             listener.close()
         self._report_exits(wait=True)
 
-    def fork(self, *orders: Message) -> None:
-        """Fork the children."""
+    def fork(self, order: Message) -> None:
+        """Fork the child."""
         with signals_blocked(but=[signal.SIGABRT]):
-            for order in orders:
-                self.fork_child(order)
+            self.fork_child(order)
 
     def leave(self) -> None:
         """In the forked child: close what is the template process's."""
