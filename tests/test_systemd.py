@@ -27,7 +27,7 @@ CGROUPS = [f"/sys/fs/cgroup/{kind}/{name}" for kind in ("systemd", "unified") fo
 QUICKER = """
 [Service]
 WatchdogSec=6
-Environment=HANG_TIMEOUT=3 LINGER=0
+Environment=HANG_TIMEOUT=3 LINGER=0.3
 """
 
 
