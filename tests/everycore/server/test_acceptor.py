@@ -5,7 +5,8 @@ import errno
 import select
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -197,8 +198,10 @@ def queue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     return bool(request.param)
 
 
-async def hold_its_share(worker: Worker, listener: socket.socket) -> list[socket.socket]:
-    """Let a worker have ten connections, another one none, and return the client that was then left to the other."""
+@asynccontextmanager
+async def above_its_share(listener: socket.socket) -> AsyncIterator[Worker]:
+    """A worker that has ten connections and leaves the eleventh client to another worker, which has none."""
+    worker = Worker(listener)
     worker.acceptor.start()
     clients = [socket.create_connection(listener.getsockname()) for _ in range(10)]
     await until_accepted(worker, len(clients))
@@ -207,34 +210,28 @@ async def hold_its_share(worker: Worker, listener: socket.socket) -> list[socket
     for _ in range(10):
         await asyncio.sleep(0.001)
     assert len(worker.connections) == 10
-    return clients
-
-
-async def test_worker_accepts_when_its_share_has_grown(listener: socket.socket, queue: bool) -> None:
-    worker = Worker(listener)
-    clients = await hold_its_share(worker, listener)
-    worker.others = [20]
-    await until_accepted(worker, len(clients))
+    yield worker
     worker.acceptor.stop(last=False)
     worker.close()
     for client in clients:
         client.close()
+
+
+async def test_worker_accepts_when_its_share_has_grown(listener: socket.socket, queue: bool) -> None:
+    async with above_its_share(listener) as worker:
+        worker.others = [20]
+        await until_accepted(worker, 11)
 
 
 async def test_worker_watches_again_when_another_one_has_accepted(
     listener: socket.socket, queue: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a client that opens a connection for each request would wait for the end of the delay."""
-    worker = Worker(listener)
-    clients = await hold_its_share(worker, listener)
-    watched = asyncio.Event()
-    monkeypatch.setattr(worker.acceptor, "_watch", lambda _: watched.set())
-    listener.accept()[0].close()
-    await asyncio.wait_for(watched.wait(), 20)
-    worker.acceptor.stop(last=False)
-    worker.close()
-    for client in clients:
-        client.close()
+    async with above_its_share(listener) as worker:
+        watched = asyncio.Event()
+        monkeypatch.setattr(worker.acceptor, "_watch", lambda _: watched.set())
+        listener.accept()[0].close()
+        await asyncio.wait_for(watched.wait(), 20)
 
 
 async def test_last_stop_accepts_the_whole_queue(listener: socket.socket, clients: list[socket.socket]) -> None:

@@ -208,13 +208,13 @@ def read(folder: Path, workers: Collection[int]) -> Iterable["Metric"]:
         folder: The folder of all workers' files.
         workers: The pids of the workers that live, whose gauges count.
     """
-    if not any(folder.glob("*.db")):
-        return ()  # without the import, which would block a worker of an app that has no metrics
-    from prometheus_client.multiprocess import MultiProcessCollector
-
     for _ in range(MAX_TRIES):
         with suppress(FileNotFoundError):  # the gauges of a worker that has just died
             files = [str(path) for path in folder.glob("*.db") if _counts(path, workers) and path.stat().st_size]
+            if not files:
+                break  # before the import, which would block a worker of an app that has no metrics
+            from prometheus_client.multiprocess import MultiProcessCollector
+
             metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
             return metrics
     return ()
