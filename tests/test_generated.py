@@ -16,6 +16,7 @@ import pytest
 
 from conftest import KEPT, ROOT, captured, machine, version
 from everycore.cli import run_redis
+from redis_servers import free_port
 
 
 def run(command, cwd, **environ):
@@ -83,9 +84,9 @@ def test_long_names_pass_lint_and_types_too(bake):
     assert run(["make", "lint", f"PYTHON={sys.executable}"], project).returncode == 0
 
 
-@pytest.mark.xdist_group("port 8000")
+@pytest.mark.xdist_group("readme")
 def test_demo_without_redis_is_exact_and_leaves_nothing_running(bake, bare_path):
-    project = fresh(bake, "port-8000")
+    project = fresh(bake, "readme")
     ended = run(["make", "demo", f"PYTHON={sys.executable}"], project, PATH=bare_path)
     assert ended.returncode == 0
     assert "Redis counted 200 for 200 responses: exact" in ended.stdout
@@ -100,9 +101,9 @@ def shape(text):
     return "\n".join(line for line, _ in groupby(re.sub(r" *\d+", " N", text).splitlines()))
 
 
-@pytest.mark.xdist_group("port 8000")
+@pytest.mark.xdist_group("readme")
 def test_lock_without_uv_writes_a_lock_file(bake, bare_path):
-    project = fresh(bake, "port-8000")
+    project = fresh(bake, "readme")
     (project / "uv.lock").unlink(missing_ok=True)
     assert run(["make", "lock", f"PYTHON={sys.executable}"], project, PATH=bare_path).returncode == 0
     locked = tomllib.loads((project / "uv.lock").read_text())
@@ -129,9 +130,9 @@ def test_uv_alone_runs_it_too(bake, tmp_path):
     assert (project / "uv.lock").exists()
 
 
-@pytest.mark.xdist_group("port 8000")
+@pytest.mark.xdist_group("readme")
 def test_every_command_of_its_readme_works_word_for_word(bake, tmp_path):
-    project = fresh(bake, "port-8000")
+    project = fresh(bake, "readme")
     assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
     blocks = re.findall(r"```sh\n(.*?)```", (project / "README.md").read_text(), re.S)
     lines = [
@@ -145,16 +146,18 @@ def test_every_command_of_its_readme_works_word_for_word(bake, tmp_path):
             if line == "python3 -m venv .venv":  # as in production, where nothing is there yet
                 project = shutil.copytree(project, tmp_path / "installed", ignore=shutil.ignore_patterns(".venv"))
             exports = [one.replace("redis://127.0.0.1:6379/0", url) for one in lines if one.startswith("export ")]
-            environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}"}
+            port = str(free_port())
+            environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}", "PORT": port}
             if "serve" in line or line == "make run":
-                assert serves("; ".join([*exports, f"exec {line}"]), project, environ), line
+                command = f"exec {line.replace(':8000', f':{port}')}"
+                assert serves("; ".join([*exports, command]), project, environ), line
             else:
                 assert run(["bash", "-ec", "; ".join([*exports, line])], project, **environ).returncode == 0, line
 
 
-@pytest.mark.xdist_group("port 8000")
+@pytest.mark.xdist_group("readme")
 def test_the_python_of_its_readme_works(bake):
-    project = fresh(bake, "port-8000")
+    project = fresh(bake, "readme")
     assert run(["make", "setup", f"PYTHON={sys.executable}"], project).returncode == 0
     (code,) = re.findall(r"```python\n(.*?)```", (project / "README.md").read_text(), re.S)
     wired = (
@@ -165,13 +168,17 @@ def test_the_python_of_its_readme_works(bake):
     )
     (project / "readme_app.py").write_text(wired)
     with run_redis() as url:
-        environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}", "APP_ENV": "development", "REDIS_URL": url}
+        environ = {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}", "PORT": str(free_port())}
+        environ |= {"APP_ENV": "development", "REDIS_URL": url}
         answer = serves("exec cluster-app serve --app readme_app:app", project, environ)
     assert answer == b'{"answer":42}'
 
 
 def serves(line, project, environ):
-    """Start a command that serves on port 8000; its first answer. It is stopped again, gracefully."""
+    """Start a command that serves on PORT; its first answer. It is stopped again, gracefully.
+
+    PORT is a free one, because `demo` in a test beside this one may have 8000.
+    """
     environ = {**os.environ, **environ, "RUN_DIR": str(project / "run")}
     process = subprocess.Popen(["bash", "-ec", line], cwd=project, env=environ, start_new_session=True)
     until = time.monotonic() + 30
@@ -180,7 +187,7 @@ def serves(line, project, environ):
         while answer is None and time.monotonic() < until and process.poll() is None:
             try:
                 path = "/" if "examples" in line else "/healthz"
-                answer = urllib.request.urlopen(f"http://127.0.0.1:8000{path}", timeout=5).read()
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{environ['PORT']}{path}", timeout=5).read()
             except OSError:
                 time.sleep(0.05)
         return answer
