@@ -1,6 +1,8 @@
 """The response cycle on a connection without a socket: what is written, and when."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -269,6 +271,34 @@ async def test_running_request_learns_that_the_client_left() -> None:
     await connection.answers(b"")
     assert left.is_set()
     assert connection.ended == [(0, 0)]
+
+
+@pytest.mark.parametrize("requests", [GET, GET + GET], ids=["one request", "two requests"])
+@pytest.mark.parametrize("leaves_early", [False, True])
+async def test_closed_connection_is_no_work_for_the_garbage_collector(requests: bytes, leaves_early: bool) -> None:
+    async def app(receive: Any, send: Any) -> None:
+        await receive()
+        if leaves_early:
+            assert (await receive())["type"] == "http.disconnect"
+        else:
+            await send(START)
+            await send(body(b"ok"))
+
+    connection = Connection(app)
+    protocol = weakref.ref(connection.protocol)
+    gc.disable()
+    try:
+        connection.protocol.data_received(requests)
+        if leaves_early:
+            await asyncio.sleep(0)
+        else:
+            await connection.answers(b"")
+        connection.protocol.connection_lost(None)
+        await connection.answers(b"")
+        del connection
+        assert protocol() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -171,13 +171,18 @@ class HttpProtocol(RequestProtocol):
         self._is_proxy = self.shared.forwarded.trusts(self.client, self.server)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request that is running that its client is gone."""
+        """Tell the request that is running that its client is gone, and forget all requests.
+
+        Each refers to this protocol. If it was not forgotten, only the garbage collector would free both.
+        """
         super().connection_lost(exc)
         cycle = self.running
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
             self.on_cycle_end(cycle)
+        self.cycle = self.running = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def eof_received(self) -> None:
         """Send what waits before the event loop closes the connection, for a client that only sends no more."""
