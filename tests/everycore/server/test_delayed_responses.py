@@ -190,6 +190,19 @@ async def test_nothing_waits_after_a_long_delay(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("all_wait")
+async def test_request_that_leaves_nothing_to_send_is_no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(answer, connections=2)
+    monkeypatch.setattr(http, "LATE", -1)  # the last response was sent long ago
+    server.connections[1].data_received(get(1))
+    server.connections[1].connection_lost(None)
+    await asyncio.sleep(0)
+    server.config.send_all()
+    server.connections[0].data_received(get(0))
+    await asyncio.sleep(0)
+    assert server.events[-1] == "/0", "the response waits"
+
+
+@pytest.mark.usefixtures("all_wait")
 async def test_connection_that_fails_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(answer, connections=3)
 

@@ -239,6 +239,58 @@ async def test_continue_is_sent_when_the_app_reads() -> None:
     assert await connection.answers(b"ok") == [b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + b"ok"]
 
 
+async def test_receive_waits_for_each_part_of_a_body_and_for_nothing_else() -> None:
+    parts, wants = list[Any](), asyncio.Semaphore(0)
+
+    async def app(receive: Any, send: Any) -> None:
+        while not parts or parts[-1]["more_body"]:
+            await wants.acquire()
+            parts.append(await receive())
+
+    async def after_some_rounds() -> list[Any]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return [(part["body"], part["more_body"]) for part in parts]
+
+    connection = Connection(app)
+    connection.protocol.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+    wants.release()
+    assert await after_some_rounds() == []  # it waits
+    connection.protocol.data_received(b"one")
+    expected: list[Any] = [(b"one", True)]
+    assert await after_some_rounds() == expected
+    connection.protocol.data_received(b"tw")  # before the app asks for it
+    connection.protocol.data_received(b"o")
+    wants.release()
+    expected.append((b"two", True))
+    assert await after_some_rounds() == expected
+    wants.release()
+    assert await after_some_rounds() == expected
+    connection.protocol.data_received(b"end")
+    assert await after_some_rounds() == [*expected, (b"end", False)]
+
+
+async def test_two_tasks_may_wait_for_the_client_to_leave() -> None:
+    left = list[Any]()
+
+    async def app(receive: Any, send: Any) -> None:
+        async def wait() -> None:
+            left.append(await receive())
+
+        await receive()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait())
+            group.create_task(wait())
+
+    connection = Connection(app)
+    connection.protocol.data_received(GET)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    connection.protocol.connection_lost(None)
+    await connection.answers(b"")
+    assert left == [{"type": "http.disconnect"}] * 2
+
+
 async def test_request_is_reported_once_when_its_client_leaves() -> None:
     async def app(receive: Any, send: Any) -> None:
         await receive()

@@ -128,12 +128,13 @@ class Acceptor:
         if not room:
             self._pause(listener, FAIRNESS_DELAY, self._watch)
             return
-        share = self._share(self._queue_length(listener))
-        if self._own_connections() >= share:
+        wanted = self._share(self._queue_length(listener)) - self._own_connections()
+        if wanted <= 0:
             self._loop.remove_reader(listener.fileno())
             self._leave_to_others(listener, monotonic())
-        while room and self._own_connections() < share and self._accept(listener):
-            room -= 1
+        for _ in range(min(room, wanted)):
+            if not self._accept(listener):
+                break
 
     def _share(self, queued: int) -> int:
         workers, connections = self._total_connections()
@@ -230,10 +231,10 @@ def read_accept_wait(connection: socket.socket) -> int | None:
 
 
 def _read_tcp_info(of: socket.socket, at: int) -> int:
-    if sys.platform != "linux" or of.family == socket.AF_UNIX:
+    if sys.platform != "linux":
         return NOT_REPORTED
     try:
         info = of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 4)
-    except OSError:  # ENOPROTOOPT under qemu-user
+    except OSError:  # a unix socket; ENOPROTOOPT under qemu-user
         return NOT_REPORTED
     return int(struct.unpack_from("I", info, at)[0]) if len(info) == at + 4 else NOT_REPORTED

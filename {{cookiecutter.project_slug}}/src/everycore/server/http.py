@@ -9,11 +9,12 @@ import ssl
 import sys
 from collections.abc import Collection, Sequence
 from time import monotonic_ns, time
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from everycore.server.logging import write_access_line
@@ -88,6 +89,7 @@ class HttpConfig(uvicorn.Config):
         self.streams = self.websockets = 0  # that are open
         self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
         self._unsent: list[HttpProtocol] = []  # the connections with responses that have not been sent
+        self._sends_soon = False  # whether the event loop will call _send_in_next_round
         self._unsent_since = 0  # monotonic nanoseconds of the first one
         self._wait_from = 0  # monotonic nanoseconds, before which no complete response waits
         self._default_fields: list[tuple[bytes, bytes]] = []
@@ -101,10 +103,16 @@ class HttpConfig(uvicorn.Config):
 
     def send_soon(self, connection: "HttpProtocol") -> None:
         """Have a connection send its responses in the next round of the event loop, if it has not done so by then."""
+        if not self._sends_soon:
+            self._sends_soon = True
+            connection.loop.call_soon(self._send_in_next_round)
         if not self._unsent:
-            connection.loop.call_soon(self.send_all)
             self._unsent_since = monotonic_ns()
         self._unsent.append(connection)
+
+    def _send_in_next_round(self) -> None:
+        self._sends_soon = False
+        self.send_all()
 
     def send_all(self) -> None:
         """Send all responses that have not been sent."""
@@ -175,14 +183,14 @@ class HttpProtocol(RequestProtocol):
 
         Each refers to this protocol. If it was not forgotten, only the garbage collector would free both.
         """
+        cycle, self.running = self.running, None
+        self.cycle = None  # type: ignore[assignment]
+        self.pipeline.clear()
         super().connection_lost(exc)
-        cycle = self.running
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
-            cycle.message_event.set()
+            cycle.wake()
             self.on_cycle_end(cycle)
-        self.cycle = self.running = None  # type: ignore[assignment]
-        self.pipeline.clear()
 
     def eof_received(self) -> None:
         """Send what waits before the event loop closes the connection, for a client that only sends no more."""
@@ -213,20 +221,27 @@ class HttpProtocol(RequestProtocol):
             self._noted[name] = value
 
     def on_body(self, body: bytes) -> None:
-        """Count the bytes of the body."""
-        self.body_bytes += len(body)
+        """Give a part of the body to the request, and read no more while the app has not taken 64 KiB."""
         super().on_body(body)
+        self.body_bytes += len(body)
+        cycle: Any = self.cycle
+        if not (self.parser.should_upgrade() or cycle.response_complete):
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.wake()
 
     def on_message_complete(self) -> None:
         """Tell the request that its body is complete."""
-        cycle = self.cycle
+        cycle: Any = self.cycle
         if not (self.parser.should_upgrade() or cycle.response_complete):
             cycle.more_body = False
-            cycle.message_event.set()
+            cycle.wake()
 
     def start_request(self) -> None:
         """Call the app, now or after the responses to earlier requests of this connection. The head is complete."""
-        scope, parser = cast("Any", self.scope), self.parser
+        scope: Any = self.scope
+        parser, noted = self.parser, self._noted
         scope["method"] = parser.get_method().decode()
         version = parser.get_http_version()
         if version != "1.1":
@@ -239,17 +254,15 @@ class HttpProtocol(RequestProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         self._complete(scope)
-        if self._is_proxy and QUEUED_SINCE in self._noted:
-            waited = read_wait(self._noted[QUEUED_SINCE], time())
+        if noted and self._is_proxy and QUEUED_SINCE in noted:
+            waited = read_wait(noted[QUEUED_SINCE], time())
             if waited is not None:
                 self.shared.stats.count_wait(PROXY_QUEUE, waited)
         earlier = self.cycle
-        self.cycle = cycle = cast("Any", ResponseCycle)(
-            self,
-            scope,
-            expects_continue=self._noted.get(EXPECT, b"").lower() == b"100-continue",
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-        )
+        expects_continue = EXPECT in noted and noted[EXPECT].lower() == b"100-continue"
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        cycle: Any = ResponseCycle(self, scope, expects_continue, keep_alive)
+        self.cycle = cycle
         app = self.app
         if (
             self.shared.max_in_flight
@@ -365,7 +378,7 @@ class HttpProtocol(RequestProtocol):
         if self.shared.prefix:
             add_root_path(scope, self.shared.prefix)
         noted = self._noted
-        if self._is_proxy and not noted.keys().isdisjoint(FORWARDED):
+        if noted and self._is_proxy and not noted.keys().isdisjoint(FORWARDED):
             self.shared.forwarded.apply(scope)
         scope["state"]["request_id"] = choose_request_id(noted.get(REQUEST_ID))
 

@@ -111,9 +111,8 @@ class RequestProtocol(HttpToolsProtocol, ABC):
         """Close the connection when all responses have been sent."""
 
     def on_body(self, body: bytes) -> None:
-        """Give a part of the body to the request."""
+        """Count the bytes after this part of the body from zero. A subclass gives it to the request."""
         self._unfinished = 0
-        super().on_body(body)
 
     def on_chunk_complete(self) -> None:
         """Count the bytes of the next chunk from zero."""
@@ -195,7 +194,7 @@ class RequestProtocol(HttpToolsProtocol, ABC):
         if self._is_reading_body():
             is_answered = cycle.response_started or self.pipeline
             cycle.disconnected = True
-            cycle.message_event.set()
+            cycle.wake()
             if is_answered:
                 self.close()
                 return

@@ -62,6 +62,8 @@ class ResponseCycle:
     is_chunked: bool | None = None  # until the head says it
     _left = 0  # bytes of the Content-Length that the app has not sent
     _has_close = False  # whether the head has `Connection: close`
+    _has_news = False  # whether `receive` has something to return
+    _news: asyncio.Event | None = None  # on which `receive` waits. Most requests need none
 
     def __init__(self, protocol: "HttpProtocol", scope: Any, expects_continue: bool, keep_alive: bool) -> None:
         """Start the clock.
@@ -81,7 +83,6 @@ class ResponseCycle:
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = expects_continue
         self.body = bytearray()
-        self.message_event = asyncio.Event()
 
     async def run_asgi(self, app: Any) -> None:
         """Call the app, and make up for a response that it did not complete."""
@@ -119,13 +120,23 @@ class ResponseCycle:
             self.waiting_for_100_continue = False
         if not self.disconnected and not self.response_complete:
             self.flow.resume_reading()
-            await self.message_event.wait()
-            self.message_event.clear()
+            if not self._has_news:
+                self._news = self._news or asyncio.Event()
+                await self._news.wait()
+            self._has_news = False
+            if self._news is not None:
+                self._news.clear()
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         message = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
         self.body = bytearray()
         return message
+
+    def wake(self) -> None:
+        """Have `receive` return: a part of the body or its end came, the response is complete, or the client left."""
+        self._has_news = True
+        if self._news is not None:
+            self._news.set()
 
     async def send(self, message: Any) -> None:
         """Send a part of the response. ASGI's `send`."""
@@ -174,6 +185,9 @@ class ResponseCycle:
 
     def _line(self, name: bytes, value: bytes) -> bytes:
         """Check a field that is new or decides the framing, and return its line. The line is empty for X-Request-ID."""
+        if name == b"content-length" and value.isdigit() and self.is_chunked is None:  # valid, and in most responses
+            self.is_chunked, self._left = False, int(value)
+            return b"content-length: %b\r\n" % value
         if HEADER_RE.search(name):
             raise RuntimeError("Invalid HTTP header name.")
         if HEADER_VALUE_RE.search(value):
@@ -202,36 +216,31 @@ class ResponseCycle:
         return line
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
-        size = len(body)
+        size, data, protocol = len(body), body, self.protocol
         if self.scope["method"] == "HEAD":
             self._left = size = 0
-            self._send(b"", more_body)
+            data = b""
         elif self.is_chunked:
             end = b"" if more_body else b"0\r\n\r\n"
-            self._send(b"".join((b"%x\r\n" % size, body, b"\r\n", end)) if size else end, more_body)
+            data = b"".join((b"%x\r\n" % size, body, b"\r\n", end)) if size else end
         elif size > self._left:
             raise RuntimeError("Response content longer than Content-Length")
         else:
             self._left -= size
-            self._send(body, more_body)
+        if more_body or len(data) > MAX_JOINED:
+            protocol.send(data)
+        else:
+            protocol.send_later(data)  # the last part may wait for the responses to other requests
         self.sent += size
         if not more_body:
             if self._left:
                 raise RuntimeError("Response content shorter than Content-Length")
             self.response_complete = True
-            self.message_event.set()
+            self.wake()
             if not self.keep_alive:
-                self.protocol.close()
-            self.protocol.on_cycle_end(self)
-            self.protocol.on_response_complete()
-
-    def _send(self, data: bytes, more_body: bool) -> None:
-        """Send a part of the body. The last one may wait for the responses to other requests."""
-        protocol = self.protocol
-        if more_body or len(data) > MAX_JOINED:
-            protocol.send(data)
-        else:
-            protocol.send_later(data)
+                protocol.close()
+            protocol.on_cycle_end(self)
+            protocol.on_response_complete()
 
     async def _send_500(self) -> None:
         fields = [
