@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from everycore.server import http, response_cycle
+from everycore.server import outbox, response_cycle
 from everycore.server.http import HttpConfig, HttpProtocol
 
 pytestmark = pytest.mark.anyio
@@ -90,13 +90,13 @@ async def answer(path: str, send: Any) -> None:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow machine ends no wait."""
-    monkeypatch.setattr(http, "DELAY", 10**12)
+    monkeypatch.setattr(outbox, "DELAY", 10**12)
 
 
 @pytest.fixture
 def all_wait(monkeypatch: pytest.MonkeyPatch, endless: None) -> None:
     """A response waits also if there is no other request."""
-    monkeypatch.setattr(http, "DELAY_FROM", 0)
+    monkeypatch.setattr(outbox, "DELAY_FROM", 0)
 
 
 @pytest.mark.usefixtures("endless")
@@ -121,7 +121,7 @@ async def test_many_responses_are_sent_together() -> None:
 async def test_slow_request_ends_the_wait() -> None:
     async def app(path: str, send: Any) -> None:
         if path == "/3":
-            time.sleep(8 * http.DELAY / 1e9)
+            time.sleep(8 * outbox.DELAY / 1e9)
         await answer(path, send)
 
     server = Server(app, connections=8)
@@ -182,7 +182,7 @@ async def test_nothing_waits_after_a_long_delay(monkeypatch: pytest.MonkeyPatch)
     server = Server(answer)
     server.connections[0].data_received(get(0))
     await asyncio.sleep(0)
-    monkeypatch.setattr(http, "LATE", -1)
+    monkeypatch.setattr(outbox, "LATE", -1)
     await asyncio.sleep(0)
     server.connections[0].data_received(get(1))
     await asyncio.sleep(0)
@@ -192,11 +192,11 @@ async def test_nothing_waits_after_a_long_delay(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("all_wait")
 async def test_request_that_leaves_nothing_to_send_is_no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(answer, connections=2)
-    monkeypatch.setattr(http, "LATE", -1)  # the last response was sent long ago
+    monkeypatch.setattr(outbox, "LATE", -1)  # the last response was sent long ago
     server.connections[1].data_received(get(1))
     server.connections[1].connection_lost(None)
     await asyncio.sleep(0)
-    server.config.send_all()
+    server.config.outbox.send_all()
     server.connections[0].data_received(get(0))
     await asyncio.sleep(0)
     assert server.events[-1] == "/0", "the response waits"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from everycore.server import response_cycle
@@ -239,7 +240,7 @@ async def test_continue_is_sent_when_the_app_reads() -> None:
     assert await connection.answers(b"ok") == [b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + b"ok"]
 
 
-async def test_receive_waits_for_each_part_of_a_body_and_for_nothing_else() -> None:
+async def test_receive_waits_for_each_part_of_a_body() -> None:
     parts, wants = list[Any](), asyncio.Semaphore(0)
 
     async def app(receive: Any, send: Any) -> None:
@@ -327,7 +328,7 @@ async def test_running_request_learns_that_the_client_left() -> None:
 
 @pytest.mark.parametrize("requests", [GET, GET + GET], ids=["one request", "two requests"])
 @pytest.mark.parametrize("leaves_early", [False, True])
-async def test_closed_connection_is_no_work_for_the_garbage_collector(requests: bytes, leaves_early: bool) -> None:
+async def test_closed_connection_is_freed_at_once(requests: bytes, leaves_early: bool) -> None:
     async def app(receive: Any, send: Any) -> None:
         await receive()
         if leaves_early:
@@ -375,6 +376,27 @@ async def test_failed_app_is_made_up_for(fails: str, status: int, caplog: pytest
     assert "ASGI" in caplog.text
     connection.protocol.connection_lost(None)
     assert [ended[0] for ended in connection.ended] == [status]
+
+
+async def test_protocol_has_at_most_30_attributes() -> None:
+    async def app(receive: Any, send: Any) -> None:
+        await send(START)
+        await send(body(b"ok"))
+
+    connection = Connection(app)
+    await connection.answers()
+    ours, config = connection.protocol, connection.protocol.config
+    theirs = HttpToolsProtocol(config=config, server_state=connection.state, app_state={})
+    assert set(vars(theirs)) - set(vars(ours)) == {  # read by methods that are replaced
+        "access_log",
+        "access_logger",
+        "asgi_version",
+        "expect_100_continue",
+        "limit_concurrency",
+        "root_path",
+        "ws_protocol_class",
+    }
+    assert len(vars(ours)) <= 30  # Python shares the names of so many
 
 
 async def test_untrusted_peer_costs_no_look_at_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from everycore.server.logging import write_access_line
+from everycore.server.outbox import Outbox
 from everycore.server.proxies import LOCAL, ForwardedHeaders, add_root_path, read_wait
 from everycore.server.request_ids import HEADER as REQUEST_ID
 from everycore.server.request_ids import choose_request_id, set_request_id
@@ -27,13 +28,6 @@ from everycore.server.response_cycle import MAX_JOINED, ResponseCycle, refuse
 
 FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
 EXPECT, QUEUED_SINCE = b"expect", b"x-request-start"
-# Complete responses wait for others if so many requests are in progress or answered and not sent. With fewer, a client
-# that waits for each response would lose more than is gained.
-DELAY_FROM = 3
-DELAY = 100_000  # nanoseconds for each of these requests. It is more than most take, and a slow one ends the wait
-# Code that blocks the event loop may delay responses before their wait ends. After such a delay, nothing waits for a
-# while. Both are nanoseconds.
-LATE, PAUSE = 100_000_000, 10_000_000_000
 NOTED = frozenset((EXPECT, QUEUED_SINCE, REQUEST_ID, *FORWARDED))  # fields that the protocol itself needs
 
 
@@ -87,57 +81,17 @@ class HttpConfig(uvicorn.Config):
         self.stats = RequestStats()
         self.max_in_flight, self.max_streams = max_in_flight, max_streams
         self.streams = self.websockets = 0  # that are open
+        self.outbox = Outbox()
         self._tls_min_version = ssl.TLSVersion[f"TLSv{tls_min_version.replace('.', '_')}"]
-        self._unsent: list[HttpProtocol] = []  # the connections with responses that have not been sent
-        self._sends_soon = False  # whether the event loop will call _send_in_next_round
-        self._unsent_since = 0  # monotonic nanoseconds of the first one
-        self._wait_from = 0  # monotonic nanoseconds, before which no complete response waits
         self._default_fields: list[tuple[bytes, bytes]] = []
         self._default_lines = b"", False
 
     def load(self) -> None:
         """Load what uvicorn loads, and set the oldest version of TLS, which uvicorn has no option for."""
         super().load()
+        self.scope_version = self.asgi_version
         if self.ssl is not None:
             self.ssl.minimum_version = self._tls_min_version
-
-    def send_soon(self, connection: "HttpProtocol") -> None:
-        """Have a connection send its responses in the next round of the event loop, if it has not done so by then."""
-        if not self._sends_soon:
-            self._sends_soon = True
-            connection.loop.call_soon(self._send_in_next_round)
-        if not self._unsent:
-            self._unsent_since = monotonic_ns()
-        self._unsent.append(connection)
-
-    def _send_in_next_round(self) -> None:
-        self._sends_soon = False
-        self.send_all()
-
-    def send_all(self) -> None:
-        """Send all responses that have not been sent."""
-        unsent, self._unsent = self._unsent, []
-        if unsent and (now := monotonic_ns()) - self._unsent_since > LATE:
-            self._wait_from = now + PAUSE
-        for connection in unsent:
-            try:
-                connection.flush()
-            except Exception:  # such as a MemoryError, which must not affect the others
-                connection.logger.exception("a response cannot be sent")
-                connection.transport.abort()
-
-    def may_wait(self, tasks: int, now: int) -> bool:
-        """Return whether complete responses may wait for those to other requests.
-
-        A client, or a proxy in front, is then woken once for all of them. Otherwise it takes the CPU from this worker
-        after each one.
-
-        Args:
-            tasks: Number of the tasks of other requests, of event streams and WebSockets.
-            now: Monotonic nanoseconds.
-        """
-        requests = tasks - self.streams - self.websockets + len(self._unsent)
-        return requests >= DELAY_FROM and now >= self._wait_from and now - self._unsent_since <= requests * DELAY
 
     def room(self, tasks: int) -> int:
         """Return how many more requests may be handled at once.
@@ -145,7 +99,11 @@ class HttpConfig(uvicorn.Config):
         Args:
             tasks: Number of the tasks of requests, event streams and WebSockets.
         """
-        return self.max_in_flight - (tasks - self.streams - self.websockets) if self.max_in_flight else sys.maxsize
+        return self.max_in_flight - self.requests(tasks) if self.max_in_flight else sys.maxsize
+
+    def requests(self, tasks: int) -> int:
+        """Return how many of these tasks are of requests."""
+        return tasks - self.streams - self.websockets
 
     def default_lines(self, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, bool]:
         """Return the lines of the fields that every response has, and whether they have `Connection: close`.
@@ -162,21 +120,22 @@ class HttpConfig(uvicorn.Config):
 class HttpProtocol(RequestProtocol):
     """The HTTP protocol of the workers."""
 
-    body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
-    # The request whose app was called last. `cycle` may be a later one, of a pipelined request.
-    running: ResponseCycle | None = None
-    _unsent = b""  # of responses
-    _is_proxy = False  # whether the client is a trusted proxy
+    config: HttpConfig
 
     def __init__(self, config: HttpConfig, server_state: ServerState, app_state: dict[str, Any]) -> None:
         super().__init__(config, server_state, app_state)
-        self.shared = config
+        self.outbox = config.outbox
+        self.body_bytes = 0  # of all request bodies so far, so that request_timeouts.py can see progress
+        # The request whose app was called last. `cycle` may be a later one, of a pipelined request.
+        self.running: ResponseCycle | None = None
         self._noted: dict[bytes, bytes] = {}  # the last value of each field of NOTED
+        self._unsent = b""  # of responses
+        self._is_proxy = False  # whether the client is a trusted proxy
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Find out whether the client is a proxy, once for all of its requests."""
         super().connection_made(transport)
-        self._is_proxy = self.shared.forwarded.trusts(self.client, self.server)
+        self._is_proxy = self.config.forwarded.trusts(self.client, self.server)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that is running that its client is gone, and forget all requests.
@@ -203,12 +162,12 @@ class HttpProtocol(RequestProtocol):
         self._noted = {}
         self.scope = {  # type: ignore[typeddict-item]
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self.config.scope_version, "spec_version": "2.3"},
             "http_version": "1.1",
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,  # type: ignore[typeddict-item]
-            "root_path": self.root_path,
+            "root_path": "",
             "headers": self.headers,
             "state": self.app_state.copy(),
         }
@@ -257,7 +216,7 @@ class HttpProtocol(RequestProtocol):
         if noted and self._is_proxy and QUEUED_SINCE in noted:
             waited = read_wait(noted[QUEUED_SINCE], time())
             if waited is not None:
-                self.shared.stats.count_wait(PROXY_QUEUE, waited)
+                self.config.stats.count_wait(PROXY_QUEUE, waited)
         earlier = self.cycle
         expects_continue = EXPECT in noted and noted[EXPECT].lower() == b"100-continue"
         keep_alive = version != "1.0" and parser.should_keep_alive()
@@ -265,11 +224,11 @@ class HttpProtocol(RequestProtocol):
         self.cycle = cycle
         app = self.app
         if (
-            self.shared.max_in_flight
-            and self.shared.room(len(self.tasks)) <= 0
-            and scope["path"] not in self.shared.probes
+            self.config.max_in_flight
+            and self.config.room(len(self.tasks)) <= 0
+            and scope["path"] not in self.config.probes
         ):
-            self.shared.stats.count(SHED_REQUESTS)
+            self.config.stats.count(SHED_REQUESTS)
             app = refuse
         if earlier is None or earlier.response_complete:
             self._start_asgi_task(cycle, app)
@@ -310,12 +269,12 @@ class HttpProtocol(RequestProtocol):
 
     def on_cycle_end(self, cycle: ResponseCycle) -> None:
         """Send, count and log a response that is complete, or count and log a request whose client is gone."""
-        scope, now = cycle.scope, monotonic_ns()
+        scope, now, config, outbox = cycle.scope, monotonic_ns(), self.config, self.outbox
         elapsed = now - cycle.began
-        if not self.shared.may_wait(len(self.tasks) - 1, now):
-            self.shared.send_all()
-        self.shared.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
-        if self.shared.logs_requests and scope["path"] not in self.shared.probes:
+        if not outbox.may_wait(config.requests(len(self.tasks) - 1), now):
+            outbox.send_all()
+        config.stats.count_request(scope, cycle.status, cycle.time_to_stream or elapsed)
+        if config.logs_requests and scope["path"] not in config.probes:
             agent = b""
             for name, value in scope["headers"]:
                 if name == b"user-agent":
@@ -344,7 +303,7 @@ class HttpProtocol(RequestProtocol):
             self._unsent += data
         else:
             self._unsent = bytes(data)
-            self.shared.send_soon(self)
+            self.outbox.send_soon(self)
 
     def send(self, data: bytes) -> None:
         """Send a part of a response now, behind what has not been sent."""
@@ -375,11 +334,11 @@ class HttpProtocol(RequestProtocol):
 
     def _complete(self, scope: Any) -> None:
         """Put into a scope what uvicorn does not know: the client behind the proxies, the path, the id."""
-        if self.shared.prefix:
-            add_root_path(scope, self.shared.prefix)
+        if self.config.prefix:
+            add_root_path(scope, self.config.prefix)
         noted = self._noted
         if noted and self._is_proxy and not noted.keys().isdisjoint(FORWARDED):
-            self.shared.forwarded.apply(scope)
+            self.config.forwarded.apply(scope)
         scope["state"]["request_id"] = choose_request_id(noted.get(REQUEST_ID))
 
     async def _run_websocket(self, scope: Any, receive: Any, send: Any) -> None:
@@ -394,8 +353,8 @@ class HttpProtocol(RequestProtocol):
                 message = {**message, "headers": [*fields, (REQUEST_ID, identity.encode())]}
             await send(message)
 
-        self.shared.websockets += 1
+        self.config.websockets += 1
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self.shared.websockets -= 1
+            self.config.websockets -= 1

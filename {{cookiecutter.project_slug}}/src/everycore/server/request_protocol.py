@@ -9,14 +9,19 @@
 A request that needs none of this costs a few comparisons.
 """
 
+import asyncio
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import httptools
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 MAX_HEAD = 65536  # bytes of a request line and its fields, and of trailers
 PIECE = MAX_HEAD // 2  # bytes that the parser gets at once, so that no limit is exceeded by more than this
@@ -31,6 +36,8 @@ TOO_LARGE = "The head or the trailers of an HTTP request are larger than 64 KiB.
 SLASH = ord("/")
 ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
+logger = logging.getLogger("uvicorn.error")
+
 
 class TooLargeError(Exception):
     """The head of a request has more than MAX_HEAD bytes."""
@@ -39,10 +46,30 @@ class TooLargeError(Exception):
 class RequestProtocol(HttpToolsProtocol, ABC):
     """Reads requests. A subclass answers them."""
 
-    # Bytes that the parser got after the last complete head, chunk or part of a body. The rest of the piece in which
-    # it ended is not counted, so an unfinished head may be PIECE bytes larger. STOPPED: no more bytes are read.
-    _unfinished: float = 0
-    idle_since: float | None = None  # the loop's time of the last response, if no byte came after it
+    def __init__(self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        """Set what uvicorn's `__init__` sets, without what is used only by methods that are replaced here.
+
+        Python shares the names of at most 30 attributes between objects. A connection with more takes longer, and so
+        does each of its requests. uvicorn sets 27.
+        """
+        self.config = config
+        self.app = config.loaded_app
+        self.app_state = app_state
+        self.server_state = server_state
+        self.connections, self.tasks = server_state.connections, server_state.tasks
+        self.loop = asyncio.get_running_loop()
+        self.logger = logger
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.timeout_keep_alive = config.timeout_keep_alive
+        self.timeout_keep_alive_task = None
+        self.transport = self.flow = self.scope = self.cycle = self.headers = None  # type: ignore[assignment]
+        self.server = self.client = self.scheme = None
+        self.pipeline = deque()
+        # Bytes that the parser got after the last complete head, chunk or part of a body. The rest of the piece in
+        # which it ended is not counted, so an unfinished head may be PIECE bytes larger. STOPPED: no more are read.
+        self._unfinished: float = 0
+        self.idle_since: float | None = None  # the loop's time of the last response, if no byte came after it
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent, at most PIECE bytes at a time."""
@@ -162,7 +189,7 @@ class RequestProtocol(HttpToolsProtocol, ABC):
         return (
             [value.lower() for name, value in scope["headers"] if name == b"upgrade"] == [b"websocket"]
             and (scope["method"], scope["http_version"]) == ("GET", "1.1")
-            and self.ws_protocol_class is not None
+            and self.config.ws_protocol_class is not None
             and (cycle is None or cycle.response_complete)  # a pending response would end up inside the WebSocket
         )
 
@@ -182,13 +209,13 @@ class RequestProtocol(HttpToolsProtocol, ABC):
 
     def create_websocket(self) -> Any:
         """Return a new protocol of the WebSocket library."""
-        return self.ws_protocol_class(  # type: ignore[call-arg, misc]
+        return self.config.ws_protocol_class(  # type: ignore[call-arg, misc]
             config=self.config, server_state=self.server_state, app_state=self.app_state
         )
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer `status` and close the connection. Close without an answer if it would end up inside another one."""
-        self.logger.warning(reason)
+        logger.warning(reason)
         self._unfinished = STOPPED
         cycle: Any = self.cycle
         if self._is_reading_body():

@@ -52,19 +52,6 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
 class ResponseCycle:
     """Calls the app for one request, and sends its response."""
 
-    # The usual values, which an instance does not store.
-    task: Any = None  # in which the app is called
-    more_body = True
-    disconnected = response_started = response_complete = False
-    status = 0  # until the app starts the response
-    sent = 0  # bytes of the body of the response, without the framing of chunks
-    time_to_stream = 0  # nanoseconds until an event stream started. 0 if the response is none
-    is_chunked: bool | None = None  # until the head says it
-    _left = 0  # bytes of the Content-Length that the app has not sent
-    _has_close = False  # whether the head has `Connection: close`
-    _has_news = False  # whether `receive` has something to return
-    _news: asyncio.Event | None = None  # on which `receive` waits. Most requests need none
-
     def __init__(self, protocol: "HttpProtocol", scope: Any, expects_continue: bool, keep_alive: bool) -> None:
         """Start the clock.
 
@@ -83,6 +70,17 @@ class ResponseCycle:
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = expects_continue
         self.body = bytearray()
+        self.more_body = True
+        self.task: Any = None  # in which the app is called
+        self.disconnected = self.response_started = self.response_complete = False
+        self.status = 0  # until the app starts the response
+        self.sent = 0  # bytes of the body of the response, without the framing of chunks
+        self.time_to_stream = 0  # nanoseconds until an event stream started. 0 if the response is none
+        self.is_chunked: bool | None = None  # until the head says it
+        self._left = 0  # bytes of the Content-Length that the app has not sent
+        self._has_close = False  # whether the head has `Connection: close`
+        self._has_news = False  # whether `receive` has something to return
+        self._news: asyncio.Event | None = None  # on which `receive` waits. Most requests need none
 
     async def run_asgi(self, app: Any) -> None:
         """Call the app, and make up for a response that it did not complete."""
@@ -111,7 +109,7 @@ class ResponseCycle:
         finally:
             self.protocol.tasks.discard(self.task)  # here, because a callback of the task costs 3 % of a small request
             if self.time_to_stream:
-                self.protocol.shared.streams -= 1
+                self.protocol.config.streams -= 1
 
     async def receive(self) -> dict[str, Any]:
         """Return what has been received of the body, or wait for more. ASGI's `receive`."""
@@ -149,9 +147,9 @@ class ResponseCycle:
             if kind != "http.response.start":
                 raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
             headers = message.get("headers", ())
-            shared = self.protocol.shared
-            if shared.max_streams and shared.streams >= shared.max_streams and is_event_stream(headers):
-                shared.stats.count(SHED_STREAMS)
+            config = self.protocol.config
+            if config.max_streams and config.streams >= config.max_streams and is_event_stream(headers):
+                config.stats.count(SHED_STREAMS)
                 await refuse(self.scope, self.receive, self.send)
                 self.disconnected = True  # the app ends its stream as if the client had left
             else:
@@ -168,7 +166,7 @@ class ResponseCycle:
         self.response_started = True
         self.waiting_for_100_continue = False
         protocol = self.protocol
-        default, self._has_close = protocol.shared.default_lines(protocol.server_state.default_headers)
+        default, self._has_close = protocol.config.default_lines(protocol.server_state.default_headers)
         if self._has_close:
             self.keep_alive = False
         content = [STATUS_LINE[status], default]
@@ -208,7 +206,7 @@ class ResponseCycle:
         elif name == b"content-type" and value.startswith(EVENT_STREAM):
             if not self.time_to_stream:
                 self.time_to_stream = monotonic_ns() - self.began
-                self.protocol.shared.streams += 1
+                self.protocol.config.streams += 1
         elif name != b"set-cookie" and len(line) <= MAX_LINE:
             if len(_lines) >= MAX_LINES:
                 _lines.clear()
