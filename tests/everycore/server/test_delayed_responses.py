@@ -217,6 +217,20 @@ async def test_connection_that_fails_does_not_affect_the_others(monkeypatch: pyt
     assert server.events[3:] == [(0, ANSWER), (1, "aborted"), (2, ANSWER)]
 
 
+async def test_head_is_sent_soon_also_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop:
+        def call_soon(self, callback: object) -> None:
+            raise MemoryError
+
+    first, second = (server := Server(answer, connections=2)).connections
+    monkeypatch.setattr(first, "loop", Loop())
+    with pytest.raises(MemoryError):
+        first.send_later(b"head")
+    second.send_later(b"head")
+    await asyncio.sleep(0)
+    assert server.events == [(1, b"head")]
+
+
 @pytest.mark.usefixtures("all_wait")
 async def test_refusal_follows_a_response_that_waits() -> None:
     server = Server(answer)

@@ -132,9 +132,8 @@ class Acceptor:
         if wanted <= 0:
             self._loop.remove_reader(listener.fileno())
             self._leave_to_others(listener, monotonic())
-        for _ in range(min(room, wanted)):
-            if not self._accept(listener):
-                break
+        else:
+            self._accept_some(listener, min(room, wanted))
 
     def _share(self, queued: int) -> int:
         workers, connections = self._total_connections()
@@ -167,9 +166,13 @@ class Acceptor:
     def _accept_after_delay(self, listener: socket.socket) -> None:
         self._watch(listener)
         workers, _ = self._total_connections()
-        for _ in range(min(self._free_room(), math.ceil(self._queue_length(listener) / workers))):
+        self._accept_some(listener, min(self._free_room(), math.ceil(self._queue_length(listener) / workers)))
+
+    def _accept_some(self, listener: socket.socket, number: int) -> None:
+        for _ in range(number):
             if not self._accept(listener):
                 break
+        self._own_connections()  # the other workers must see the last one too
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one connection. Return False if the queue is empty or accepting is paused."""

@@ -25,8 +25,8 @@ class Outbox:
     def send_soon(self, connection: RequestProtocol) -> None:
         """Have a connection send its responses in the next round of the event loop, if it has not done so by then."""
         if not self._is_called:
-            self._is_called = True
             connection.loop.call_soon(self._send_in_next_round)
+            self._is_called = True
         if not self._unsent:
             self._unsent_since = monotonic_ns()
         self._unsent.append(connection)
