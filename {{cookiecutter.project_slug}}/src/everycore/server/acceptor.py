@@ -128,16 +128,18 @@ class Acceptor:
         if not room:
             self._pause(listener, FAIRNESS_DELAY, self._watch)
             return
-        wanted = self._share(self._queue_length(listener)) - self._own_connections()
+        wanted = self._wanted(listener)
         if wanted <= 0:
             self._loop.remove_reader(listener.fileno())
             self._leave_to_others(listener, monotonic())
         else:
             self._accept_some(listener, min(room, wanted))
 
-    def _share(self, queued: int) -> int:
+    def _wanted(self, listener: socket.socket) -> int:
+        """Return how many connections this worker lacks to its share; 0 or less if it has its share."""
+        queued, own = self._queue_length(listener), self._own_connections()
         workers, connections = self._total_connections()
-        return math.ceil((connections + queued) / workers)
+        return math.ceil((connections + queued) / workers) - own
 
     def _pause(self, listener: socket.socket, seconds: float, then: Callable[[socket.socket], None]) -> None:
         self._loop.remove_reader(listener.fileno())
@@ -155,7 +157,7 @@ class Acceptor:
         waited = monotonic() - since
         if waited >= FAIRNESS_DELAY:
             self._accept_after_delay(listener)
-        elif not _is_readable(listener) or self._own_connections() < self._share(self._queue_length(listener)):
+        elif not _is_readable(listener) or self._wanted(listener) > 0:
             self._watch(listener)
         elif waited < SPIN_TIME:
             os.sched_yield()

@@ -213,7 +213,7 @@ class HttpProtocol(RequestProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         self._complete(scope)
-        if noted and self._is_proxy and QUEUED_SINCE in noted:
+        if self._is_proxy and QUEUED_SINCE in noted:
             waited = read_wait(noted[QUEUED_SINCE], time())
             if waited is not None:
                 self.config.stats.count_wait(PROXY_QUEUE, waited)

@@ -183,13 +183,12 @@ class ResponseCycle:
 
     def _line(self, name: bytes, value: bytes) -> bytes:
         """Check a field that is new or decides the framing, and return its line. The line is empty for X-Request-ID."""
-        if name == b"content-length" and value.isdigit() and self.is_chunked is None:  # valid, and in most responses
-            self.is_chunked, self._left = False, int(value)
-            return b"content-length: %b\r\n" % value
-        if HEADER_RE.search(name):
-            raise RuntimeError("Invalid HTTP header name.")
-        if HEADER_VALUE_RE.search(value):
-            raise RuntimeError("Invalid HTTP header value.")
+        # Most responses have a Content-Length. It needs no search if it is a number.
+        if name != b"content-length" or not value.isdigit():
+            if HEADER_RE.search(name):
+                raise RuntimeError("Invalid HTTP header name.")
+            if HEADER_VALUE_RE.search(value):
+                raise RuntimeError("Invalid HTTP header value.")
         name = name.lower()
         line = b"%b: %b\r\n" % (name, value)
         if name == b"content-length":
