@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from everycore.server.template_process import YOUNG_OBJECTS
+
 # An app that answers with what `answer(number)` returns for the number in the path.
 APP = """
 import asyncio, os
@@ -166,6 +168,17 @@ def test_random_module_is_seeded_in_each_worker(start: Any, ready: Any, get: Any
     pids = eventually(lambda: len(pids := ready(cluster)) == 2 and pids)
     assert len(set(first_by_worker(cluster, get, eventually, pids).values())) == 2
     assert "imports the app itself" not in cluster.log.read_text()
+
+
+@pytest.mark.parametrize("preload", ["auto", "never"])
+@pytest.mark.parametrize(("chosen", "expected"), [("pass", YOUNG_OBJECTS), ("gc.set_threshold(777)", 777)])
+def test_app_may_choose_when_garbage_is_collected(
+    start: Any, ready: Any, get: Any, eventually: Any, preload: str, chosen: str, expected: int
+) -> None:
+    made = f"import gc\n{chosen}\ndef answer(number):\n    return gc.get_threshold()[0]"
+    cluster = start(made, PRELOAD=preload)
+    eventually(lambda: len(ready(cluster)) == 2)
+    assert get(cluster.url, "/1")[1] == str(expected).encode()
 
 
 def test_app_that_shares_nothing_is_imported_once(start: Any, ready: Any, eventually: Any, tmp_path: Path) -> None:
