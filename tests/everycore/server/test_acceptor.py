@@ -2,16 +2,24 @@
 
 import asyncio
 import errno
+import os
 import select
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
 
 from everycore.server.acceptor import ASSUMED_QUEUE, NOT_REPORTED, Acceptor
+from everycore.server.http import HttpConfig, HttpProtocol
+from everycore.server.listeners import BindError, Listener, open_listener, wrap_inherited
+from everycore.testing.machine import missing
 
 pytestmark = pytest.mark.anyio
 
@@ -244,7 +252,7 @@ async def test_worker_watches_again_when_another_one_has_accepted(
 async def test_last_stop_accepts_the_whole_queue(listener: socket.socket, clients: list[socket.socket]) -> None:
     worker = Worker(listener)
     worker.acceptor.stop(last=True)
-    assert len(worker.acceptor.accepting) == len(clients)
+    assert worker.own_connections() == len(clients)
     await until_accepted(worker, len(clients))
     worker.close()
 
@@ -264,15 +272,69 @@ async def test_stop_in_a_reload_leaves_the_queue_to_new_workers(
 async def test_failed_connection_does_not_stop_the_acceptor(
     listener: socket.socket, clients: list[socket.socket]
 ) -> None:
+    """A client may be found to have left at once, or later, as in a TLS handshake."""
     worker = Worker(listener)
-    good = worker.acceptor._connect
+    good, failed = worker.acceptor._connect, list[socket.socket]()
 
-    async def fail_first(connection: socket.socket) -> object:
+    async def fail_twice(connection: socket.socket) -> object:
+        failed.append(connection)
+        if len(failed) == 1:
+            raise ConnectionResetError("the client has disconnected")
         worker.acceptor._connect = good
+        await asyncio.sleep(0)
         raise ConnectionResetError("the client has disconnected")
 
-    worker.acceptor._connect = fail_first
+    worker.acceptor._connect = fail_twice
     worker.acceptor.start()
-    await until_accepted(worker, len(clients) - 1)
+    await until_accepted(worker, len(clients) - 2)
+    await worker.acceptor.finish()
+    assert worker.own_connections() == len(clients) - 2
+    assert [connection.fileno() for connection in failed] == [-1, -1]
     worker.acceptor.stop(last=False)
     worker.close()
+
+
+@pytest.fixture(params=["127.0.0.1:0", "[::1]:0", "unix:PATH", "abstract"])
+def bound(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
+    if request.param != "abstract":
+        try:
+            opened = open_listener(request.param.replace("PATH", str(tmp_path / "socket")))
+        except BindError:
+            missing("no IPv6")
+    elif sys.platform == "linux":
+        with socket.socket(socket.AF_UNIX) as unnamed:
+            unnamed.bind(b"\0" + os.fsencode(tmp_path))
+            unnamed.listen()
+            opened = wrap_inherited(unnamed.detach())
+    else:
+        pytest.skip("only Linux has sockets without a path")
+    with opened as listener:
+        yield listener
+
+
+async def test_accepted_socket_knows_its_family_and_type(bound: Listener) -> None:
+    worker = Worker(bound)
+    with socket.socket(bound.family) as client:
+        client.connect(bound.getsockname())
+        worker.acceptor.start()
+        await until_accepted(worker, 1)
+        accepted = worker.connections[0]
+        with socket.socket(fileno=os.dup(accepted.fileno())) as plain:
+            assert (accepted.family, accepted.type, accepted.proto) == (plain.family, plain.type, plain.proto)
+    worker.acceptor.stop(last=False)
+    worker.close()
+
+
+def test_protocol_knows_both_addresses_as_uvicorn_does(bound: Listener) -> None:
+    async def connect() -> None:
+        config = HttpConfig(lambda scope: None, lifespan="off")
+        config.load()
+        protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={})
+        with socket.socket(bound.family) as client:
+            client.connect(bound.getsockname())
+            accepted, _ = bound.accept()
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, accepted)
+            assert (protocol.server, protocol.client) == (get_local_addr(transport), get_remote_addr(transport))
+            transport.close()
+
+    uvloop.run(connect())

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.server import ServerState
 
 from everycore.server.logging import write_access_line
@@ -133,8 +133,16 @@ class HttpProtocol(RequestProtocol):
         self._is_proxy = False  # whether the client is a trusted proxy
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Find out whether the client is a proxy, once for all of its requests."""
-        super().connection_made(transport)
+        """Find out who the client is, and whether it is a proxy, once for all of its requests.
+
+        uvicorn asks for the addresses of the transport's socket. That takes two more sockets in Python.
+        """
+        self.connections.add(self)
+        self.transport, self.flow = transport, FlowControl(transport)
+        own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self.server = own[:2] if isinstance(own, tuple) else (own, None) if isinstance(own, str) else None
+        self.client = peer[:2] if isinstance(peer, tuple) else None
+        self.scheme = "https" if self.config.ssl else "http"
         self._is_proxy = self.config.forwarded.trusts(self.client, self.server)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -143,9 +151,12 @@ class HttpProtocol(RequestProtocol):
         Each refers to this protocol. If it was not forgotten, only the garbage collector would free both.
         """
         cycle, self.running = self.running, None
-        self.cycle = None  # type: ignore[assignment]
+        self.cycle = self.parser = None  # type: ignore[assignment]
         self.pipeline.clear()
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        self.flow.resume_writing()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.wake()

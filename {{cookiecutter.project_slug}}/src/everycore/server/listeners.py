@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 BACKLOG = 2048
@@ -38,9 +39,22 @@ class BindUsageError(BindError):
 
 
 class Listener(socket.socket):
-    """A listening socket. A `borrowed` one belongs to another process, which may use it after this one has exited."""
+    """A listening socket. A `borrowed` one belongs to another process, which may use it after this one has exited.
+
+    `accept` reads the family and the type, which `socket.socket` computes at each access.
+    """
 
     borrowed = False
+
+    @cached_property
+    def family(self) -> int:  # type: ignore[override]
+        """The address family."""
+        return super().family
+
+    @cached_property
+    def type(self) -> int:  # type: ignore[override]
+        """The socket type."""
+        return super().type
 
 
 def open_listener(bind: str) -> Listener:
