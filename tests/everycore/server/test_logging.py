@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from everycore.server.log_format import INDENT, OWN, LineFormat
-from everycore.server.logging import _writer, write_access_line
+from everycore.server.logging import _writer, keep_loggers, write_access_line
 
 HOSTILE = 'x", "status": 200, "role": "y\n12:00:00 INFO    primary pid=1  stopped\r\x1b[2J\x7f\x9b2J\u2028\u202e'
 STEERING = set("\r\x1b\x7f\x9b\u2028\u202e")
@@ -172,3 +172,15 @@ def test_access_line_is_written_to_stderr(capfd: Any) -> None:
     _writer.cache_clear()  # it may write to the stderr of another test
     write_access_line(**{**REQUEST, "method": "GET", "path": "/"})
     assert json.loads(capfd.readouterr().err)["message"] == "GET / 404"
+
+
+def test_own_loggers_are_enabled_again_whenever_they_were_made() -> None:
+    """`dictConfig` of an app disables all loggers that it does not name."""
+    loggers = [logging.getLogger("everycore.test.early"), logging.getLogger("an_app")]
+    keep_loggers()
+    loggers.append(logging.getLogger("everycore.test.late"))
+    for _ in range(2):
+        for logger in loggers:
+            logger.disabled = True
+        keep_loggers()
+        assert [logger.disabled for logger in loggers] == [False, True, False]
