@@ -6,6 +6,7 @@ URL, and `shown` consists of the parts that cannot hold a password.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -66,6 +67,7 @@ class RedisUrl:
         return f"<RedisUrl {self.shown}>"
 
 
+@lru_cache(1)
 def parse(url: str) -> RedisUrl:
     """Parse a Redis URL.
 
