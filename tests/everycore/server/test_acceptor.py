@@ -312,7 +312,15 @@ def bound(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
         yield listener
 
 
-async def test_accepted_socket_knows_its_family_and_type(bound: Listener) -> None:
+class Replaced(socket.socket):
+    """As PySocks has its apps put in the place of `socket.socket`."""
+
+
+@pytest.mark.parametrize("kind", [socket.socket, Replaced])
+async def test_accepted_socket_knows_its_family_and_type(
+    bound: Listener, kind: type[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", kind)
     worker = Worker(bound)
     with socket.socket(bound.family) as client:
         client.connect(bound.getsockname())

@@ -178,9 +178,11 @@ def test_own_loggers_are_enabled_again_whenever_they_were_made() -> None:
     """`dictConfig` of an app disables all loggers that it does not name."""
     loggers = [logging.getLogger("everycore.test.early"), logging.getLogger("an_app")]
     keep_loggers()
+    loggers.append(logging.getLogger("everycore.test"))  # a name that is there already, as a part of another one
+    keep_loggers()
     loggers.append(logging.getLogger("everycore.test.late"))
     for _ in range(2):
         for logger in loggers:
             logger.disabled = True
         keep_loggers()
-        assert [logger.disabled for logger in loggers] == [False, True, False]
+        assert [logger.disabled for logger in loggers] == [False, True, False, False]

@@ -34,10 +34,13 @@ LINE_INTERVAL = 10.0  # seconds between two log lines about it
 EAGERLY: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 CONNECT_GRACE = 1.0  # seconds; setting up a plain connection takes less, and must not be cancelled half-way
 
-# Classes of accepted sockets by family. `socket.socket` makes an enum of its family and type at each access, and uvloop
-# accesses them three times, which is 4 % of a new connection. See also `Listener`.
+# Classes of accepted sockets by their class and family. `socket.socket` makes an enum of its family and type at each
+# access, and uvloop accesses them three times, which is 4 % of a new connection. See also `Listener`. If the app has
+# replaced `socket.socket` (PySocks), accepted sockets keep the class that they have.
 ACCEPTED = {
-    family: type("AcceptedSocket", (socket.socket,), {"__slots__": (), "family": family, "type": socket.SOCK_STREAM})
+    (socket.socket, family): type(
+        "AcceptedSocket", (socket.socket,), {"__slots__": (), "family": family, "type": socket.SOCK_STREAM}
+    )
     for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 }
 
@@ -200,7 +203,7 @@ class Acceptor:
             self._pause_without_files(listener, str(error.strerror))
             return False
         connection.setblocking(False)
-        connection.__class__ = ACCEPTED.get(listener.family, socket.socket)
+        connection.__class__ = ACCEPTED.get((type(connection), listener.family), type(connection))
         task = asyncio.Task(self._set_up(connection), loop=self._loop, **EAGERLY)
         if not task.done():
             self.accepting[connection] = task

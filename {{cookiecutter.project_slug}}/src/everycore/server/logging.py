@@ -58,9 +58,8 @@ def _own_loggers(number: int) -> list[logging.Logger]:
     Args:
         number: How many loggers there are. None is ever removed.
     """
-    found = logging.Logger.manager.loggerDict.items()
-    own = [logger for name, logger in found if name.partition(".")[0] in ("everycore", "uvicorn")]
-    return [logger for logger in own if isinstance(logger, logging.Logger)]
+    names = [*logging.Logger.manager.loggerDict]
+    return [logging.getLogger(name) for name in names if name.partition(".")[0] in ("everycore", "uvicorn")]
 
 
 def counted(number: float, noun: str) -> str:
