@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from everycore.server.acceptor import ASSUMED_QUEUE, NOT_REPORTED, Acceptor
@@ -337,12 +337,15 @@ def test_protocol_knows_both_addresses_as_uvicorn_does(bound: Listener) -> None:
     async def connect() -> None:
         config = HttpConfig(lambda scope: None, lifespan="off")
         config.load()
-        protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={})
+        ours, theirs = (
+            kind(config=config, server_state=ServerState(), app_state={}) for kind in (HttpProtocol, HttpToolsProtocol)
+        )
         with socket.socket(bound.family) as client:
             client.connect(bound.getsockname())
             accepted, _ = bound.accept()
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, accepted)
-            assert (protocol.server, protocol.client) == (get_local_addr(transport), get_remote_addr(transport))
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: ours, accepted)
+            theirs.connection_made(transport)
+            assert (ours.server, ours.client, ours.scheme) == (theirs.server, theirs.client, theirs.scheme)
             transport.close()
 
     uvloop.run(connect())

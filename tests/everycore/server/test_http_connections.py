@@ -137,6 +137,7 @@ async def test_protocol_has_at_most_30_attributes() -> None:
     await connection.answers()
     ours, config = connection.protocol, connection.protocol.config
     theirs = HttpToolsProtocol(config=config, server_state=connection.state, app_state={})
+    theirs.connection_made(connection.transport)
     assert set(vars(theirs)) - set(vars(ours)) == {  # read by methods that are replaced
         "access_log",
         "access_logger",
