@@ -62,10 +62,11 @@ def test_killed_primary_leaves_nobody_and_the_next_one_starts(
     ids=["popen", "session", "daemon"],
 )
 def test_what_the_app_starts_keeps_neither_the_port_nor_the_stop(
-    puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
+    puppets: Any, tell: Any, ready: Any, spares: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
 ) -> None:
     cluster = puppets()
     eventually(lambda: len(ready(cluster)) == 2)
+    eventually(lambda: spares(cluster))  # later it would count as started by the app
     own = processes(cluster)
     assert tell(cluster, start)
     theirs = eventually(lambda: len(more := processes(cluster) - own) == 1 and more)
@@ -84,10 +85,11 @@ def test_what_the_app_starts_keeps_neither_the_port_nor_the_stop(
     ids=["fork", "multiprocessing"],
 )
 def test_what_the_app_forks_ends_with_the_stop(
-    puppets: Any, tell: Any, ready: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
+    puppets: Any, tell: Any, ready: Any, spares: Any, processes: Any, eventually: Any, clean_stop: Any, start: str
 ) -> None:
     cluster = puppets(GRACEFUL_TIMEOUT="0.5")
     eventually(lambda: len(ready(cluster)) == 2)
+    eventually(lambda: spares(cluster))  # later it would count as started by the app
     own = processes(cluster)
     assert tell(cluster, start)
     eventually(lambda: len(processes(cluster) - own) == 1)
@@ -95,12 +97,15 @@ def test_what_the_app_forks_ends_with_the_stop(
 
 
 @pytest.fixture
-def endless_load(puppets: Any, ready: Any, processes: Any, eventually: Any, tmp_path: Path) -> tuple[Any, set[int]]:
+def endless_load(
+    puppets: Any, ready: Any, spares: Any, processes: Any, eventually: Any, tmp_path: Path
+) -> tuple[Any, set[int]]:
     """A cluster in the middle of a reload whose import never ends, and the process that imports."""
     path = tmp_path / "endless.py"
     path.write_text("from puppet import app\n")
     cluster = puppets("--app", "endless:app")
     eventually(lambda: len(ready(cluster)) == 2)
+    eventually(lambda: spares(cluster))  # later it would count as started by the app
     own = processes(cluster)
     path.write_text(f"open({str(tmp_path / 'began')!r}, 'w').close()\nimport time\ntime.sleep(600)\n")
     cluster.process.send_signal(signal.SIGHUP)
