@@ -20,6 +20,11 @@ def body(content: Any, more: bool = False) -> Any:
     return {"type": "http.response.body", "body": content, "more_body": more}
 
 
+async def answer(receive: Any, send: Any) -> None:
+    await send(START)
+    await send(body(b"ok"))
+
+
 class Recorder(asyncio.Transport):
     """A transport that keeps each write."""
 

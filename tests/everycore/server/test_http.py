@@ -8,17 +8,13 @@ import pytest
 
 from everycore.server import response_cycle
 from everycore.server.proxies import ForwardedHeaders
-from http_connections import CHUNKED, GET, HEAD, START, Connection, body
+from http_connections import CHUNKED, GET, HEAD, START, Connection, answer, body
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_head_and_body_are_one_write() -> None:
-    async def app(receive: Any, send: Any) -> None:
-        await send(START)
-        await send(body(b"ok"))
-
-    connection = Connection(app)
+    connection = Connection(answer)
     assert await connection.answers(GET + GET) == [HEAD + b"ok"] * 2
     assert connection.ended == [(200, 2)] * 2
 
@@ -72,11 +68,7 @@ async def test_response_without_a_body_has_no_framing(status: int) -> None:
 
 
 async def test_head_request_gets_no_body() -> None:
-    async def app(receive: Any, send: Any) -> None:
-        await send(START)
-        await send(body(b"ok"))
-
-    connection = Connection(app)
+    connection = Connection(answer)
     assert await connection.answers(GET.replace(b"GET", b"HEAD")) == [HEAD]
     assert connection.ended == [(200, 0)]
 
@@ -143,11 +135,7 @@ async def test_connection_closes_after_the_response(asks: str) -> None:
 
 
 async def test_default_fields_change_with_the_list_of_uvicorn() -> None:
-    async def app(receive: Any, send: Any) -> None:
-        await send(START)
-        await send(body(b"ok"))
-
-    connection = Connection(app)
+    connection = Connection(answer)
     for day in (b"1", b"2"):
         connection.state.default_headers = [(b"date", day)]
         assert b"\r\ndate: %b\r\n" % day in (await connection.answers())[-1]
@@ -193,10 +181,6 @@ async def test_failed_app_is_made_up_for(fails: str, status: int, caplog: pytest
 
 
 async def test_untrusted_peer_costs_no_look_at_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def app(receive: Any, send: Any) -> None:
-        await send(START)
-        await send(body(b"ok"))
-
     monkeypatch.setattr(ForwardedHeaders, "apply", None)
-    connection = Connection(app)
+    connection = Connection(answer)
     assert await connection.answers(GET.replace(b"Host", b"X-Forwarded-For: 1.2.3.4\r\nHost")) == [HEAD + b"ok"]

@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from http_connections import GET, START, Connection, body
+from http_connections import GET, START, Connection, answer, body
 
 pytestmark = pytest.mark.anyio
-
-
-async def answer(receive: Any, send: Any) -> None:
-    await send(START)
-    await send(body(b"ok"))
 
 
 async def test_receive_waits_for_each_part_of_a_body() -> None:
