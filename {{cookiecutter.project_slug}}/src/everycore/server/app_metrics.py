@@ -228,9 +228,10 @@ def _counts(path: Path, workers: Collection[int]) -> bool:
 
 def _remove_gauges(folder: Path) -> None:
     """Remove the gauges of processes that have exited."""
+    names: list[str] = []
     with suppress(OSError):  # there is no folder
-        for name in os.listdir(folder):  # `glob` compiles a regular expression, for which a worker takes 0.5 MiB
-            kind, _, owner = name.removesuffix(".db").rpartition("_")
-            is_gauge = kind.startswith("gauge_") and owner.isdigit()
-            if is_gauge and (int(owner) == os.getpid() or not process_exists(int(owner))):
-                (folder / name).unlink(missing_ok=True)
+        names = os.listdir(folder)  # `glob` compiles a regular expression, for which a worker takes 0.5 MiB
+    for path in (folder / name for name in names if name.startswith("gauge_") and name.endswith(".db")):
+        owner = path.stem.rpartition("_")[2]
+        if owner.isdigit() and (int(owner) == os.getpid() or not process_exists(int(owner))):
+            path.unlink(missing_ok=True)

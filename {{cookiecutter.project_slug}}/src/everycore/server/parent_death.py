@@ -5,19 +5,18 @@ because code that holds the interpreter's lock, such as one long regular express
 """
 
 import _thread
-import ctypes
 import os
 import select
 import signal
 import sys
 from time import sleep
 
+from everycore.server.process import libc
+
 EXIT_GRACE = 1.0  # seconds for the requests in flight
 INHERIT_POLL_MS = 2
 MAX_INHERIT_POLLS = 1000
 PR_SET_PDEATHSIG = 1  # prctl(2)
-
-_libc = ctypes.CDLL(None)
 
 
 def drain_when_primary_dies(primary: int, pipe: int, inherited: bool) -> None:
@@ -31,7 +30,7 @@ def drain_when_primary_dies(primary: int, pipe: int, inherited: bool) -> None:
     # The handler of SIGQUIT is alarm(2) itself, and the signal's number, 3, is its argument. So SIGALRM ends the
     # process 3 seconds later, without running a line of Python.
     if inherited:
-        _libc.signal(signal.SIGQUIT, _libc.alarm)
+        libc.signal(signal.SIGQUIT, libc.alarm)
     # threading.Thread.start() would wait until the thread runs, which delays the start of the worker.
     _thread.start_new_thread(_exit_with_primary, (primary, pipe, inherited))
 
@@ -43,7 +42,7 @@ def die_with_parent(parent: int) -> None:
     Linux report no exit.
     """
     if sys.platform == "linux":
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -51,7 +50,7 @@ def die_with_parent(parent: int) -> None:
 def outlive_parent() -> None:
     """Undo `die_with_parent`. The setting belongs to the calling thread, so only that thread can."""
     if sys.platform == "linux":
-        _libc.prctl(PR_SET_PDEATHSIG, 0)
+        libc.prctl(PR_SET_PDEATHSIG, 0)
 
 
 def die_with_heir(heir: int) -> None:
@@ -73,7 +72,7 @@ def _exit_with_primary(primary: int, pipe: int, inherited: bool) -> None:
     while inherited and os.getppid() != primary and not poller.poll(INHERIT_POLL_MS):
         pass  # the process that forked this one is about to exit
     if inherited:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)  # the kernel reports the exit of a parent only
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)  # the kernel reports the exit of a parent only
     poller.poll()
     os.kill(os.getpid(), signal.SIGTERM)
     sleep(EXIT_GRACE)

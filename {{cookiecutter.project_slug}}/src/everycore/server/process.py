@@ -16,7 +16,7 @@ ARG_START, ARG_END = 47, 48  # fields of /proc/self/stat (proc_pid_stat(5)), cou
 MAX_ARGUMENTS = 2**20  # bytes; more is no plausible size
 RESERVE_PART, MAX_RESERVE = 10, 64  # a tenth of the open files, at most 64
 
-_libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None)
 
 
 def raise_open_files() -> tuple[int, int] | None:
@@ -56,7 +56,7 @@ def inherit_orphans() -> bool:
     """
     if sys.platform != "linux":
         return False
-    return bool(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1) == 0)
+    return bool(libc.prctl(PR_SET_CHILD_SUBREAPER, 1) == 0)
 
 
 def process_exists(pid: int) -> bool:
@@ -112,7 +112,7 @@ class Title:
         if self._size:
             title = f"{self._app}: {role}" if generation is None else f"{self._app}: {role} gen {generation}"
             ctypes.memmove(self._start, title.encode()[: self._size - 1].ljust(self._size, b"\0"), self._size)
-            _libc.prctl(PR_SET_NAME, role.encode())
+            libc.prctl(PR_SET_NAME, role.encode())
 
 
 class ResidentMemory:

@@ -67,7 +67,7 @@ class RedisUrl:
         return f"<RedisUrl {self.shown}>"
 
 
-@lru_cache(1)
+@lru_cache(1)  # the settings parse it before the fork, and each worker again, which would take 0.1 MiB
 def parse(url: str) -> RedisUrl:
     """Parse a Redis URL.
 
